@@ -1,0 +1,249 @@
+// Package callbacks turns what the hub hands over into messages: one table of rules, protonmsg's, extended to
+// the pre events and to callbacks it does not know. It also reads the hub API's JSON, because only the raw text
+// of an event makes the body that protonmsg sent.
+//
+// It promises that a body is the text that came, byte for byte, but for an `extra` over the limit (cut out) and a
+// repo event's absent task_id (appended), and that an event it cannot translate is named with a reason and
+// leaves its neighbours alone. It does no I/O, reads no clock, keeps no state between calls, and never decodes
+// and re-encodes a body.
+package callbacks
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"path"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"koji-relay/internal/message"
+)
+
+// Protonmsg is the name that stands, in Options.Events, for the ten callbacks that protonmsg publishes.
+const Protonmsg = "protonmsg"
+
+// Options are the keys of the [message] section that concern translation. The zero value is protonmsg's behaviour.
+type Options struct {
+	// Events are globs of callback names (path.Match) or the word "protonmsg"; empty means "protonmsg".
+	Events []string
+	// ExtraLimit is the greatest length of `extra` that is sent, in characters of Python's json.dumps; 0 means
+	// no limit, a negative number counts as its absolute value.
+	ExtraLimit int
+	// ExtraKeep are the keys of `extra` that stay when it is over the limit.
+	ExtraKeep []string
+}
+
+// Rules translates commits. It is immutable: any number of goroutines may use one.
+type Rules struct {
+	globs      []string
+	wanted     map[string]bool // the answer of the globs for each callback of the table
+	extraLimit int
+	extraKeep  map[string]bool
+}
+
+// Translation is what the events of one commit became, each in the commit's order:
+// len(Messages) + len(Undeliverable) + Skipped is the number of its events.
+type Translation struct {
+	Messages      []message.Message // Created is left zero: this package reads no clock
+	Undeliverable []message.Undeliverable
+	Skipped       int // events that make no message: not asked for, or of a kind protonmsg passes over
+}
+
+// New checks the options. The error names a glob that cannot be understood.
+func New(o Options) (*Rules, error) {
+	r := &Rules{
+		globs:      o.Events,
+		wanted:     make(map[string]bool, len(table)),
+		extraLimit: o.ExtraLimit,
+		extraKeep:  make(map[string]bool, len(o.ExtraKeep)),
+	}
+	if len(r.globs) == 0 {
+		r.globs = []string{Protonmsg}
+	}
+	for _, glob := range r.globs {
+		if _, err := path.Match(glob, ""); err != nil {
+			return nil, fmt.Errorf("events: %q is not a pattern; write callback names, with * ? or [a-z] for parts of them, or protonmsg", glob)
+		}
+	}
+	if r.extraLimit < 0 {
+		r.extraLimit = -r.extraLimit
+	}
+	if r.extraLimit < 0 { // the one integer without an absolute value
+		r.extraLimit = math.MaxInt
+	}
+	for _, key := range o.ExtraKeep {
+		r.extraKeep[key] = true
+	}
+	for name := range table {
+		r.wanted[name] = r.match(name)
+	}
+	return r, nil
+}
+
+// wants reports whether events of this callback become messages.
+func (r *Rules) wants(callback string) bool {
+	if want, known := r.wanted[callback]; known {
+		return want
+	}
+	// The hub announces its own commit by these two; they tell consumers nothing and carry nothing.
+	if callback == "preCommit" || callback == "postCommit" {
+		return false
+	}
+	return r.match(callback)
+}
+
+func (r *Rules) match(callback string) bool {
+	for _, glob := range r.globs {
+		if glob == Protonmsg {
+			if t := table[callback]; t != nil && !t.pre {
+				return true
+			}
+			continue
+		}
+		// path.Match keeps * from matching a slash, which has no meaning in a callback's name.
+		if ok, _ := path.Match(glob, callback); ok || glob == "*" {
+			return true
+		}
+	}
+	return false
+}
+
+// Translate gives the messages of c in order. It does not block, keeps nothing of c, and is pure: the same
+// commit gives the same messages, with the same ids.
+func (r *Rules) Translate(c message.Commit) Translation {
+	var t Translation
+	for _, event := range c.Events {
+		if !r.wants(event.Callback) {
+			t.Skipped++
+			continue
+		}
+		m, verdict := r.translate(c.ID, event)
+		switch {
+		case verdict.skip:
+			t.Skipped++
+		case verdict.reason != "":
+			t.Undeliverable = append(t.Undeliverable, message.Undeliverable{
+				ID:       m.ID,
+				Commit:   c.ID,
+				Event:    event.Number,
+				Callback: event.Callback,
+				Kwargs:   bytes.Clone(event.Kwargs),
+				Reason:   verdict.reason,
+			})
+		default:
+			if t.Messages == nil {
+				t.Messages = make([]message.Message, 0, len(c.Events))
+			}
+			t.Messages = append(t.Messages, m)
+		}
+	}
+	return t
+}
+
+// verdict says why an event gives no message; the zero value says that it gives one.
+type verdict struct {
+	skip   bool   // protonmsg passes such an event over
+	reason string // it should have given one and cannot
+}
+
+// translate forms one message. The id is set whatever the verdict.
+func (r *Rules) translate(commit string, event message.Event) (message.Message, verdict) {
+	m := message.Message{Commit: commit, Event: event.Number, Callback: event.Callback}
+	id, err := MessageID(commit, event.Number)
+	if err != nil {
+		// DecodeCommit lets no such commit through. A dead letter needs some id, the same at every attempt.
+		m.ID = uuid.NewSHA1(uuid.Nil, fmt.Appendf(nil, "%s/%d", commit, event.Number)).String()
+		return m, verdict{reason: err.Error()}
+	}
+	m.ID = id
+	rule := table[event.Callback]
+	if rule == nil {
+		rule = unknown(event.Callback)
+	}
+	if !utf8.Valid(event.Kwargs) {
+		return m, verdict{reason: "kwargs are not valid UTF-8 at byte " + strconv.Itoa(invalidUTF8(event.Kwargs))}
+	}
+	found, err := rule.find(event.Kwargs)
+	if err != nil {
+		return m, verdict{reason: err.Error()}
+	}
+	if rule.skips(&found) {
+		return m, verdict{skip: true}
+	}
+	address, reason := rule.formAddress(&found)
+	if reason != "" {
+		return m, verdict{reason: "no address: " + reason}
+	}
+	m.Address = address
+	m.Props = rule.formProps(&found)
+	m.Body = r.formBody(rule, event.Kwargs, &found)
+	return m, verdict{}
+}
+
+// formBody is the event's text with protonmsg's two changes.
+func (r *Rules) formBody(rule *boundRule, kwargs []byte, f *found) string {
+	if r.extraLimit > 0 && f.extra != nil && pythonLen(f.extra) > r.extraLimit {
+		var b strings.Builder
+		b.Grow(len(kwargs))
+		b.Write(kwargs[:f.build.start])
+		r.cutExtra(&b, kwargs[f.build.start:f.build.end])
+		b.Write(kwargs[f.build.end:])
+		return b.String()
+	}
+	if rule.taskID && !f.taskID {
+		const member = `"task_id": null`
+		var b strings.Builder
+		b.Grow(len(kwargs) + len(", ") + len(member))
+		b.Write(kwargs[:f.end])
+		if f.members > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(member)
+		b.Write(kwargs[f.end:])
+		return b.String()
+	}
+	return string(kwargs)
+}
+
+// MessageID is the UUIDv5 of the decimal event number in the namespace of the commit's UUID: the same event has
+// the same id by whatever way and however often it comes.
+func MessageID(commit string, event int) (string, error) {
+	namespace, err := parseUUID(commit)
+	if err != nil {
+		return "", err
+	}
+	if event < 0 {
+		return "", fmt.Errorf("event number %d is negative", event)
+	}
+	return uuid.NewSHA1(namespace, strconv.AppendInt(nil, int64(event), 10)).String(), nil
+}
+
+// parseUUID accepts the 36-character form alone: uuid.Parse knows three more, which would give one commit
+// several spellings in logs and tables.
+func parseUUID(s string) (uuid.UUID, error) {
+	if len(s) == 36 {
+		if id, err := uuid.Parse(s); err == nil {
+			return id, nil
+		}
+	}
+	const shown = 64
+	if len(s) > shown {
+		s = s[:shown] + "…"
+	}
+	return uuid.Nil, fmt.Errorf("commit %q is not a UUID such as 7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", s)
+}
+
+// invalidUTF8 is the offset of the first byte of text that is not UTF-8.
+func invalidUTF8(text []byte) int {
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		if r == utf8.RuneError && size <= 1 {
+			return i
+		}
+		i += size
+	}
+	return len(text)
+}
