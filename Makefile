@@ -1,0 +1,40 @@
+# koji-relay. Two commands matter to a newcomer: `make demo` and `make test`.
+
+SHELL := /bin/sh
+# A Go that was unpacked where its installation notes say, but is not in PATH yet.
+export PATH := $(PATH):/usr/local/go/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit bench build lint fmt go-version clean
+
+help: ## what can be made here
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: go-version ## the main job on this machine in half a minute, nothing to install but Go
+	@echo "Go downloads and compiles what it needs; the first time takes a minute or two."
+	@go build -o bin/koji-relay ./cmd/koji-relay
+	@bin/koji-relay demo $(ARGS)
+
+test: go-version ## everything that CI runs: format, vet, lint, race tests, Python tests, real servers
+	@.ci/test
+
+unit: go-version ## the Go tests that need no server
+	go test ./...
+
+bench: go-version ## the first figures, measured on real servers
+	@.ci/bench
+
+build: go-version ## bin/koji-relay
+	go build -trimpath -o bin/koji-relay ./cmd/koji-relay
+
+lint: go-version ## format, vet and staticcheck
+	@.ci/lint
+
+fmt: go-version ## format all Go code
+	gofmt -w $$(git ls-files '*.go')
+
+go-version:
+	@.ci/go-version
+
+clean: ## remove what was built, but keep what was downloaded
+	rm -rf bin dist .cache/log
