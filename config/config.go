@@ -30,6 +30,7 @@ type Config struct {
 	Warnings []Problem
 
 	settings []Setting
+	places   []place // of each setting; the zero value for a default
 }
 
 // Broker is the section [broker].
@@ -225,13 +226,13 @@ func (r *reading) readKeys() {
 			if err := k.set(r.config, k.def); err != nil && k.def != "" {
 				panic(fmt.Sprintf("default of [%s] %s: %v", k.section, k.name, err))
 			}
-			r.config.settings = append(r.config.settings, k.setting(k.def, fromDefault))
+			r.config.add(k.setting(k.def, place{}), place{})
 		}
 	}
 }
 
 func (r *reading) readEntry(k *key, e *entry) {
-	p := Problem{File: e.file, Line: e.line, Section: k.section, Key: k.name}
+	p := Problem{File: e.place.file, Line: e.place.line, Section: k.section, Key: k.name}
 	value, err := r.doc.expand(k.section, e)
 	if err != nil {
 		// The raw text: it is what the administrator has to change.
@@ -260,7 +261,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 		}
 	}
 	if k.retired == "" {
-		r.config.settings = append(r.config.settings, k.setting(value, e.place()))
+		r.config.add(k.setting(value, e.place), e.place)
 	}
 }
 
@@ -268,7 +269,7 @@ func (r *reading) missing(k *key) Problem {
 	p := Problem{File: r.doc.lastFile(), Section: k.section, Key: k.name,
 		Text: "missing; add a line such as: " + k.name + " = " + k.sample}
 	if s := r.doc.section(k.section); s != nil {
-		p.File, p.Line = s.file, s.line
+		p.File, p.Line = s.place.file, s.place.line
 	} else {
 		p.Text = fmt.Sprintf("missing, and so is its section; add [%s] and a line such as: %s = %s", k.section, k.name, k.sample)
 	}

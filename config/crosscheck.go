@@ -45,7 +45,7 @@ func (r *reading) maxAge() {
 	case set != nil && q.MaxAge > 0:
 	case retired != nil:
 		q.MaxAge = q.retiredAge
-		r.config.setSource("queue", "max_age", retired.place())
+		r.config.setPlace("queue", "max_age", retired.place)
 	case q.MaxAge == 0:
 		q.MaxAge = protonmsgMaxAge
 	}
@@ -84,7 +84,7 @@ func (r *reading) complain(section, name, text string) {
 	k := findKey(section, name)
 	if e := r.doc.lookup(section, name); e != nil {
 		value, _ := r.doc.expand(section, e)
-		p.File, p.Line, p.Value = e.file, e.line, k.show(value)
+		p.File, p.Line, p.Value = e.place.file, e.place.line, k.show(value)
 	} else {
 		p.Value = k.def
 	}

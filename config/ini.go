@@ -23,8 +23,7 @@ type document struct {
 
 type section struct {
 	name    string
-	file    string
-	line    int
+	place   place
 	entries map[string]*entry
 	order   []string
 }
@@ -33,12 +32,18 @@ type section struct {
 type entry struct {
 	name  string // lower case
 	lines []string
-	file  string
-	line  int
+	place place
 }
 
-func (e *entry) raw() string   { return strings.TrimRightFunc(strings.Join(e.lines, "\n"), isSpace) }
-func (e *entry) place() string { return fmt.Sprintf("%s:%d", e.file, e.line) }
+// place is where something stands. The zero value is nowhere.
+type place struct {
+	file string
+	line int
+}
+
+func (p place) String() string { return fmt.Sprintf("%s:%d", p.file, p.line) }
+
+func (e *entry) raw() string { return strings.TrimRightFunc(strings.Join(e.lines, "\n"), isSpace) }
 
 func newDocument() *document {
 	return &document{defaults: &section{name: defaultSection, entries: map[string]*entry{}}}
@@ -194,7 +199,7 @@ func (r *fileReader) beginSection(number int, name string) {
 	}
 	r.section = r.doc.section(name)
 	if r.section == nil {
-		r.section = &section{name: name, file: r.file, line: number, entries: map[string]*entry{}}
+		r.section = &section{name: name, place: place{r.file, number}, entries: map[string]*entry{}}
 		r.doc.sections = append(r.doc.sections, r.section)
 	}
 }
@@ -219,7 +224,7 @@ func (r *fileReader) readSetting(number int, line string) {
 	} else {
 		r.entries[id] = number
 	}
-	r.entry = &entry{name: name, lines: []string{strings.TrimFunc(line[at+1:], isSpace)}, file: r.file, line: number}
+	r.entry = &entry{name: name, lines: []string{strings.TrimFunc(line[at+1:], isSpace)}, place: place{r.file, number}}
 	if _, found := r.section.entries[name]; !found {
 		r.section.order = append(r.section.order, name)
 	}

@@ -15,11 +15,11 @@ type key struct {
 	sample        string // a value for keys without a default
 	doc           string // meaning, in an administrator's words
 	set           func(*Config, string) error
-	shown         func(*Config) string   // the effective value, masked; nil = the text
-	masked        func(string) string    // masks text that may not be well formed; nil = nothing to mask
-	warn          func(string) []string  // what is odd about a value that is taken
-	retired       string                 // for a retired key: its successor, as advice
-	protonmsg     bool                   // a key that protonmsg had
+	shown         func(*Config) string  // the effective value, masked; nil = the text
+	masked        func(string) string   // masks text that may not be well formed; nil = nothing to mask
+	warn          func(string) []string // what is odd about a value that is taken
+	retired       string                // for a retired key: its successor, as advice
+	protonmsg     bool                  // a key that protonmsg had
 }
 
 const maxSeconds = 1e6

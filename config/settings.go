@@ -25,7 +25,16 @@ type Setting struct {
 // Settings lists every key in the order of the documentation, secrets masked.
 func (c *Config) Settings() []Setting { return slices.Clone(c.settings) }
 
-func (k *key) setting(value, source string) Setting {
+func (c *Config) add(s Setting, at place) {
+	c.settings = append(c.settings, s)
+	c.places = append(c.places, at)
+}
+
+func (k *key) setting(value string, at place) Setting {
+	source := fromDefault
+	if at != (place{}) {
+		source = at.String()
+	}
 	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, NotYet: notYet[k.section+"."+k.name]}
 }
 
@@ -46,10 +55,11 @@ func (c *Config) effective() {
 	}
 }
 
-func (c *Config) setSource(section, name, source string) {
+// setPlace says that a key got its value elsewhere than under its own name.
+func (c *Config) setPlace(section, name string, at place) {
 	for i, s := range c.settings {
 		if s.Section == section && s.Key == name {
-			c.settings[i].Source = source
+			c.settings[i].Source, c.places[i] = at.String(), at
 		}
 	}
 }
@@ -108,7 +118,7 @@ func (r *reading) warnUnknown() {
 	for _, s := range append(slices.Clone(r.doc.sections), r.doc.defaults) {
 		names := keyNames(s.name)
 		if len(names) == 0 && s != r.doc.defaults {
-			r.config.Warnings = append(r.config.Warnings, Problem{File: s.file, Line: s.line, Section: s.name,
+			r.config.Warnings = append(r.config.Warnings, Problem{File: s.place.file, Line: s.place.line, Section: s.name,
 				Text: "unknown section, not read; " + advice(s.name, sectionNames())})
 			continue
 		}
@@ -120,7 +130,7 @@ func (r *reading) warnUnknown() {
 				continue
 			}
 			e := s.entries[name]
-			r.config.Warnings = append(r.config.Warnings, Problem{File: e.file, Line: e.line, Section: s.name, Key: name,
+			r.config.Warnings = append(r.config.Warnings, Problem{File: e.place.file, Line: e.place.line, Section: s.name, Key: name,
 				Text: "unknown key, not read; " + r.keyAdvice(s.name, name, names)})
 		}
 	}

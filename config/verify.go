@@ -1,0 +1,192 @@
+package config
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Verify looks at what the configuration names outside itself: certificates, credentials, the hub's
+// configuration, the directory of the queue's file. It reads files and connects to nothing. Commands that
+// only need values do without it; serve and check do not. The error is an *Error.
+func (c *Config) Verify() error {
+	v := verification{config: c}
+	v.certificates()
+	for _, f := range []struct{ section, key, path string }{
+		{"broker", "user_file", c.Broker.UserFile},
+		{"broker", "password_file", c.Broker.PasswordFile},
+		{"relay", "token_file", c.Relay.TokenFile},
+	} {
+		v.secret(f.section, f.key, f.path)
+	}
+	v.store()
+	if len(v.problems) > 0 {
+		return &Error{Problems: v.problems, Warnings: c.Warnings}
+	}
+	return nil
+}
+
+type verification struct {
+	config   *Config
+	problems []Problem
+}
+
+func (v *verification) complain(section, name, text string) {
+	v.problems = append(v.problems, v.config.at(section, name, text))
+}
+
+// at is a problem with a key, at the place it was set.
+func (c *Config) at(section, name, text string) Problem {
+	p := Problem{File: c.Path, Section: section, Key: name, Text: text}
+	for i, s := range c.settings {
+		if s.Section != section || s.Key != name {
+			continue
+		}
+		p.Value = s.Value
+		if c.places[i].file != "" {
+			p.File, p.Line = c.places[i].file, c.places[i].line
+		}
+	}
+	return p
+}
+
+func (v *verification) certificates() {
+	b := &v.config.Broker
+	if b.Cert != "" {
+		keyFile, keyName := b.Cert, "cert"
+		if b.Key != "" {
+			keyFile, keyName = b.Key, "key"
+		}
+		cert, okCert := v.readPEM("cert", b.Cert)
+		key, okKey := cert, okCert
+		if b.Key != "" {
+			key, okKey = v.readPEM("key", b.Key)
+		}
+		if okCert && okKey {
+			v.keyPair(cert, key, keyName, keyFile)
+		}
+	}
+	if b.CACert != "" {
+		if text, ok := v.readPEM("cacert", b.CACert); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
+			v.complain("broker", "cacert", "holds no certificate; give the PEM file of the authority that signed the brokers' certificates")
+		}
+	}
+}
+
+func (v *verification) keyPair(cert, key []byte, keyName, keyFile string) {
+	switch {
+	case !hasBlock(cert, "CERTIFICATE"):
+		v.complain("broker", "cert", "holds no certificate; give a PEM file with a CERTIFICATE block")
+	case !hasBlock(key, "PRIVATE KEY"):
+		remedy := "append the private key to it, or name its file with key"
+		if keyName == "key" {
+			remedy = "give a PEM file with a PRIVATE KEY block"
+		}
+		v.complain("broker", keyName, "holds no private key; "+remedy)
+	case hasBlock(key, "ENCRYPTED PRIVATE KEY") || bytes.Contains(key, []byte("Proc-Type: 4,ENCRYPTED")):
+		v.complain("broker", keyName, "holds a private key with a passphrase, which a daemon cannot type; remove it with: openssl pkey -in "+keyFile)
+	default:
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
+			v.complain("broker", keyName, "does not go with the certificate: "+strings.TrimPrefix(err.Error(), "tls: ")+"; give the key that the certificate was made for")
+		}
+	}
+}
+
+// hasBlock finds a PEM block whose type ends with kind ("RSA PRIVATE KEY" is a "PRIVATE KEY").
+func hasBlock(text []byte, kind string) bool {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if strings.HasSuffix(block.Type, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *verification) readPEM(name, path string) ([]byte, bool) {
+	text, ok := v.readFile("broker", name, path)
+	if !ok {
+		return nil, false
+	}
+	if block, _ := pem.Decode(text); block == nil {
+		v.complain("broker", name, "is not a PEM file; convert it, for example with openssl x509 or openssl pkcs12")
+		return nil, false
+	}
+	return text, true
+}
+
+func (v *verification) readFile(section, name, path string) ([]byte, bool) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		v.complain(section, name, cause(err)+"; "+fileRemedy(err))
+		return nil, false
+	}
+	return text, true
+}
+
+func (v *verification) secret(section, name, path string) {
+	if path == "" {
+		return
+	}
+	if !filepath.IsAbs(path) {
+		v.complain(section, name, "names a systemd credential, but this process has none; begin it with / or start the relay with LoadCredential="+path+":FILE")
+		return
+	}
+	if text, ok := v.readFile(section, name, path); ok && len(bytes.TrimSpace(text)) == 0 {
+		v.complain(section, name, "is an empty file; write the value into it")
+	}
+}
+
+// store proves that the queue's store can be named; whether it answers is found out by connecting.
+func (v *verification) store() {
+	q := &v.config.Queue
+	switch {
+	case !q.Enabled:
+	case q.Store == StoreFile:
+		dir := filepath.Dir(q.Path)
+		if info, err := os.Stat(dir); err != nil {
+			v.complain("queue", "path", "its directory: "+cause(err)+"; create "+dir+" for the relay's user")
+		} else if !info.IsDir() {
+			v.complain("queue", "path", dir+" is not a directory; give a path in a directory of the relay's user")
+		}
+	case q.Database == HubDatabase:
+		if _, err := LoadHubDatabase(HubConfigPath); err != nil {
+			v.hubDatabase(err)
+		}
+	}
+}
+
+func (v *verification) hubDatabase(err error) {
+	const remedy = "set database to a connection string, or write store = file to try the relay out"
+	var problems *Error
+	if !errors.As(err, &problems) {
+		v.complain("queue", "database", fmt.Sprintf("%s: %s; let the relay's user read it, %s", HubConfigPath, cause(err), remedy))
+		return
+	}
+	v.problems = append(v.problems, problems.Problems...)
+	v.complain("queue", "database", HubConfigPath+" cannot be used; correct it, or "+remedy)
+}
+
+// cause is the operating system's word without the path, which stands beside it.
+func cause(err error) string {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err.Error()
+	}
+	return err.Error()
+}
+
+func fileRemedy(err error) string {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "give the path of a file that is there"
+	case errors.Is(err, os.ErrPermission):
+		return "let the relay's user read it"
+	}
+	return "give the path of a readable file"
+}
