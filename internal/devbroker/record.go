@@ -1,0 +1,195 @@
+package devbroker
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+)
+
+// Received is one complete message as it came from a sender.
+type Received struct {
+	Conn    int    // number of the connection, from 1
+	Link    string // name of the link
+	Target  string // address as the sender spelled it: of the link, or of the message on an anonymous link
+	Key     string // Target without the spelling: the routing key
+	ID      string // message-id, whatever its type, as text; empty when there is none
+	Settled bool   // the sender had settled it and awaits no outcome
+	// Payload is the encoded message, all sections. It is shared: do not modify.
+	Payload []byte
+	Verdict Verdict // what the script decided, and whether the queues took it
+}
+
+// Stats counts what happened since New. Messages counts those that are no longer recorded, too.
+type Stats struct {
+	Connections int // accepted TCP connections
+	Opened      int // connections that came as far as open
+	Sessions    int
+	Links       int // attached, refused ones not counted
+	Refused     int // refused attaches
+	Messages    int
+	Bytes       int64
+	Dispositions,
+	Heartbeats int // received heartbeats
+	Live int // connections now
+}
+
+// Received gives the recorded messages in order of arrival. The oldest are forgotten above
+// Options.MaxRecordBytes.
+func (b *Broker) Received() []Received {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]Received(nil), b.records...)
+}
+
+// Stats gives the counters.
+func (b *Broker) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.stats
+	s.Live = len(b.conns)
+	return s
+}
+
+// Depth is the number of messages that wait in the named queue, those that a consumer holds unsettled not
+// counted.
+func (b *Broker) Depth(queue string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q := b.queues["queue "+queue]; q != nil {
+		return len(q.ready)
+	}
+	return 0
+}
+
+// WaitReceived blocks until the broker has received n messages in all, or ctx ends.
+func (b *Broker) WaitReceived(ctx context.Context, n int) error {
+	return b.Wait(ctx, func(s Stats) bool { return s.Messages >= n })
+}
+
+// Wait blocks until the condition holds for the broker's counters, or ctx ends; the error tells the counters.
+func (b *Broker) Wait(ctx context.Context, condition func(Stats) bool) error {
+	for {
+		b.mu.Lock()
+		s := b.stats
+		s.Live = len(b.conns)
+		if condition(s) {
+			b.mu.Unlock()
+			return nil
+		}
+		if b.changed == nil {
+			b.changed = make(chan struct{})
+		}
+		changed := b.changed
+		b.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the broker (%+v): %w", s, context.Cause(ctx))
+		}
+	}
+}
+
+// count changes the counters and wakes those who wait for them.
+func (b *Broker) count(change func(*Stats)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change(&b.stats)
+	b.notifyLocked()
+}
+
+func (b *Broker) notifyLocked() {
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
+	}
+}
+
+func (b *Broker) record(r Received) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stats.Messages++
+	b.stats.Bytes += int64(len(r.Payload))
+	if b.opts.MaxRecordBytes > 0 {
+		b.records = append(b.records, r)
+		b.recordBytes += recordSize(r)
+	}
+	for b.recordBytes > b.opts.MaxRecordBytes && len(b.records) > 0 {
+		b.recordBytes -= recordSize(b.records[0])
+		b.records[0] = Received{}
+		b.records = b.records[1:]
+	}
+	b.notifyLocked()
+}
+
+func recordSize(r Received) int {
+	const overhead = 200
+	return overhead + len(r.Payload) + len(r.Target)
+}
+
+// bareProperties reads message-id and to from an encoded message, whose other sections stay as they are.
+// Anything that cannot be decoded gives empty strings: the broker passes messages on unseen.
+func bareProperties(payload []byte) (id, to string) {
+	d := decoder{rest: payload}
+	for len(d.rest) > 0 {
+		v, err := d.value()
+		section, ok := v.(described)
+		if err != nil || !ok || section.code() > codeProperties {
+			return "", ""
+		}
+		if section.code() != codeProperties {
+			continue
+		}
+		f := fieldsOf("properties", section.value)
+		to = fieldOr(f, 2, "")
+		return idText(f.at(0)), to
+	}
+	return "", ""
+}
+
+func idText(id any) string {
+	switch id := id.(type) {
+	case string:
+		return id
+	case uint64:
+		return strconv.FormatUint(id, 10)
+	case uuid:
+		return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	case []byte:
+		return string(id)
+	}
+	return ""
+}
+
+// ConnInfo describes a live connection.
+type ConnInfo struct {
+	ID        int
+	Remote    net.Addr
+	Container string // the peer's container-id
+	Hostname  string // as the peer's open said
+	Mechanism string // SASL; empty without
+	User      string // authenticated user; empty for ANONYMOUS
+	Links     []LinkInfo
+}
+
+// LinkInfo describes a live link of a connection.
+type LinkInfo struct {
+	Name    string
+	Address string
+	// Sender is true when the peer sends.
+	Sender bool
+	// Capabilities are those that the peer put on the terminus that holds Address.
+	Capabilities []string
+}
+
+// Connections describes the live connections that have come as far as open. It waits for a connection that is
+// busy, not for a frozen one, whose links are left out.
+func (b *Broker) Connections() []ConnInfo {
+	var all []ConnInfo
+	b.each(func(c *conn) {
+		if info, ok := c.describe(); ok {
+			all = append(all, info)
+		}
+	})
+	return all
+}

@@ -1,0 +1,269 @@
+package devbroker
+
+import (
+	"fmt"
+	"slices"
+)
+
+// session is one session of a connection. It belongs to the connection's serve goroutine.
+type session struct {
+	c       *conn
+	channel uint16
+	ended   bool // end was sent: everything but the peer's end is ignored
+
+	nextIncomingID uint32 // of the peer's next transfer frame
+	incomingWindow uint32 // frames that the peer may still send
+	nextOutgoingID uint32
+	outgoingWindow uint32 // frames that the peer has room for
+	nextDeliveryID uint32
+	links          map[uint32]*link
+}
+
+// serial numbers: the id of our first transfer frame. Any value will do; a low one is easy to read in traces.
+const firstOutgoingID = 1
+
+func (c *conn) begin(channel uint16, p described) error {
+	if channel > channelMax || c.sessions[channel] != nil {
+		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("begin on channel %d", channel)})
+	}
+	b, err := decodeBegin(p.value)
+	if err != nil {
+		return err
+	}
+	s := &session{
+		c: c, channel: channel,
+		nextIncomingID: b.nextOutgoingID, incomingWindow: c.b.opts.IncomingWindow,
+		nextOutgoingID: firstOutgoingID, outgoingWindow: b.incomingWindow,
+		links: map[uint32]*link{},
+	}
+	c.sessions[channel] = s
+	c.b.count(func(st *Stats) { st.Sessions++ })
+	c.stall(c.b.connBehaviour().StallAt == StageBegin)
+	c.send(channel, codeBegin, []any{
+		channel, s.nextOutgoingID, s.incomingWindow, uint32(1<<31 - 1), uint32(1023),
+	}, nil)
+	return nil
+}
+
+func (s *session) handle(p described, payload []byte) error {
+	if p.code() == codeEnd {
+		s.abandon()
+		delete(s.c.sessions, s.channel)
+		if !s.ended {
+			s.c.send(s.channel, codeEnd, nil, nil)
+		}
+		return nil
+	}
+	if s.ended {
+		return nil
+	}
+	switch p.code() {
+	case codeAttach:
+		a, err := decodeAttach(p.value)
+		if err != nil {
+			return err
+		}
+		return s.attach(a)
+	case codeFlow:
+		f, err := decodeFlow(p.value)
+		if err != nil {
+			return err
+		}
+		return s.flow(f)
+	case codeTransfer:
+		t, err := decodeTransfer(p.value, payload)
+		if err != nil {
+			return err
+		}
+		return s.transfer(t)
+	case codeDisposition:
+		d, err := decodeDisposition(p.value)
+		if err != nil {
+			return err
+		}
+		s.disposition(d)
+		return nil
+	case codeDetach:
+		d, err := decodeDetach(p.value)
+		if err != nil {
+			return err
+		}
+		s.detached(d)
+		return nil
+	}
+	return malformed("unknown performative 0x%x", p.code())
+}
+
+// end ends the session from our side.
+func (s *session) end(cause Cause) {
+	if s.ended {
+		return
+	}
+	s.ended = true
+	s.abandon()
+	s.c.send(s.channel, codeEnd, []any{cause.encode()}, nil)
+}
+
+// abandon lets go of all links without a word: the session or the connection is over.
+func (s *session) abandon() {
+	for _, l := range s.ordered() {
+		l.release(false)
+	}
+	s.links = map[uint32]*link{}
+}
+
+// ordered gives the links by handle, so that what happens to several happens in the same order each time.
+func (s *session) ordered() []*link {
+	links := make([]*link, 0, len(s.links))
+	for _, l := range s.links {
+		links = append(links, l)
+	}
+	slices.SortFunc(links, func(a, b *link) int { return int(a.handle) - int(b.handle) })
+	return links
+}
+
+func (s *session) flow(f flow) error {
+	next := uint32(firstOutgoingID)
+	if f.nextIncomingID != nil {
+		next = *f.nextIncomingID
+	}
+	s.outgoingWindow = next + f.incomingWindow - s.nextOutgoingID
+	if f.handle != nil {
+		l := s.links[*f.handle]
+		if l == nil {
+			s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("flow for handle %d", *f.handle)})
+			return nil
+		}
+		l.flow(f)
+	} else if f.echo {
+		s.sendFlow(nil)
+	}
+	s.c.pump()
+	return nil
+}
+
+// sendFlow sends the session's state, and the link's where there is one.
+func (s *session) sendFlow(l *link) {
+	list := []any{s.nextIncomingID, s.incomingWindow, s.nextOutgoingID, uint32(1<<31 - 1)}
+	if l != nil {
+		list = append(list, l.handle, l.deliveryCount, l.credit, nil, l.drain)
+	}
+	s.c.send(s.channel, codeFlow, list, nil)
+}
+
+func (s *session) transfer(t transfer) error {
+	if s.incomingWindow == 0 {
+		s.end(Cause{"amqp:session:window-violation", "transfer beyond the session window"})
+		return nil
+	}
+	s.nextIncomingID++
+	s.incomingWindow--
+	if s.incomingWindow <= s.c.b.opts.IncomingWindow/2 {
+		s.incomingWindow = s.c.b.opts.IncomingWindow
+		s.sendFlow(nil)
+	}
+	l := s.links[t.handle]
+	if l == nil || l.receives {
+		s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("transfer for handle %d", t.handle)})
+		return nil
+	}
+	return l.transfer(t)
+}
+
+func (s *session) disposition(d disposition) {
+	s.c.b.count(func(st *Stats) { st.Dispositions++ })
+	if !d.receiver {
+		return // the peer settles what it sent and we settled before: nothing is left to do
+	}
+	for _, l := range s.ordered() {
+		if l.receives {
+			l.settled(d)
+		}
+	}
+	s.c.pump()
+}
+
+func (s *session) detached(d detach) {
+	l := s.links[d.handle]
+	if l == nil {
+		return
+	}
+	delete(s.links, d.handle)
+	if l.gone {
+		return // the answer to our own detach
+	}
+	l.release(d.closed)
+	s.c.send(s.channel, codeDetach, []any{d.handle, d.closed}, nil)
+}
+
+// settleHeld tells the outcomes that a script held back.
+func (c *conn) settleHeld() {
+	c.eachLink(func(l *link) { l.settleHeld() })
+}
+
+// reviseCredit brings the credit of every sender in line with the scripts.
+func (c *conn) reviseCredit() {
+	c.eachLink(func(l *link) {
+		l.withdrawn = false
+		l.grant()
+	})
+}
+
+// pump sends what queues have for this connection's receivers.
+func (c *conn) pump() {
+	c.eachLink(func(l *link) { l.pump() })
+}
+
+func (c *conn) eachLink(f func(*link)) {
+	if c.closing {
+		return
+	}
+	for _, s := range c.sessions {
+		for _, l := range s.ordered() {
+			if !l.gone && !s.ended {
+				f(l)
+			}
+		}
+	}
+}
+
+// inflict makes a fault happen on this connection's matching links; see Broker.Inflict.
+func (c *conn) inflict(pattern string, fault Fault, cause Cause) {
+	var hit []*link
+	c.eachLink(func(l *link) {
+		if pattern == "" || l.address.matches(pattern) {
+			hit = append(hit, l)
+		}
+	})
+	switch fault {
+	case DetachLink, EndSession, WithdrawCredit:
+		for _, l := range hit {
+			l.fail(fault, cause)
+		}
+	default:
+		if pattern == "" || len(hit) > 0 {
+			c.fail(fault, cause)
+		}
+	}
+}
+
+// fail makes a fault of the whole connection happen.
+func (c *conn) fail(fault Fault, cause Cause) {
+	switch fault {
+	case DropConnection:
+		c.kill(true)
+	case CloseConnection:
+		c.closeWith(cause)
+	case FreezeConnection:
+		c.flush() // what was said before the frost was said; its error comes again
+		c.gate.shut()
+	case HalfClose:
+		c.flush()
+		c.muted = true
+		if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+	case KillBroker:
+		c.b.kill()
+	}
+}
