@@ -245,13 +245,8 @@ func (r *reading) readEntry(k *key, e *entry) {
 		p.Text = "retired; " + k.retired
 		r.config.Warnings = append(r.config.Warnings, p)
 	}
-	var bad *valueError
-	if err := k.set(r.config, value); errors.As(err, &bad) {
-		if bad.part != "" {
-			p.Value = bad.part
-		}
-		p.Text = bad.text
-		r.problems = append(r.problems, p)
+	if err := k.set(r.config, value); err != nil {
+		r.refuse(p, err)
 		return
 	}
 	if k.warn != nil {
@@ -262,6 +257,25 @@ func (r *reading) readEntry(k *key, e *entry) {
 	}
 	if k.retired == "" {
 		r.config.add(k.setting(value, e.place), e.place)
+	}
+}
+
+// refuse adds a problem for each thing that a setter found.
+func (r *reading) refuse(p Problem, err error) {
+	var several valueErrors
+	if !errors.As(err, &several) {
+		several = append(several, nil)
+		if !errors.As(err, &several[0]) {
+			several[0] = &valueError{text: err.Error()}
+		}
+	}
+	for _, e := range several {
+		q := p
+		q.Text = e.text
+		if e.part != "" {
+			q.Value = e.part
+		}
+		r.problems = append(r.problems, q)
 	}
 }
 

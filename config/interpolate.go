@@ -53,8 +53,13 @@ func (x *expansion) add(text string, depth int) error {
 			return fmt.Errorf("%%(%s)s names no setting of [%s] or [%s]; set it there, or write %%%% for a percent sign",
 				name, x.section, defaultSection)
 		}
-		if err := x.add(e.raw(), depth+1); err != nil {
-			return err
+		value := e.raw()
+		if strings.Contains(value, "%") {
+			if err := x.add(value, depth+1); err != nil {
+				return err
+			}
+		} else { // counts for no depth
+			x.out.WriteString(value)
 		}
 		text = rest
 	}

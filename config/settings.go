@@ -119,7 +119,7 @@ func (r *reading) warnUnknown() {
 		names := keyNames(s.name)
 		if len(names) == 0 && s != r.doc.defaults {
 			r.config.Warnings = append(r.config.Warnings, Problem{File: s.place.file, Line: s.place.line, Section: s.name,
-				Text: "unknown section, not read; " + advice(s.name, sectionNames())})
+				Text: "unknown section, not read; " + sectionAdvice(s.name)})
 			continue
 		}
 		if s == r.doc.defaults {
@@ -146,12 +146,12 @@ func (r *reading) keyAdvice(section, name string, names []string) string {
 			return fmt.Sprintf("it belongs to [%s]", keys[i].section)
 		}
 	}
-	return advice(name, nil)
+	return "remove it"
 }
 
-func advice(name string, candidates []string) string {
-	if near := nearest(strings.ToLower(name), candidates); near != "" {
-		return fmt.Sprintf("did you mean %s?", near)
+func sectionAdvice(name string) string {
+	if near := nearest(strings.TrimFunc(strings.ToLower(name), isSpace), sectionNames()); near != "" {
+		return fmt.Sprintf("did you mean [%s]?", near)
 	}
 	return "remove it"
 }

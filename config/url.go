@@ -64,8 +64,8 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?$
 // parseBrokerURL takes what python-proton takes: the scheme may be left out, user and password may be
 // percent-encoded or not, a service name may stand for the port. (proton ends the host at the first / ? or #
 // even inside a password; here the last @ ends the credentials, since a broker's URL has no path with one.)
-func parseBrokerURL(text string) (BrokerURL, error) {
-	var u BrokerURL
+// What is wrong comes back as text with its remedy, empty for nothing.
+func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 	scheme, rest, found := strings.Cut(text, "://")
 	if !found {
 		scheme, rest = "amqp", text
@@ -76,14 +76,14 @@ func parseBrokerURL(text string) (BrokerURL, error) {
 	case "amqps":
 		u.TLS, u.Port = true, 5671
 	default:
-		return u, urlError(text, "not an AMQP URL; begin it with amqp:// or amqps://")
+		return u, "not an AMQP URL; begin it with amqp:// or amqps://"
 	}
 	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
 		user, password, _ := strings.Cut(rest[:at], ":")
 		u.User, u.password, u.HasUser = unquote(user), unquote(password), true
 		rest = rest[at+1:]
 		if u.User == "" {
-			return u, urlError(text, "no user before the @; write amqps://user:password@host, or leave out the @")
+			return u, "no user before the @; write amqps://user:password@host, or leave out the @"
 		}
 	}
 	if at := strings.IndexAny(rest, "/?#"); at >= 0 {
@@ -91,30 +91,32 @@ func parseBrokerURL(text string) (BrokerURL, error) {
 	}
 	host, port, err := splitPort(rest)
 	if err != nil {
-		return u, urlError(text, err.Error())
+		return u, err.Error()
 	}
 	u.Host = strings.ToLower(host)
 	if port != "" {
 		if u.Port, err = portNumber(port); err != nil {
-			return u, urlError(text, err.Error())
+			return u, err.Error()
 		}
 	}
-	return u, nil
+	return u, ""
 }
 
 // warnURLs names what follows a host: it has no meaning, here or in protonmsg.
 func warnURLs(text string) []string {
 	var warnings []string
 	for _, w := range strings.FieldsFunc(text, isSpace) {
-		u, err := parseBrokerURL(w)
-		if err != nil {
+		u, wrong := parseBrokerURL(w)
+		if wrong != "" {
 			continue
 		}
-		rest := w[strings.Index(w, "://")+1:]
-		rest = strings.TrimPrefix(rest, "//")
-		rest = rest[strings.LastIndexByte(rest, '@')+1:]
-		if at := strings.IndexAny(rest, "/?#"); at >= 0 && rest[at:] != "/" {
-			warnings = append(warnings, fmt.Sprintf("%q after %s is not used; remove it", rest[at:], u.Address()))
+		if _, after, found := strings.Cut(w, "://"); found {
+			w = after
+		}
+		w = w[strings.LastIndexByte(w, '@')+1:]
+		if at := strings.IndexAny(w, "/?#"); at >= 0 && w[at:] != "/" {
+			// Not shown: it may be a parameter with a secret.
+			warnings = append(warnings, "what follows the host and port in "+u.String()+" is not used; remove it")
 		}
 	}
 	return warnings
@@ -178,20 +180,22 @@ func unquote(text string) string {
 	}
 }
 
-func urlError(text, what string) error { return &valueError{part: maskURL(text), text: what} }
-
 func parseBrokerURLs(text string) ([]BrokerURL, error) {
 	words := strings.FieldsFunc(text, isSpace)
 	if len(words) == 0 {
 		return nil, bad("empty; give at least one URL such as amqps://broker.example.com:5671")
 	}
 	urls := make([]BrokerURL, len(words))
+	var wrong valueErrors
 	for i, w := range words {
-		u, err := parseBrokerURL(w)
-		if err != nil {
-			return nil, err
+		u, text := parseBrokerURL(w)
+		if text != "" {
+			wrong = append(wrong, &valueError{part: maskURL(w), text: text})
 		}
 		urls[i] = u
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
 	}
 	return urls, nil
 }

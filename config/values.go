@@ -19,6 +19,11 @@ type valueError struct{ text, part string }
 
 func (e *valueError) Error() string { return e.text }
 
+// valueErrors is several of them, for a value of several parts.
+type valueErrors []*valueError
+
+func (e valueErrors) Error() string { return e[0].text }
+
 func bad(format string, args ...any) error { return &valueError{text: fmt.Sprintf(format, args...)} }
 
 // into makes the setter of a field from the parser of its values.

@@ -25,14 +25,14 @@ func loadConfig(path string) (*config.Config, error) {
 }
 
 // loadVerifiedConfig reads the configuration and looks at the files it names: what serve starts with, and
-// what check checks.
+// what check checks. When only those files are at fault, the configuration is returned beside the error.
 func loadVerifiedConfig(path string) (*config.Config, error) {
 	cfg, err := loadConfig(path)
 	if err != nil {
 		return nil, err
 	}
 	if err := cfg.Verify(); err != nil {
-		return nil, usageError{configError(err)}
+		return cfg, usageError{configError(err)}
 	}
 	return cfg, nil
 }

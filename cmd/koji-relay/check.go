@@ -1,0 +1,141 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"koji-relay/config"
+)
+
+func checkCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Show the effective configuration, or everything wrong with it",
+		Long: `Read the configuration as serve does, with the files that it names, and print every
+key with its value and where that comes from: a line of the file, or the default.
+Users and passwords are masked. What is wrong, and what has no effect, is printed
+on standard error, one line each: file, line, key, value, and what to do.
+
+Keys marked "(not yet)" are read and checked, but nothing acts on them so far.
+
+Exit codes: 0 nothing to complain about; 1 problems or warnings; 2 no readable
+configuration.`,
+		Example: `  koji-relay check
+  koji-relay check --config ./protonmsg.conf --json`,
+		Args: cobra.NoArgs,
+	}
+	path := addConfigFlag(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with file, settings, warnings and problems")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		report, err := checkConfig(*path)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			encoder := json.NewEncoder(cmd.OutOrStdout())
+			encoder.SetEscapeHTML(false)
+			encoder.SetIndent("", "  ")
+			err = encoder.Encode(report)
+		} else {
+			err = report.print(cmd.OutOrStdout(), cmd.ErrOrStderr())
+		}
+		if err != nil {
+			return fmt.Errorf("print the report: %w", err)
+		}
+		if !report.clean() {
+			return errReported
+		}
+		return nil
+	}
+	return cmd
+}
+
+// checkReport is what check found. Settings are empty when the file itself has problems: there is no
+// effective configuration then.
+type checkReport struct {
+	File     string           `json:"file"`
+	Settings []config.Setting `json:"settings"`
+	Warnings []config.Problem `json:"warnings"`
+	Problems []config.Problem `json:"problems"`
+}
+
+// checkConfig loads the configuration by the way that serve takes. Its error says that there is none.
+func checkConfig(path string) (*checkReport, error) {
+	// Empty lists, not null, for whoever reads the JSON.
+	report := &checkReport{File: path, Settings: []config.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{}}
+	cfg, err := loadVerifiedConfig(path)
+	var found *config.Error
+	if err != nil && !errors.As(err, &found) {
+		return nil, err
+	}
+	if cfg != nil {
+		report.Settings = cfg.Settings()
+		report.Warnings = append(report.Warnings, cfg.Warnings...)
+	}
+	if found != nil {
+		report.Problems = found.Problems
+		report.Warnings = append([]config.Problem{}, found.Warnings...)
+	}
+	return report, nil
+}
+
+func (r *checkReport) clean() bool { return len(r.Warnings) == 0 && len(r.Problems) == 0 }
+
+func (r *checkReport) print(stdout, stderr io.Writer) error {
+	var out, complaints strings.Builder
+	if len(r.Settings) > 0 {
+		r.printSettings(&out)
+	}
+	if r.clean() {
+		out.WriteString("\nNothing to complain about.\n")
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintln(&complaints, "problem:", p)
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintln(&complaints, "warning:", w)
+	}
+	if _, err := io.WriteString(stdout, out.String()); err != nil {
+		return err
+	}
+	_, err := io.WriteString(stderr, complaints.String())
+	return err
+}
+
+// printSettings puts the source first: it is short, and values can be of any length.
+func (r *checkReport) printSettings(out io.Writer) {
+	fmt.Fprintf(out, "Effective configuration of %s\n", r.File)
+	width := 0
+	for _, s := range r.Settings {
+		width = max(width, len(r.source(s)))
+	}
+	section := ""
+	for _, s := range r.Settings {
+		if s.Section != section {
+			section = s.Section
+			fmt.Fprintf(out, "\n%*s  [%s]\n", width, "", section)
+		}
+		note := ""
+		if s.NotYet {
+			note = "  (not yet)"
+		}
+		fmt.Fprintf(out, "%-*s  %s%s\n", width, r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)), note)
+	}
+}
+
+// source names the line alone where there is one file only.
+func (r *checkReport) source(s config.Setting) string {
+	if line, found := strings.CutPrefix(s.Source, r.File+":"); found {
+		return "line " + line
+	}
+	return s.Source
+}
+
+// oneLineValue folds the continuation lines of a value.
+func oneLineValue(value string) string { return strings.Join(strings.Fields(value), " ") }
