@@ -186,8 +186,10 @@ func Parse(name string, text []byte) (*Config, error) {
 func fromDocument(path string, doc *document) (*Config, error) {
 	c := &Config{Path: path}
 	r := &reading{config: c, doc: doc, problems: slices.Clone(doc.problems)}
-	r.readKeys()
-	r.warnUnknown()
+	if !doc.unread {
+		r.readKeys()
+		r.warnUnknown()
+	}
 	if len(r.problems) == 0 { // else a missing value would be reported again, as its consequence
 		r.crossCheck()
 	}
@@ -242,10 +244,16 @@ func (r *reading) readEntry(k *key, e *entry) {
 	}
 	p.Value = k.show(value)
 	if k.retired != "" {
-		p.Text = "retired; " + k.retired
+		p.Text = "retired; write " + k.retired + " instead"
+		if successor := r.doc.lookup(k.section, k.retired); successor != nil {
+			p.Text = fmt.Sprintf("retired; remove it, for %s stands on line %d", k.retired, successor.place.line)
+		}
 		r.config.Warnings = append(r.config.Warnings, p)
 	}
-	if err := k.set(r.config, value); err != nil {
+	if err = oneLineOnly(k, value); err == nil {
+		err = k.set(r.config, value)
+	}
+	if err != nil {
 		r.refuse(p, err)
 		return
 	}
@@ -258,6 +266,14 @@ func (r *reading) readEntry(k *key, e *entry) {
 	if k.retired == "" {
 		r.config.add(k.setting(value, e.place), e.place)
 	}
+}
+
+// oneLineOnly catches a setting that was indented by mistake: Python makes it a part of the one above.
+func oneLineOnly(k *key, value string) error {
+	if !k.lines && strings.Contains(value, "\n") {
+		return bad("goes on in the next line, because that is indented; remove the space before it if it is a setting of its own")
+	}
+	return nil
 }
 
 // refuse adds a problem for each thing that a setter found.

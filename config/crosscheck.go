@@ -17,10 +17,7 @@ const protonmsgMaxAge = 24 * time.Hour
 func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
-	if sum := c.Relay.HandoffTimeout + c.Queue.StoreTimeout; sum >= PluginTimeout {
-		r.complain("relay", "handoff_timeout", fmt.Sprintf("together with [queue] store_timeout = %s not below the hub plugin's timeout of %s s; lower one of them",
-			inSeconds(c.Queue.StoreTimeout), inSeconds(PluginTimeout)))
-	}
+	r.checkHubTime()
 	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes {
 		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
@@ -35,6 +32,21 @@ func (r *reading) crossCheck() {
 	}
 	r.checkLogin()
 	c.effective()
+}
+
+// checkHubTime keeps what one commit can cost below what the plugin waits: a commit that the plugin gave up
+// would be put into the outbox although it is being dealt with.
+func (r *reading) checkHubTime() {
+	handoff, store := r.config.Relay.HandoffTimeout, r.config.Queue.StoreTimeout
+	if handoff+store < PluginTimeout {
+		return
+	}
+	const text = "plus [%s] %s = %s is not less than the hub plugin's timeout of %s s; lower one of them"
+	if r.doc.lookup("relay", "handoff_timeout") != nil {
+		r.complain("relay", "handoff_timeout", fmt.Sprintf(text, "queue", "store_timeout", inSeconds(store), inSeconds(PluginTimeout)))
+		return
+	}
+	r.complain("queue", "store_timeout", fmt.Sprintf(text, "relay", "handoff_timeout", inSeconds(handoff), inSeconds(PluginTimeout)))
 }
 
 // maxAge follows protonmsg: max_age, unless it is absent or 0; then age; then 24 hours.

@@ -19,6 +19,7 @@ type document struct {
 	sections []*section // as first seen; defaultSection is not among them
 	defaults *section
 	problems []Problem
+	unread   bool // a file could not be taken at all, so what is missing proves nothing
 }
 
 type section struct {
@@ -103,6 +104,7 @@ func (d *document) read(file string, text []byte) {
 	d.files = append(d.files, file)
 	if at := invalidUTF8(text); at >= 0 {
 		d.problem(file, 1+strings.Count(string(text[:at]), "\n"), "", "", "not UTF-8; save the file as UTF-8")
+		d.unread = true
 		return
 	}
 	r := fileReader{doc: d, file: file, sections: map[string]int{}, entries: map[[2]string]int{}}

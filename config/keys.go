@@ -18,7 +18,8 @@ type key struct {
 	shown         func(*Config) string  // the effective value, masked; nil = the text
 	masked        func(string) string   // masks text that may not be well formed; nil = nothing to mask
 	warn          func(string) []string // what is odd about a value that is taken
-	retired       string                // for a retired key: its successor, as advice
+	lines         bool                  // whether the value may go on over several lines
+	retired       string                // for a retired key: its successor
 	protonmsg     bool                  // a key that protonmsg had
 }
 
@@ -30,7 +31,7 @@ var keys = []key{
 		sample: "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671",
 		doc:    "`amqp://` or `amqps://` URLs, separated by spaces, in order of preference",
 		set:    into(func(c *Config) *[]BrokerURL { return &c.Broker.URLs }, parseBrokerURLs),
-		shown:  shownURLs, masked: maskURLs, warn: warnURLs},
+		shown:  shownURLs, masked: maskURLs, warn: warnURLs, lines: true},
 	{section: "broker", name: "cert", sample: "/etc/koji-hub/plugins/client.pem", protonmsg: true,
 		doc: "PEM file with the client certificate; it may hold the private key too",
 		set: into(func(c *Config) *string { return &c.Broker.Cert }, filePath)},
@@ -82,16 +83,16 @@ var keys = []key{
 		set: into(func(c *Config) *int { return &c.Message.ExtraLimit }, magnitude)},
 	{section: "message", name: "extra_keep", sample: "typeinfo osbs_build",
 		doc: "keys of `extra` that stay when `extra_limit` cuts it, separated by spaces",
-		set: into(func(c *Config) *[]string { return &c.Message.ExtraKeep }, wordList)},
+		set: into(func(c *Config) *[]string { return &c.Message.ExtraKeep }, wordList), lines: true},
 	{section: "message", name: "ttl", sample: "86400", protonmsg: true,
 		doc: "seconds after which brokers may throw a message away; none or 0 = never",
 		set: into(func(c *Config) *time.Duration { return &c.Message.TTL }, timeToLive)},
 	{section: "message", name: "events", def: "protonmsg", example: "*",
 		doc: "which hub callbacks become messages: `protonmsg` for its ten, or patterns of names such as `*` or `postTag postUntag`",
-		set: into(func(c *Config) *[]string { return &c.Message.Events }, someGlobs)},
+		set: into(func(c *Config) *[]string { return &c.Message.Events }, someGlobs), lines: true},
 	{section: "message", name: "exclude_tags", sample: "*-rebuild eln-*",
 		doc: "patterns of tags whose tag and untag events are not published, separated by spaces",
-		set: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, globs)},
+		set: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, globs), lines: true},
 	{section: "message", name: "durable", def: "off", example: "on",
 		doc: "brokers keep messages through a restart of their own",
 		set: into(func(c *Config) *bool { return &c.Message.Durable }, boolean)},
@@ -110,7 +111,7 @@ var keys = []key{
 		set: into(func(c *Config) *string { return &c.Queue.Store }, oneOf(StorePostgres, StoreFile))},
 	{section: "queue", name: "database", def: string(HubDatabase),
 		doc: "`hub` takes the connection from /etc/koji-hub/hub.conf; else a connection string such as `host=db dbname=koji user=koji`",
-		set: into(func(c *Config) *ConnString { return &c.Queue.Database }, parseConnString), masked: maskConnString},
+		set: into(func(c *Config) *ConnString { return &c.Queue.Database }, parseConnString), masked: maskConnString, lines: true},
 	{section: "queue", name: "path", def: "/var/lib/koji-relay/queue.db",
 		doc: "the file of `store = file`",
 		set: into(func(c *Config) *string { return &c.Queue.Path }, someFilePath)},
@@ -123,7 +124,7 @@ var keys = []key{
 	{section: "queue", name: "max_age", def: "24", protonmsg: true,
 		doc: "hours after which a queued message is given up; 0 = 24, as in protonmsg",
 		set: into(func(c *Config) *time.Duration { return &c.Queue.MaxAge }, wholeUnits(time.Hour, 0, maxHours)), shown: shownMaxAge},
-	{section: "queue", name: "age", protonmsg: true, retired: "write max_age instead",
+	{section: "queue", name: "age", protonmsg: true, retired: "max_age",
 		set: retiredAge},
 	{section: "queue", name: "expired", def: Drop, example: DeadLetter,
 		doc: "`drop` messages older than `max_age`, or keep them as `dead_letter` to look at",

@@ -138,6 +138,9 @@ func (r *reading) warnUnknown() {
 
 // keyAdvice knows keys that stand in the wrong section, besides slips.
 func (r *reading) keyAdvice(section, name string, names []string) string {
+	if name == "amqp" || name == "amqps" {
+		return "if this is a URL that goes on from the line above, indent it"
+	}
 	if near := nearest(name, names); near != "" {
 		return fmt.Sprintf("did you mean %s?", near)
 	}

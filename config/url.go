@@ -67,6 +67,9 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?$
 // What is wrong comes back as text with its remedy, empty for nothing.
 func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 	scheme, rest, found := strings.Cut(text, "://")
+	if !found && strings.Contains(text, "=") {
+		return u, "not a URL but part of a setting that is indented, so that it continues this one; remove the space before it"
+	}
 	if !found {
 		scheme, rest = "amqp", text
 	}
