@@ -1,0 +1,94 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	tclog "github.com/testcontainers/testcontainers-go/log"
+)
+
+// scratch holds what the whole run shares: certificates, the built program. Removed at the end.
+var scratch string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		// The reaper is an image of its own, which cannot be had where no registry answers. What it is for,
+		// .ci/servers does by label.
+		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+		tclog.SetDefault(silent{})
+		var err error
+		if scratch, err = os.MkdirTemp("", "koji-relay-test-"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(scratch)
+		defer removeServers()
+		return m.Run()
+	}())
+}
+
+// required reports whether absent servers are a failure.
+func required() bool { return os.Getenv("KOJI_RELAY_REQUIRE_SERVERS") == "1" }
+
+// skipOrFail ends t: something that it needs is not there.
+func skipOrFail(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if required() {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// binary is the path of the built program.
+var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("KOJI_RELAY_BINARY"); path != "" {
+		return path, nil
+	}
+	path := filepath.Join(scratch, "koji-relay")
+	if out, err := exec.Command("go", "build", "-o", path, "koji-relay/cmd/koji-relay").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build koji-relay: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// eventually calls check until it returns nil, for real I/O that gives no signal; t fails with its last
+// error when limit has passed.
+func eventually(t testing.TB, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	if err := poll(limit, check); err != nil {
+		t.Fatalf("%s: not within %v: %v", what, limit, err)
+	}
+}
+
+func poll(limit time.Duration, check func() error) error {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return err
+		}
+	}
+}
+
+// within is a context for calls of a test; what hangs fails instead of stopping the whole run.
+func within(t testing.TB, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), limit, errors.New("the test waited "+limit.String()))
+	t.Cleanup(cancel)
+	return ctx
+}
