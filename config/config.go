@@ -250,6 +250,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 		}
 		r.config.Warnings = append(r.config.Warnings, p)
 	}
+	value = strings.TrimFunc(value, isSpace) // it may begin on the line below its key
 	if err = oneLineOnly(k, value); err == nil {
 		err = k.set(r.config, value)
 	}

@@ -2,13 +2,8 @@ package config
 
 import (
 	"fmt"
-	"strconv"
 	"time"
 )
-
-// PluginTimeout is the hub plugin's `timeout` unless its own configuration says otherwise: what one commit
-// may cost a hub worker.
-const PluginTimeout = 2 * time.Second
 
 // protonmsgMaxAge is what max_age = 0 means.
 const protonmsgMaxAge = 24 * time.Hour
@@ -17,7 +12,6 @@ const protonmsgMaxAge = 24 * time.Hour
 func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
-	r.checkHubTime()
 	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes {
 		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
@@ -32,21 +26,6 @@ func (r *reading) crossCheck() {
 	}
 	r.checkLogin()
 	c.effective()
-}
-
-// checkHubTime keeps what one commit can cost below what the plugin waits: a commit that the plugin gave up
-// would be put into the outbox although it is being dealt with.
-func (r *reading) checkHubTime() {
-	handoff, store := r.config.Relay.HandoffTimeout, r.config.Queue.StoreTimeout
-	if handoff+store < PluginTimeout {
-		return
-	}
-	const text = "plus [%s] %s = %s is not less than the hub plugin's timeout of %s s; lower one of them"
-	if r.doc.lookup("relay", "handoff_timeout") != nil {
-		r.complain("relay", "handoff_timeout", fmt.Sprintf(text, "queue", "store_timeout", inSeconds(store), inSeconds(PluginTimeout)))
-		return
-	}
-	r.complain("queue", "store_timeout", fmt.Sprintf(text, "relay", "handoff_timeout", inSeconds(handoff), inSeconds(PluginTimeout)))
 }
 
 // maxAge follows protonmsg: max_age, unless it is absent or 0; then age; then 24 hours.
@@ -72,14 +51,17 @@ func (r *reading) checkLogin() {
 		}
 		r.complain("broker", set, "set without "+missing+"; set both or none")
 	}
-	user, tls := b.UserFile != "", false
+	withUser, tls := 0, false
 	for _, u := range b.URLs {
-		if u.HasUser && b.UserFile != "" {
-			r.complain("broker", "user_file", "set although "+u.String()+" names a user; keep one of the two")
-			break
+		if u.HasUser {
+			withUser++
 		}
-		user, tls = user || u.HasUser, tls || u.TLS
+		tls = tls || u.TLS
 	}
+	if b.UserFile != "" && withUser == len(b.URLs) {
+		r.complain("broker", "user_file", "set although every URL has a user of its own, which goes before it; keep one of the two")
+	}
+	user := b.UserFile != "" || withUser > 0
 	switch {
 	case b.SASL == SASLPlain && !user:
 		r.complain("broker", "sasl", "needs a user; set user_file and password_file, or write user:password@ into urls")
@@ -102,5 +84,3 @@ func (r *reading) complain(section, name, text string) {
 	}
 	r.problems = append(r.problems, p)
 }
-
-func inSeconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }

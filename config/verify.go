@@ -9,14 +9,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Verify looks at what the configuration names outside itself: certificates, credentials, the hub's
 // configuration, the directory of the queue's file. It reads files and connects to nothing. Commands that
 // only need values do without it; serve and check do not. The error is an *Error.
 func (c *Config) Verify() error {
-	v := verification{config: c}
+	v := verification{config: c, hubConfig: HubConfigPath}
 	v.certificates()
 	for _, f := range []struct{ section, key, path string }{
 		{"broker", "user_file", c.Broker.UserFile},
@@ -26,6 +28,7 @@ func (c *Config) Verify() error {
 		v.secret(f.section, f.key, f.path)
 	}
 	v.store()
+	v.hubTime()
 	if len(v.problems) > 0 {
 		return &Error{Problems: v.problems, Warnings: c.Warnings}
 	}
@@ -33,8 +36,9 @@ func (c *Config) Verify() error {
 }
 
 type verification struct {
-	config   *Config
-	problems []Problem
+	config    *Config
+	hubConfig string // path of hub.conf
+	problems  []Problem
 }
 
 func (v *verification) complain(section, name, text string) {
@@ -155,7 +159,7 @@ func (v *verification) store() {
 			v.complain("queue", "path", dir+" is not a directory; give a path in a directory of the relay's user")
 		}
 	case q.Database == HubDatabase:
-		if _, err := LoadHubDatabase(HubConfigPath); err != nil {
+		if _, err := LoadHubDatabase(v.hubConfig); err != nil {
 			v.hubDatabase(err)
 		}
 	}
@@ -165,11 +169,52 @@ func (v *verification) hubDatabase(err error) {
 	const remedy = "set database to a connection string, or write store = file to try the relay out"
 	var problems *Error
 	if !errors.As(err, &problems) {
-		v.complain("queue", "database", fmt.Sprintf("%s: %s; let the relay's user read it, %s", HubConfigPath, cause(err), remedy))
+		v.complain("queue", "database", fmt.Sprintf("%s: %s; let the relay's user read it, %s", v.hubConfig, cause(err), remedy))
 		return
 	}
 	v.problems = append(v.problems, problems.Problems...)
-	v.complain("queue", "database", HubConfigPath+" cannot be used; correct it, or "+remedy)
+	v.complain("queue", "database", v.hubConfig+" cannot be used; correct it, or "+remedy)
+}
+
+// The hub plugin's configuration stands beside ours. Its timeout is what one commit may cost a hub worker.
+const (
+	pluginFile    = "koji_relay.conf"
+	pluginSection = "koji_relay"
+	pluginTimeout = 2 * time.Second // its default
+)
+
+// hubTime keeps what one commit can take below what the plugin waits: one that the plugin gave up would go
+// to the outbox although it is being dealt with.
+func (v *verification) hubTime() {
+	handoff, store := v.config.Relay.HandoffTimeout, v.config.Queue.StoreTimeout
+	limit := v.config.pluginTimeout()
+	if handoff+store < limit {
+		return
+	}
+	inSeconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
+	const text = "plus [%s] %s = %s is not less than the hub plugin's timeout of %s s; lower one of the two, or raise timeout in " + pluginFile
+	section, name, other := "relay", "handoff_timeout", []any{"queue", "store_timeout", inSeconds(store), inSeconds(limit)}
+	if v.config.at(section, name, "").Line == 0 { // the default; the other one is to blame
+		section, name, other = "queue", "store_timeout", []any{"relay", "handoff_timeout", inSeconds(handoff), inSeconds(limit)}
+	}
+	v.complain(section, name, fmt.Sprintf(text, other...))
+}
+
+// pluginTimeout is the plugin's own value where its file can be read. What is wrong with that file is the
+// plugin's to say; it then uses its default.
+func (c *Config) pluginTimeout() time.Duration {
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(c.Path), pluginFile))
+	if err != nil {
+		return pluginTimeout
+	}
+	doc := newDocument()
+	doc.read(pluginFile, text)
+	if e := doc.lookup(pluginSection, "timeout"); e != nil {
+		if timeout, err := seconds(0, maxSeconds)(e.raw()); err == nil && timeout > 0 {
+			return timeout
+		}
+	}
+	return pluginTimeout
 }
 
 // cause is the operating system's word without the path, which stands beside it.
