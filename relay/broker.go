@@ -1,0 +1,333 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"koji-relay/internal/message"
+)
+
+// BrokerState is what a broker is good for at the moment.
+//
+//	         connect                    nothing settles for handoff_timeout
+//	down --> connecting --> up ------------------------------------------> stalled
+//	 ^           |           ^   a settlement, of a late delivery or of a     |
+//	 |  refused  |           |   trial message                                |
+//	 |<----------+           +------------------------------------------------+
+//	 |                       |                                                |
+//	 +<----- connection ends, or nothing settles for send_timeout ------------+
+//
+// A broker that was stalled when its connection ended is stalled again after reconnecting: that it lets us in
+// does not show that it takes messages (RabbitMQ under a memory alarm does the one and not the other). When a broker
+// stalls, all others that have settled nothing meanwhile are stalled as well until a trial: so silence costs the hub
+// handoff_timeout once and not for each URL.
+type BrokerState string
+
+const (
+	Down       BrokerState = "down"
+	Connecting BrokerState = "connecting"
+	Up         BrokerState = "up"      // used
+	Stalled    BrokerState = "stalled" // connected, but does not settle; not used on the hub's time
+)
+
+const (
+	// seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
+	seasoned = 5 * time.Second
+	// The pauses between trials of a stalled broker on the hub's time.
+	firstTrialPause, maxTrialPause = time.Second, 30 * time.Second
+	// trialShare of HandoffTimeout is what such a trial may cost a hub call: 50 ms of 1 s.
+	trialShare = 20
+)
+
+// BrokerStatus describes one broker for people and metrics. It holds no secret.
+type BrokerStatus struct {
+	Broker  string // host:port
+	State   BrokerState
+	Since   time.Time
+	Reason  string // why it is not up
+	Product string // as it announced itself, with Version
+	Version string
+	Dialect string
+	Login   string // SASL mechanism
+	Target  string // an example: where build.tag goes
+	// MaxMessageSize is in bytes; 0 = no limit.
+	MaxMessageSize uint64
+	Links          int
+	Unsettled      int64 // messages that it has and has not answered
+}
+
+// broker is one endpoint with its supervisor.
+type broker struct {
+	r   *Relay
+	e   endpoint
+	log *slog.Logger
+
+	mu          sync.Mutex // guards what follows
+	state       BrokerState
+	since       time.Time
+	cause       string
+	conn        *conn // nil unless up or stalled
+	connectedAt time.Time
+	doubted     bool // it has to prove itself by a settlement
+	trialAt     time.Time
+	trialPause  time.Duration
+	notices     map[string]string // address -> trouble that was logged
+}
+
+func newBroker(r *Relay, e endpoint) *broker {
+	return &broker{
+		r: r, e: e, log: r.log.With("broker", e.name),
+		state: Down, since: time.Now(), cause: "not connected yet", notices: map[string]string{},
+	}
+}
+
+// supervise keeps the broker connected until ctx ends. tried is called after the first attempt.
+func (b *broker) supervise(ctx context.Context, tried func()) {
+	defer tried()
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = 200*time.Millisecond, 10*time.Second, 1.7
+	logged := ""
+	for ctx.Err() == nil {
+		b.set(Connecting, "")
+		c, err := dial(ctx, &b.r.opts, b.e, b.log, b.hooks())
+		var lasted time.Duration
+		if err == nil {
+			logged = ""
+			b.connected(c)
+			tried()
+			err = c.serve(ctx)
+			lasted = time.Since(c.born)
+			b.disconnected()
+		}
+		tried()
+		if ctx.Err() != nil {
+			break
+		}
+		cause := err.Error()
+		b.set(Down, cause)
+		if cause != logged {
+			b.log.Warn("broker down", "cause", cause)
+			logged = cause
+		}
+		wait := pause.NextBackOff()
+		if lasted >= seasoned {
+			pause.Reset()
+			wait = 0 // it worked until now: most likely a restart or a failover that is over
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	b.set(Down, "relay stopped")
+}
+
+func (b *broker) hooks() connHooks {
+	return connHooks{
+		progress: b.proven,
+		doubt:    func(d *delivery) { b.r.doubts.add(d) },
+		late:     b.r.late,
+		lost:     func(m *message.Message) { b.r.suspect.add(m.ID) },
+		notice:   b.notice,
+		settled: func(d *delivery, a attempt) {
+			if f := b.r.opts.Observer.Settled; f != nil {
+				f(b.e.name, d.msg, a.outcome(false), d.link.c.now()-d.began)
+			}
+		},
+	}
+}
+
+// set changes the state and tells the observer.
+func (b *broker) set(s BrokerState, cause string) {
+	b.mu.Lock()
+	changed := b.state != s
+	b.setLocked(s, cause)
+	b.mu.Unlock()
+	if changed {
+		b.observe(s)
+	}
+}
+
+func (b *broker) setLocked(s BrokerState, cause string) {
+	if b.state != s {
+		b.state, b.since = s, time.Now()
+	}
+	if s != Connecting { // while it tries again, the last cause is what one wants to know
+		b.cause = cause
+	}
+}
+
+func (b *broker) observe(s BrokerState) {
+	if f := b.r.opts.Observer.BrokerState; f != nil {
+		f(b.e.name, s)
+	}
+}
+
+// connected puts a new connection to use; on trial if the last one ended silent.
+func (b *broker) connected(c *conn) {
+	b.mu.Lock()
+	state, cause := Up, ""
+	if b.doubted {
+		state, cause = Stalled, "was silent before it reconnected; not yet proven"
+		b.trialAt, b.trialPause = time.Now(), firstTrialPause
+	}
+	b.conn, b.connectedAt = c, time.Now()
+	b.setLocked(state, cause)
+	b.mu.Unlock()
+	b.log.Info("broker connected", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name,
+		"login", c.mechanism, "state", string(state))
+	b.observe(state)
+	b.r.endStart()
+	b.r.signalUp()
+}
+
+func (b *broker) disconnected() {
+	b.set(Down, "connection lost")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conn = nil
+}
+
+// proven is called at each settlement, so it is quick when there is nothing to prove.
+func (b *broker) proven() {
+	b.mu.Lock()
+	was := b.state
+	b.doubted = false
+	if was == Stalled {
+		b.setLocked(Up, "")
+	}
+	b.mu.Unlock()
+	if was == Stalled {
+		b.log.Info("broker settles again")
+		b.observe(Up)
+		b.r.signalUp()
+	}
+}
+
+// stall takes the broker out of use on the hub's time because c has settled nothing for a while. It reports
+// whether that is new.
+func (b *broker) stall(c *conn, cause string) bool {
+	b.mu.Lock()
+	if b.conn != c || b.state != Up {
+		b.mu.Unlock()
+		return false
+	}
+	b.setLocked(Stalled, cause)
+	b.doubted = true
+	b.trialAt, b.trialPause = time.Now().Add(firstTrialPause), firstTrialPause
+	b.mu.Unlock()
+	b.log.Warn("broker stalled", "cause", cause, "unsettled", c.unsettled.Load())
+	b.observe(Stalled)
+	for _, l := range c.allLinks() {
+		l.stall(attempt{verdict: silent, reason: "no answer from the broker"})
+	}
+	return true
+}
+
+// upWith reports whether the broker is up with connection c.
+func (b *broker) upWith(c *conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state == Up && b.conn == c
+}
+
+// doubt puts an idle broker on trial, because another has just turned out to be silent.
+func (b *broker) doubt(since time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state != Up || b.conn.born.Add(time.Duration(b.conn.settledAt.Load())).After(since) {
+		return
+	}
+	b.setLocked(Stalled, "not yet proven after another broker fell silent")
+	b.trialAt, b.trialPause = time.Now(), firstTrialPause
+}
+
+// usable reports whether SendPatiently would use the broker.
+func (b *broker) usable() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state == Up || b.state == Stalled && b.conn.unsettled.Load() == 0
+}
+
+// offer is a broker that may be used now.
+type offer struct {
+	b     *broker
+	c     *conn
+	trial bool // only one message, or only for a short while
+	fresh bool // not yet seasoned
+}
+
+// offer says whether and how the broker may be used.
+func (b *broker) offer(patient bool) (o offer, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	o = offer{b: b, c: b.conn, fresh: now.Sub(b.connectedAt) < seasoned}
+	switch {
+	case b.state == Up:
+		return o, true
+	case b.state == Stalled && b.conn.unsettled.Load() == 0 && (patient || !now.Before(b.trialAt)):
+		o.trial = true
+		return o, true
+	}
+	return o, false
+}
+
+// claim takes the right to a trial; false if another was quicker.
+func (b *broker) claim(o offer, patient bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if b.state != Stalled || b.conn != o.c {
+		return b.state == Up && b.conn == o.c
+	}
+	if !patient && now.Before(b.trialAt) {
+		return false
+	}
+	b.trialAt = now.Add(b.trialPause)
+	b.trialPause = min(2*b.trialPause, maxTrialPause)
+	return true
+}
+
+// notice logs trouble with an address once, and its end once.
+func (b *broker) notice(address, cause string) {
+	b.mu.Lock()
+	last := b.notices[address]
+	switch {
+	case cause == last:
+		b.mu.Unlock()
+		return
+	case cause == "":
+		delete(b.notices, address)
+	default:
+		if len(b.notices) > 4*maxLinks {
+			clear(b.notices)
+		}
+		b.notices[address] = cause
+	}
+	b.mu.Unlock()
+	if cause == "" {
+		b.log.Info("address works again", "address", address, "cause", last)
+	} else {
+		b.log.Warn("address in trouble", "address", address, "cause", cause)
+	}
+}
+
+func (b *broker) status() BrokerStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := BrokerStatus{Broker: b.e.name, State: b.state, Since: b.since, Reason: b.cause}
+	if c := b.conn; c != nil {
+		s.Product, s.Version, s.Dialect, s.Login = c.peer.product, c.peer.version, c.dialect.name, c.mechanism
+		s.Target, _ = c.dialect.target(b.r.opts.TopicPrefix, sampleAddress)
+		s.MaxMessageSize, s.Unsettled = c.maxSize, c.unsettled.Load()
+		c.mu.Lock()
+		s.Links = len(c.links)
+		c.mu.Unlock()
+	}
+	return s
+}

@@ -1,0 +1,152 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+const (
+	maxSuspects = 8192
+	// suspicion lapses, for the case that nobody calls SendPatiently, which clears it up.
+	suspicionTime = 10 * time.Minute
+	// maxRemembered bounds the ids accepted after their caller had gone; 2 MB.
+	maxRemembered = 16384
+)
+
+// suspects are the messages that were under way when a connection, session or link ended. One of them may be why.
+type suspects struct {
+	mu  sync.Mutex // guards ids
+	ids map[string]time.Time
+}
+
+func newSuspects() *suspects { return &suspects{ids: map[string]time.Time{}} }
+
+func (s *suspects) add(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.ids) >= maxSuspects {
+		for old := range s.ids { // any: it costs a lost connection at worst
+			delete(s.ids, old)
+			break
+		}
+	}
+	s.ids[id] = time.Now()
+}
+
+func (s *suspects) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since, ok := s.ids[id]
+	if ok && time.Since(since) > suspicionTime {
+		delete(s.ids, id)
+		return false
+	}
+	return ok
+}
+
+func (s *suspects) clear(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ids, id)
+}
+
+// doubts are the messages that a broker had not answered when their caller stopped waiting. Until it does, they
+// are not sent to it again, and if it accepts one after all, that is remembered for the next caller. It only saves
+// duplicates: forgetting is safe.
+type doubts struct {
+	mu         sync.Mutex // guards what follows
+	open       map[string]*doubt
+	remembered map[string]string // id -> broker
+	order      []string          // of remembered, oldest first
+}
+
+type doubt struct {
+	c       *conn
+	over    chan struct{} // closed when attempt is there
+	attempt attempt
+}
+
+func newDoubts() *doubts {
+	return &doubts{open: map[string]*doubt{}, remembered: map[string]string{}}
+}
+
+func (s *doubts) add(d *delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open[d.msg.ID] = &doubt{c: d.link.c, over: make(chan struct{})}
+}
+
+// resolve takes a late answer, or the loss of a delivery.
+func (s *doubts) resolve(d *delivery, a attempt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if open := s.open[d.msg.ID]; open != nil && open.c == d.link.c {
+		open.attempt = a
+		close(open.over)
+		delete(s.open, d.msg.ID)
+	}
+	if a.verdict != accepted {
+		return
+	}
+	if _, known := s.remembered[d.msg.ID]; known {
+		return
+	}
+	if len(s.order) >= maxRemembered {
+		delete(s.remembered, s.order[0])
+		s.order = append([]string(nil), s.order[1:]...)
+	}
+	s.remembered[d.msg.ID] = a.broker
+	s.order = append(s.order, d.msg.ID)
+}
+
+func (s *doubts) accepted(id string) (broker string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	broker, ok = s.remembered[id]
+	return broker, ok
+}
+
+// with reports whether id is unsettled on c.
+func (s *doubts) with(id string, c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.open[id]
+	return d != nil && d.c == c
+}
+
+func (s *doubts) get(id string) *doubt {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[id]
+}
+
+// late is told how a delivery ended whose caller had stopped waiting.
+func (r *Relay) late(d *delivery, a attempt) {
+	r.doubts.resolve(d, a)
+	r.log.Debug("late answer", "broker", a.broker, "message_id", d.msg.ID, "address", d.msg.Address,
+		"commit", d.msg.Commit, "event", d.msg.Event, "state", a.state.String(), "cause", a.reason)
+}
+
+// awaitDoubts waits for the answers to messages that no other broker took meanwhile.
+func (s *shipment) awaitDoubts(ctx context.Context) {
+	timer := time.NewTimer(s.r.opts.SendTimeout)
+	defer timer.Stop()
+	for _, i := range s.open {
+		d := s.r.doubts.get(s.msgs[i].ID)
+		if d == nil {
+			continue
+		}
+		select {
+		case <-d.over:
+			s.last[i] = d.attempt
+		case <-timer.C:
+			s.last[i] = attempt{verdict: silent, state: message.Unknown, broker: d.c.name, reason: "no answer from the broker"}
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

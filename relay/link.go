@@ -1,0 +1,551 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/message"
+)
+
+const (
+	// window is how many deliveries of a link may be unsettled. Brokers grant less by their credit (RabbitMQ 4:
+	// 170) or much more; each costs a goroutine that waits for its receipt.
+	window = 500
+	// bigMessage is the size from which on the link is reopened afterwards: the driver's sender keeps a buffer
+	// as large as its largest message.
+	bigMessage = 1 << 20
+)
+
+// link sends to one address over one connection. Its goroutine alone calls the driver's send, which cannot be
+// cancelled safely and holds a lock while it waits for credit; callers only put deliveries into its queue and
+// may leave at any time.
+//
+//	submit --> queue --> run: attach, SendWithReceipt --> await: one goroutine for each receipt
+//	             |                                          |
+//	             +--- withdraw: unsent                      +--- settle, or lose
+type link struct {
+	c               *conn
+	address, target string
+	used            time.Duration // guarded by conn.mu
+
+	wake  chan struct{} // 1: the queue is no longer empty, or the link is retired
+	slots chan struct{} // window
+
+	mu        sync.Mutex  // guards what follows
+	queue     []*delivery // withdrawn ones stay in it until their turn
+	live      int         // of the queue, not withdrawn
+	queued    int64       // bytes of those
+	unsettled map[*delivery]struct{}
+	settledAt time.Duration // since conn.born; of this link
+	stalledAt time.Duration // 0 = not stalled
+	sender    *sender       // nil = attach first
+	retired   bool
+}
+
+// sender is one attached driver link; a link goes through several of them.
+type sender struct {
+	amqp      *amqp.Sender
+	session   *amqp.Session
+	unsettled int  // guarded by link.mu
+	retired   bool // guarded by link.mu: close when nothing is unsettled any more
+	forsaken  bool // guarded by link.mu: closed by us for silence; its deliveries are not to blame
+}
+
+// delivery is one attempt to send one message on one broker.
+type delivery struct {
+	msg     *message.Message
+	wire    *amqp.Message // nil once transferred
+	size    int64
+	patient bool
+	round   *round
+	index   int
+	link    *link
+	began   time.Duration // when it was submitted, since conn.born
+
+	// Guarded by link.mu.
+	taken   bool          // given to the driver
+	takenAt time.Duration // since conn.born
+	over    bool          // nothing here refers to it any more, but for a withdrawn one's place in the queue
+	doubted bool          // its caller stopped waiting while the driver had it
+	release func()        // called when it is over, if the caller has left by then
+}
+
+func newLink(c *conn, address, target string) *link {
+	return &link{
+		c: c, address: address, target: target,
+		wake:      make(chan struct{}, 1),
+		slots:     make(chan struct{}, window),
+		unsettled: map[*delivery]struct{}{},
+	}
+}
+
+// submit queues d. If it cannot, the attempt says why and d is over.
+func (l *link) submit(d *delivery) (attempt, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.link, d.began = l, l.c.now()
+	switch {
+	case l.retired:
+		return attempt{verdict: unsent, reason: "link closed"}, false
+	case l.stalledAt != 0 && !d.patient && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
+		return attempt{verdict: stuck, reason: "the address stands still"}, false
+	case l.queued > 0 && l.queued+d.size > l.c.opts.MaxInflightBytes/2:
+		// One address must not take up what all others need.
+		return attempt{verdict: unsent, reason: "too many bytes wait for this address"}, false
+	}
+	l.queue = append(l.queue, d)
+	l.live++
+	l.queued += d.size
+	l.nudge()
+	return attempt{}, true
+}
+
+// waiting reports whether anything is queued or unsettled. l.mu is held.
+func (l *link) waiting() bool { return l.live > 0 || len(l.unsettled) > 0 }
+
+func (l *link) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run sends what is queued until the connection ends or the link is retired. What is queued then is unsent.
+func (l *link) run() {
+	defer l.abandon()
+	for l.await() {
+		s, a := l.attached()
+		if s == nil {
+			if a.verdict != unsent {
+				l.refuse(a)
+			}
+			return
+		}
+		select {
+		case l.slots <- struct{}{}:
+		case <-l.c.amqp.Done():
+			return
+		}
+		d := l.take(s)
+		if d == nil {
+			<-l.slots
+			continue
+		}
+		l.transfer(s, d)
+	}
+}
+
+// await blocks until something is queued; false = the end.
+func (l *link) await() bool {
+	for {
+		l.mu.Lock()
+		ready, retired := len(l.queue) > 0, l.retired
+		l.mu.Unlock()
+		switch {
+		case retired:
+			return false
+		case ready:
+			select {
+			case <-l.c.amqp.Done():
+				return false
+			default:
+				return true
+			}
+		}
+		select {
+		case <-l.wake:
+		case <-l.c.amqp.Done():
+			return false
+		}
+	}
+}
+
+// attached gives the sender, attaching if need be. Without one the attempt says why.
+func (l *link) attached() (*sender, attempt) {
+	l.mu.Lock()
+	s := l.sender
+	l.mu.Unlock()
+	if s != nil {
+		return s, attempt{}
+	}
+	reply := make(chan attachReply, 1)
+	select {
+	case l.c.attach <- attachRequest{target: l.target, reply: reply}:
+	case <-l.c.amqp.Done():
+		return nil, attempt{verdict: unsent, reason: "connection lost"}
+	}
+	var r attachReply
+	select {
+	case r = <-reply:
+	case <-l.c.amqp.Done():
+		return nil, attempt{verdict: unsent, reason: "connection lost"}
+	}
+	if r.err != nil {
+		var gone *amqp.ConnError
+		if errors.As(r.err, &gone) || !l.c.healthy() {
+			return nil, attempt{verdict: unsent, reason: "connection lost"}
+		}
+		return nil, judgeRefusal(r.err, l.c.peer)
+	}
+	s = &sender{amqp: r.sender, session: r.session}
+	l.mu.Lock()
+	l.sender = s
+	l.mu.Unlock()
+	return s, attempt{}
+}
+
+// refuse gives all that is queued the reason for which the broker did not let us attach.
+func (l *link) refuse(a attempt) {
+	l.c.refuse(l.address, a)
+	l.c.hooks.notice(l.address, a.reason)
+	l.mu.Lock()
+	l.retired = true
+	l.mu.Unlock()
+	l.flush(a)
+}
+
+// abandon runs when the goroutine ends.
+func (l *link) abandon() {
+	l.mu.Lock()
+	l.retired = true
+	s := l.sender
+	l.sender = nil
+	closing := s != nil && s.unsettled == 0
+	if s != nil {
+		s.retired = true
+	}
+	l.mu.Unlock()
+	l.flush(attempt{verdict: unsent, reason: "connection lost"})
+	if closing {
+		l.c.bounded(s.amqp.Close)
+	}
+}
+
+// flush ends all that is queued with a.
+func (l *link) flush(a attempt) {
+	l.mu.Lock()
+	queue := l.queue
+	l.queue, l.live, l.queued = nil, 0, 0
+	var ending []*delivery
+	for _, d := range queue {
+		if !d.over {
+			ending = append(ending, d)
+		}
+	}
+	l.mu.Unlock()
+	for _, d := range ending {
+		l.finish(d, a)
+	}
+}
+
+// take moves the head of the queue to the unsettled ones; nil if all were withdrawn meanwhile.
+func (l *link) take(s *sender) *delivery {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.queue) > 0 {
+		d := l.queue[0]
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
+		if d.over {
+			continue
+		}
+		l.live--
+		l.queued -= d.size
+		d.taken, d.takenAt = true, l.c.now()
+		l.unsettled[d] = struct{}{}
+		s.unsettled++
+		l.c.unsettled.Add(1)
+		return d
+	}
+	l.queue = nil // lets go of the array
+	return nil
+}
+
+// transfer gives d to the driver. The context never ends: a cancelled send would leave half a message on the
+// link (facts: go-amqp issue 309); the connection's end or the link's reset is what ends it.
+func (l *link) transfer(s *sender, d *delivery) {
+	receipt, err := s.amqp.SendWithReceipt(context.Background(), d.wire, nil)
+	d.wire = nil // sent or not, it is not sent again from here
+	if err != nil {
+		l.failed(s, d, err)
+		return
+	}
+	if d.size >= bigMessage {
+		l.retireSender(s)
+	}
+	l.c.wg.Go(func() {
+		state, err := receipt.Wait(context.Background())
+		// When the answer and the end of the link are both there, Wait picks at random; an answer is worth
+		// asking again for.
+		for again := 0; err != nil && again < 8; again++ {
+			state, err = receipt.Wait(context.Background())
+		}
+		if err != nil {
+			l.failed(s, d, err)
+			return
+		}
+		l.settle(s, d, judgeDisposition(state, l.c.peer), true)
+	})
+}
+
+// failed ends d, which was given to the driver, after an error at any level. Whether the broker has it is not
+// known, unless the driver found it too large.
+func (l *link) failed(s *sender, d *delivery, err error) {
+	var (
+		local      *amqp.Error
+		linkErr    *amqp.LinkError
+		sessionErr *amqp.SessionError
+		connErr    *amqp.ConnError
+	)
+	a := attempt{verdict: lost, state: message.Unknown, alone: refused}
+	switch {
+	case errors.As(err, &connErr):
+		a.reason = "connection lost before the broker answered: " + failureText(err)
+		if l.c.blameless() {
+			a.verdict, a.reason = silent, "no answer from the broker"
+		}
+		if errors.As(err, &local) && local.Condition == amqp.ErrCondConnectionForced {
+			a.alone = lost // an administrator's doing
+		}
+	case errors.As(err, &sessionErr):
+		if sessionErr.RemoteErr != nil {
+			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.peer)
+		}
+		l.c.ended.Store(s.session)
+		l.detached(s)
+		a.reason = "session ended before the broker answered: " + failureText(err)
+		l.c.hooks.notice(l.address, "session ended: "+failureText(err))
+	case errors.As(err, &linkErr):
+		a = l.linkFailed(s, linkErr)
+	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
+		a = attempt{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
+			"larger than the %d bytes that the broker takes", s.amqp.MaxMessageSize())}
+	default:
+		a = attempt{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
+	}
+	l.settle(s, d, a, false)
+}
+
+// linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was about.
+func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
+	l.detached(s)
+	l.mu.Lock()
+	alone, forsaken := s.unsettled == 1, s.forsaken
+	l.mu.Unlock()
+	if forsaken {
+		return attempt{verdict: stuck, state: message.Unknown, reason: fmt.Sprintf(
+			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
+	}
+	a := attempt{verdict: lost, state: message.Unknown, alone: refused,
+		reason: "link ended before the broker answered: " + failureText(err)}
+	if err.RemoteErr != nil {
+		a.alone = judge(message.Rejected, err.RemoteErr.Condition, l.c.peer)
+		if alone {
+			a.verdict = a.alone
+		}
+	}
+	l.c.hooks.notice(l.address, "link ended: "+failureText(err))
+	return a
+}
+
+// detached makes the next message attach anew.
+func (l *link) detached(s *sender) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sender == s {
+		l.sender = nil
+	}
+}
+
+// retireSender makes the next message attach anew and s close when nothing on it is unsettled any more.
+func (l *link) retireSender(s *sender) {
+	l.mu.Lock()
+	s.retired = true
+	if l.sender == s {
+		l.sender = nil
+	}
+	l.mu.Unlock()
+}
+
+// settle ends a delivery that was given to the driver. answered tells whether the broker did it.
+func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
+	l.mu.Lock()
+	delete(l.unsettled, d)
+	s.unsettled--
+	closing := s.retired && s.unsettled == 0
+	recovered := answered && l.stalledAt != 0
+	if answered {
+		l.settledAt = l.c.now()
+		l.stalledAt = 0
+	}
+	l.mu.Unlock()
+	l.c.unsettled.Add(-1)
+	<-l.slots
+	if answered {
+		l.c.progress()
+	}
+	if recovered || a.verdict == accepted {
+		l.c.hooks.notice(l.address, "")
+	}
+	l.finish(d, a)
+	if closing {
+		l.c.bounded(s.amqp.Close)
+	}
+}
+
+// finish reports d's end to its round, or to whom it concerns when the round has been left.
+func (l *link) finish(d *delivery, a attempt) {
+	a.broker = l.c.name
+	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
+		a.verdict = dropped
+	}
+	l.c.hooks.settled(d, a)
+	if a.verdict == lost {
+		l.c.hooks.lost(d.msg) // before the caller can send it again
+	}
+	d.round.finish(d.index, a)
+	l.mu.Lock()
+	d.over = true
+	doubted, release := d.doubted, d.release
+	l.mu.Unlock()
+	if doubted {
+		l.c.hooks.late(d, a)
+	}
+	if release != nil {
+		release()
+	}
+}
+
+// giveUp ends the wait for d: it is withdrawn and unsent if the driver does not have it yet, else unknown. In both
+// cases its round learns a's verdict and reason.
+func (l *link) giveUp(d *delivery, a attempt) {
+	a.broker, a.state = l.c.name, message.NotSent
+	l.mu.Lock()
+	switch {
+	case d.over:
+		l.mu.Unlock()
+		return
+	case d.taken:
+		a.state = message.Unknown
+		if !d.doubted {
+			d.doubted = true
+			l.c.hooks.doubt(d)
+		}
+	default:
+		d.over = true
+		l.live--
+		l.queued -= d.size
+		if a.verdict == silent {
+			a.verdict = unsent
+		}
+	}
+	l.mu.Unlock()
+	d.round.finish(d.index, a)
+}
+
+// disown is called when the caller leaves: release runs when nothing here refers to d any more, maybe at once.
+func (l *link) disown(d *delivery, release func()) {
+	l.mu.Lock()
+	over := d.over
+	if !over {
+		d.release = release
+	}
+	l.mu.Unlock()
+	if over {
+		release()
+	}
+}
+
+// oldest is since when the oldest unsettled delivery has been with the driver.
+func (l *link) oldest() (since time.Duration, any bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for d := range l.unsettled {
+		if !any || d.takenAt < since {
+			since, any = d.takenAt, true
+		}
+	}
+	return since, any
+}
+
+// idle reports whether the link has nothing to do. It may change right after.
+func (l *link) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.waiting()
+}
+
+// retire ends an idle link; false if it is no longer idle.
+func (l *link) retire() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting() {
+		return false
+	}
+	l.retired = true
+	l.nudge()
+	return true
+}
+
+// stall gives up on what waits here, except for patient callers: the queued are withdrawn, the unsettled reported
+// as a says. Until the link settles something, impatient messages are turned away.
+func (l *link) stall(a attempt) {
+	l.mu.Lock()
+	if l.stalledAt == 0 {
+		l.stalledAt = max(l.c.now(), 1)
+	}
+	var leaving []*delivery
+	for _, d := range l.queue {
+		if !d.patient && !d.over {
+			leaving = append(leaving, d)
+		}
+	}
+	for d := range l.unsettled {
+		if !d.patient {
+			leaving = append(leaving, d)
+		}
+	}
+	l.mu.Unlock()
+	for _, d := range leaving {
+		l.giveUp(d, a)
+	}
+}
+
+// standing reports whether the link has settled nothing since the given time though something waits.
+func (l *link) standing(since time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting() && l.settledAt < since
+}
+
+// reset ends the sender, whose deliveries the broker does not settle. They are not to blame.
+func (l *link) reset() {
+	l.mu.Lock()
+	s := l.sender
+	l.sender = nil
+	l.stalledAt = max(l.c.now(), 1)
+	if s != nil {
+		s.forsaken = true
+	}
+	l.mu.Unlock()
+	if s != nil {
+		l.c.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), l.c.opts.ConnectTimeout)
+			defer cancel()
+			if err := s.amqp.Close(ctx); errors.Is(err, context.DeadlineExceeded) {
+				l.c.drop("a detach was not answered")
+			}
+		})
+	}
+}
+
+func (l *link) isRetired() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retired
+}

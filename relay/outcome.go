@@ -1,0 +1,168 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/message"
+)
+
+// verdict is what one attempt on one broker says about a message. Higher ones decide when brokers differ.
+type verdict int
+
+const (
+	unsent      verdict = iota // never given to the broker
+	tooLarge                   // for this broker
+	refused                    // for itself: the same again will be refused again
+	busy                       // in passing
+	unroutable                 // nobody has bound the topic
+	stuck                      // its address stands still while others move
+	silent                     // the broker has not answered
+	lost                       // connection, session or link ended before the broker answered
+	unencodable                // it has no AMQP form, so no broker was asked
+	dropped                    // unroutable, and nobody wants to know
+	accepted
+)
+
+// attempt is a verdict with what a person needs to understand it.
+type attempt struct {
+	verdict verdict
+	state   message.State
+	broker  string
+	reason  string
+	alone   verdict // of a lost one: what it would be if nothing else had been under way
+}
+
+// rule is one row of the table of answers. Empty conditions match an answer without one; "*" matches any.
+type rule struct {
+	state     message.State
+	condition amqp.ErrCond
+	rabbitmq  bool // holds for RabbitMQ only
+	verdict   verdict
+}
+
+// rules: the first that matches decides. They hold for dispositions (state as the broker set it) and, with
+// state Rejected, for the error of a refused or detached link as well.
+//
+// AMQP 1.0 messaging, section 3.4; conditions: transport, section 2.8.
+var rules = []rule{
+	{message.Accepted, "*", false, accepted},
+
+	// RabbitMQ from 3.11.20, 3.12.2 and 4.0: released means that no queue is bound to the topic.
+	{message.Released, "*", true, unroutable},
+	{message.Released, "*", false, busy},
+	{message.Modified, "*", false, busy},
+
+	{message.Rejected, amqp.ErrCondMessageSizeExceeded, false, tooLarge},
+	{message.Rejected, amqp.ErrCondResourceLimitExceeded, false, busy},
+	{message.Rejected, amqp.ErrCondResourceLocked, false, busy},
+	{message.Rejected, amqp.ErrCondTransferLimitExceeded, false, busy},
+	{message.Rejected, amqp.ErrCondConnectionForced, false, busy},
+	{message.Rejected, amqp.ErrCondDetachForced, false, busy},
+	{message.Rejected, "com.microsoft:server-busy", false, busy},
+	{message.Rejected, "com.microsoft:timeout", false, busy},
+	{message.Rejected, "amqp:server-busy", false, busy},
+	// RabbitMQ 4.0 to 4.2 give no reason when a queue is full (maximum length, quota).
+	{message.Rejected, "", true, busy},
+	{message.Rejected, "*", false, refused},
+
+	// Settled without a terminal state: it says nothing about the message.
+	{message.Unknown, "*", false, busy},
+}
+
+func judge(state message.State, condition amqp.ErrCond, p peer) verdict {
+	for _, r := range rules {
+		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.rabbitmq()) {
+			return r.verdict
+		}
+	}
+	return refused
+}
+
+// judgeDisposition turns a broker's answer into an attempt.
+func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
+	a := attempt{state: message.Unknown, reason: "settled without an outcome"}
+	var condition amqp.ErrCond
+	switch s := s.(type) {
+	case *amqp.StateAccepted:
+		a.state, a.reason = message.Accepted, ""
+	case *amqp.StateReleased:
+		a.state, a.reason = message.Released, "released"
+		if p.rabbitmq() {
+			a.reason = "released: no queue is bound to the topic"
+		}
+	case *amqp.StateModified:
+		a.state, a.reason = message.Modified, "modified"
+	case *amqp.StateRejected:
+		a.state, a.reason = message.Rejected, "rejected without a reason"
+		if s.Error != nil {
+			condition = s.Error.Condition
+			a.reason = "rejected: " + conditionText(s.Error)
+		}
+	}
+	a.verdict = judge(a.state, condition, p)
+	return a
+}
+
+// judgeRefusal turns a refused link into an attempt for a message that was to go over it.
+func judgeRefusal(err error, p peer) attempt {
+	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + failureText(err)}
+	var remote *amqp.Error
+	if errors.As(err, &remote) {
+		a.verdict = judge(message.Rejected, remote.Condition, p)
+	}
+	return a
+}
+
+// outcome makes the last word on a message from the deciding attempt. all tells whether every configured broker
+// was asked.
+func (a attempt) outcome(all bool) message.Outcome {
+	o := message.Outcome{State: a.state, Broker: a.broker, Reason: a.reason}
+	switch a.verdict {
+	case accepted, dropped:
+		o.Next = message.Done
+	case unroutable, busy, stuck:
+		o.Next = message.Later
+	case refused, unencodable:
+		o.Next = message.Count
+	case tooLarge:
+		// A broker that was not asked may take it.
+		o.Next = message.Later
+		if all {
+			o.Next = message.Dead
+		}
+	default:
+		o.Next = message.Wait
+	}
+	return o
+}
+
+// worse gives the attempt that decides when a message was tried on several brokers.
+func worse(a, b attempt) attempt {
+	if b.verdict >= a.verdict {
+		return b
+	}
+	return a
+}
+
+// conditionText shows an AMQP error to a person. Descriptions come from the broker and may be long.
+func conditionText(e *amqp.Error) string {
+	if e.Description == "" {
+		return string(e.Condition)
+	}
+	return fmt.Sprintf("%s: %s", e.Condition, shorten(e.Description, 300))
+}
+
+// failureText is conditionText for errors that may wrap one.
+func failureText(err error) string {
+	if err == nil {
+		return "closed"
+	}
+	var remote *amqp.Error
+	if errors.As(err, &remote) {
+		return conditionText(remote)
+	}
+	return shorten(err.Error(), 300)
+}

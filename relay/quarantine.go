@@ -1,0 +1,117 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// ward sends suspects one at a time, on a connection that carries nothing else, so that what ends it is known and
+// nobody else is hurt.
+type ward struct {
+	r    *Relay
+	c    *conn
+	stop func() // ends c and waits
+}
+
+// quarantine treats the messages that were under way when a connection, session or link was lost. If sent alone one
+// ends its connection again, it is what does so and counts an attempt. One that gets any answer is cleared.
+func (s *shipment) quarantine(ctx context.Context) {
+	w := &ward{r: s.r}
+	defer w.close()
+	for i := range s.last {
+		if s.last[i].verdict != lost || ctx.Err() != nil {
+			continue
+		}
+		a := w.send(ctx, &s.msgs[i])
+		s.last[i] = a
+		if a.verdict != lost {
+			s.r.suspect.clear(s.msgs[i].ID)
+		}
+		if a.verdict == refused && a.state == message.Unknown {
+			s.r.suspect.add(s.msgs[i].ID) // found out: it stays in quarantine
+		}
+	}
+}
+
+// send gives m to the first broker that takes a connection.
+func (w *ward) send(ctx context.Context, m *message.Message) attempt {
+	wire, err := w.r.opts.encode(m)
+	if err != nil {
+		return attempt{verdict: unencodable, reason: err.Error()}
+	}
+	if !w.open(ctx) {
+		return attempt{verdict: lost, state: message.Unknown, reason: "no broker is usable to send it alone, " +
+			"as it was under way when a connection was lost"}
+	}
+	c := w.c
+	round := newRound(1)
+	d := &delivery{msg: m, wire: wire, size: int64(m.Size()), patient: true, round: round}
+	if a, ok := c.submit(d); !ok {
+		a.broker = c.name
+		return a
+	}
+	timer := time.NewTimer(w.r.opts.SendTimeout)
+	defer timer.Stop()
+	select {
+	case <-round.done:
+	case <-timer.C:
+		d.link.giveUp(d, attempt{verdict: stuck, reason: "not settled within send_timeout, sent alone"})
+		w.close()
+	case <-ctx.Done():
+		d.link.giveUp(d, attempt{verdict: lost, reason: "given up by the caller"})
+		w.close()
+	}
+	<-round.done
+	a := round.attempts[0]
+	switch a.verdict {
+	case lost:
+		if a.verdict = a.alone; a.verdict != lost {
+			a.reason = "sent alone: " + a.reason
+			w.r.log.Warn("message ends its connection", "broker", a.broker, "message_id", m.ID, "address", m.Address,
+				"commit", m.Commit, "event", m.Event, "cause", a.reason)
+		}
+		w.close()
+	case unsent, silent:
+		a.verdict = lost
+		w.close()
+	}
+	return a
+}
+
+// open makes sure of a connection.
+func (w *ward) open(ctx context.Context) bool {
+	if w.c != nil {
+		return true
+	}
+	for _, b := range w.r.brokers {
+		if !b.usable() {
+			continue
+		}
+		hooks := b.hooks()
+		hooks.doubt = func(*delivery) {}
+		hooks.late = func(*delivery, attempt) {}
+		hooks.lost = func(*message.Message) {}
+		c, err := dial(ctx, &w.r.opts, b.e, b.log, hooks)
+		if err != nil {
+			b.log.Debug("no connection for a message in quarantine", "cause", err.Error())
+			continue
+		}
+		serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		var served sync.WaitGroup
+		served.Go(func() { _ = c.serve(serving) })
+		w.c = c
+		w.stop = func() { cancel(); served.Wait() }
+		return true
+	}
+	return false
+}
+
+func (w *ward) close() {
+	if w.c != nil {
+		w.stop()
+		w.c, w.stop = nil, nil
+	}
+}

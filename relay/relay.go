@@ -1,0 +1,245 @@
+// Package relay publishes messages on AMQP 1.0 brokers.
+//
+// It promises that a caller never waits longer than it asked for, that only an accepted message is reported as
+// accepted, that a message keeps its message-id through every resend, and that one broker, address or message
+// that misbehaves does not hold up the others. It never touches the queue: what becomes of a message that no
+// broker took is the caller's business, told by its message.Outcome. It never logs a body or a credential.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// Values of Options.SASL, URLOrder, Unroutable and BodySection. The zero value of each means the first.
+const (
+	SASLAuto      = "auto"
+	SASLPlain     = "plain"
+	SASLExternal  = "external"
+	SASLAnonymous = "anonymous"
+
+	OrderListed = "listed"
+	OrderRandom = "random"
+
+	UnroutableQueue = "queue"
+	UnroutableDrop  = "drop"
+
+	BodyValue = "value"
+	BodyData  = "data"
+)
+
+// Broker is one AMQP 1.0 endpoint.
+type Broker struct {
+	URL string // amqp:// or amqps://; may carry user and password, which no output shows
+}
+
+// Options says where and how to publish. Except for Brokers, TopicPrefix and Priority the zero value of a field
+// is a working default.
+type Options struct {
+	Brokers     []Broker // in order of preference
+	TopicPrefix string
+	Dialect     string // one of Dialects(); auto chooses by what the broker says of itself
+
+	SASL string
+	// User and Password are used for URLs that carry none. The files, read at each connect, go before them.
+	User, Password         string
+	UserFile, PasswordFile string
+	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well.
+	Cert, Key, CACert string
+
+	ConnectTimeout time.Duration // for one connection from TCP to a link that takes messages; 10 s
+	SendTimeout    time.Duration // without settlement for so long, a connection is dropped; 60 s
+	HandoffTimeout time.Duration // the most that Send waits; 1 s
+	IdleTimeout    time.Duration // silence after which a connection is dead; 30 s
+
+	URLOrder    string
+	Unroutable  string
+	TTL         time.Duration // 0 = messages do not expire
+	Durable     bool
+	Priority    uint8 // AMQP's own default is 4
+	BodySection string
+
+	TestMode     bool // log instead of sending; counts as accepted
+	TestModeFail int  // percentage of messages that test mode pretends to fail
+
+	// MaxInflightBytes bounds what all calls together have in memory here; 128 MiB. Above it messages are
+	// not sent. One message above it goes out when nothing else is in flight.
+	MaxInflightBytes int64
+
+	Logger   *slog.Logger
+	Observer Observer
+}
+
+// Observer is told what happens, for metrics. Any field may be nil. The functions are called synchronously from
+// sending goroutines: they must not block.
+type Observer struct {
+	// Settled is called once for each message of each attempt on a broker, with the time since it was
+	// handed to that broker's link.
+	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
+	// BrokerState is called on each change.
+	BrokerState func(broker string, s BrokerState)
+}
+
+// Relay sends messages. All methods may be called concurrently.
+type Relay struct {
+	opts    Options
+	log     *slog.Logger
+	brokers []*broker // in order of preference
+	up      chan struct{}
+	suspect *suspects
+	doubts  *doubts
+
+	inflight atomic.Int64 // bytes
+
+	settleOnce sync.Once
+	settled    chan struct{} // closed when the first connect attempts have ended, one way or the other
+	running    atomic.Bool
+}
+
+// New checks opts and prepares a Relay. Nothing is started or opened, except that no file named in opts has to
+// exist yet: files are read at each connect.
+func New(opts Options) (*Relay, error) {
+	if err := opts.complete(); err != nil {
+		return nil, err
+	}
+	r := &Relay{
+		opts:    opts,
+		log:     opts.Logger,
+		up:      make(chan struct{}, 1),
+		settled: make(chan struct{}),
+		suspect: newSuspects(),
+		doubts:  newDoubts(),
+	}
+	var errs []error
+	for _, b := range opts.Brokers {
+		e, err := parseEndpoint(b.URL)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.brokers = append(r.brokers, newBroker(r, e))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if opts.URLOrder == OrderRandom {
+		rand.Shuffle(len(r.brokers), func(i, j int) { r.brokers[i], r.brokers[j] = r.brokers[j], r.brokers[i] })
+	}
+	return r, nil
+}
+
+// complete fills in defaults and refuses values that nothing could be done with.
+func (o *Options) complete() error {
+	setDefault(&o.Dialect, DialectAuto)
+	setDefault(&o.SASL, SASLAuto)
+	setDefault(&o.URLOrder, OrderListed)
+	setDefault(&o.Unroutable, UnroutableQueue)
+	setDefault(&o.BodySection, BodyValue)
+	setDefault(&o.ConnectTimeout, 10*time.Second)
+	setDefault(&o.SendTimeout, 60*time.Second)
+	setDefault(&o.HandoffTimeout, time.Second)
+	setDefault(&o.IdleTimeout, 30*time.Second)
+	setDefault(&o.MaxInflightBytes, 128<<20)
+	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
+
+	var errs []error
+	if len(o.Brokers) == 0 && !o.TestMode {
+		errs = append(errs, errors.New("no broker URL: set urls to one or more amqp:// or amqps:// URLs"))
+	}
+	if o.TopicPrefix == "" {
+		errs = append(errs, errors.New("topic_prefix is empty: set it to the address that topics begin with"))
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		for _, a := range allowed {
+			if value == a {
+				return
+			}
+		}
+		errs = append(errs, fmt.Errorf("%s = %q is not one of %q", key, value, allowed))
+	}
+	oneOf("dialect", o.Dialect, Dialects()...)
+	oneOf("sasl", o.SASL, SASLAuto, SASLPlain, SASLExternal, SASLAnonymous)
+	oneOf("url_order", o.URLOrder, OrderListed, OrderRandom)
+	oneOf("unroutable", o.Unroutable, UnroutableQueue, UnroutableDrop)
+	oneOf("body_section", o.BodySection, BodyValue, BodyData)
+	return errors.Join(errs...)
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Run connects to the brokers and keeps them connected until ctx ends. It blocks, leaves nothing behind, and
+// may be called once. Deliveries that are unsettled when ctx ends are reported as unknown to whoever waits.
+func (r *Relay) Run(ctx context.Context) error {
+	if !r.running.CompareAndSwap(false, true) {
+		return errors.New("run relay: already run")
+	}
+	defer r.endStart()
+	if r.opts.TestMode {
+		r.endStart()
+		r.signalUp()
+		<-ctx.Done()
+		return nil
+	}
+	var wg sync.WaitGroup
+	var first sync.WaitGroup
+	for _, b := range r.brokers {
+		first.Add(1)
+		wg.Go(func() { b.supervise(ctx, sync.OnceFunc(first.Done)) })
+	}
+	wg.Go(func() { first.Wait(); r.endStart() })
+	start := time.AfterFunc(r.opts.HandoffTimeout, r.endStart)
+	defer start.Stop()
+	wg.Wait()
+	return nil
+}
+
+// endStart ends the grace in which Send waits for the first connection.
+func (r *Relay) endStart() { r.settleOnce.Do(func() { close(r.settled) }) }
+
+func (r *Relay) signalUp() {
+	select {
+	case r.up <- struct{}{}:
+	default:
+	}
+}
+
+// Up receives whenever a broker becomes usable. Signals that nobody reads are merged.
+func (r *Relay) Up() <-chan struct{} { return r.up }
+
+// Usable reports whether SendPatiently has a broker to try.
+func (r *Relay) Usable() bool {
+	if r.opts.TestMode {
+		return true
+	}
+	for _, b := range r.brokers {
+		if b.usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// Inflight is how many bytes of messages are in memory here, at most about Options.MaxInflightBytes.
+func (r *Relay) Inflight() int64 { return r.inflight.Load() }
+
+// Status describes each broker, in order of preference.
+func (r *Relay) Status() []BrokerStatus {
+	all := make([]BrokerStatus, 0, len(r.brokers))
+	for _, b := range r.brokers {
+		all = append(all, b.status())
+	}
+	return all
+}
