@@ -1,0 +1,174 @@
+// Package admin shows an administrator what the relay does, and lets those who may steer it.
+//
+// Two handlers: the read-only one (a loopback port: /live, /ready, /metrics, /status and the status page at /)
+// and the control one (a Unix socket for its owner: the same, and what changes state). Both show one cached
+// Status, so that neither a scrape nor a page costs the queue anything.
+//
+// It promises: a read never waits for a broker or a store; the read-only handler changes nothing and answers no
+// other site's scripts; the number of metric series is bounded.
+//
+// It never: reaches into a stage (the daemon tells it everything), shows bodies except to the control socket's
+// "show" and "export", or shows secrets (the daemon sends masked texts).
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// Options configure a Server. Refresh may be zero; all else is required.
+type Options struct {
+	// Source gives the state of the daemon. It is called by one goroutine for the cache, and concurrently for
+	// the control socket; its context has a deadline. A Queue that cannot be read in time is not Known.
+	Source  func(ctx context.Context) Status
+	Metrics *Metrics
+	Recent  *Recent
+	Control Control
+	Logger  *slog.Logger
+	Refresh time.Duration // how often Source is asked; 0 means 2 s
+}
+
+const (
+	defaultRefresh = 2 * time.Second
+	sourceTimeout  = 10 * time.Second
+	// refreshGap bounds how often Refresh makes the cache ask.
+	refreshGap = 250 * time.Millisecond
+)
+
+// Server is the administrator's side of the daemon. Make one with New.
+type Server struct {
+	opts    Options
+	history history
+	cached  atomic.Pointer[Status]
+	nudge   chan struct{}
+
+	readOnly, control http.Server
+}
+
+// New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only. Nothing
+// runs until Run, Serve and ServeControl are called.
+func New(opts Options) *Server {
+	if opts.Refresh == 0 {
+		opts.Refresh = defaultRefresh
+	}
+	s := &Server{opts: opts, nudge: make(chan struct{}, 1)}
+	s.cached.Store(&Status{Phase: Starting, Generated: time.Now()})
+	opts.Metrics.registry.MustRegister(newGauges(s.Status))
+	errorLog := slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug)
+	const maxHeader = 32 << 10
+	s.readOnly = http.Server{Handler: s.Handler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: 2 * time.Minute}
+	// No limits on whole requests: exports, imports and profiles take their time.
+	s.control = http.Server{Handler: s.ControlHandler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	return s
+}
+
+// Run keeps the cached Status fresh until ctx ends; it then returns nil. It rests for nine times as long as
+// Source takes, so that a store that is slow to count is not kept busy counting.
+func (s *Server) Run(ctx context.Context) error {
+	for {
+		start := time.Now()
+		s.refresh(ctx)
+		took := time.Since(start)
+		if !wait(ctx, max(refreshGap, took), nil) || !wait(ctx, max(s.opts.Refresh, 10*took)-time.Since(start), s.nudge) {
+			return nil
+		}
+	}
+}
+
+// wait ends after d, or when early receives; false when ctx ended first.
+func wait(ctx context.Context, d time.Duration, early <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-early:
+	}
+	return ctx.Err() == nil
+}
+
+// Refresh asks for a new Status soon, because something changed. It does not block.
+func (s *Server) Refresh() {
+	select {
+	case s.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// refresh asks Source once, and caches the answer.
+func (s *Server) refresh(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
+	defer cancel()
+	status := s.opts.Source(ctx)
+	if status.Generated.IsZero() {
+		status.Generated = time.Now()
+	}
+	s.history.add(time.Now(), s.opts.Metrics.totals())
+	s.cached.Store(&status)
+}
+
+// Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares with
+// other callers must not be changed.
+func (s *Server) Status() *Status {
+	status := *s.cached.Load()
+	now := time.Now()
+	status.UptimeSeconds = seconds(now, status.Started)
+	status.Rates, status.Minutes = s.history.rates()
+	status.Recent = s.opts.Recent.Last()
+	status.judge(now)
+	// An empty list is [] in JSON, for programs that count.
+	status.Brokers = present(status.Brokers)
+	status.DeadLetters = present(status.DeadLetters)
+	status.Certificates = present(status.Certificates)
+	status.Queue.ByTopic = present(status.Queue.ByTopic)
+	status.Config.Settings = present(status.Config.Settings)
+	if status.Queue.DeadLettersByReason == nil {
+		status.Queue.DeadLettersByReason = map[string]int64{}
+	}
+	return &status
+}
+
+func present[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// Serve answers read-only requests on l, a loopback port, until Shutdown or Close; it then returns nil.
+func (s *Server) Serve(l net.Listener) error { return serve(&s.readOnly, l, "the admin endpoint") }
+
+// ServeControl answers on l, a Unix socket for its owner alone, until Shutdown or Close; it then returns nil.
+func (s *Server) ServeControl(l net.Listener) error {
+	return serve(&s.control, l, "the control socket")
+}
+
+func serve(server *http.Server, l net.Listener, what string) error {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s on %s: %w", what, l.Addr(), err)
+	}
+	return nil
+}
+
+// Shutdown closes the listeners and waits for requests in flight until ctx ends; then it drops them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := errors.Join(s.readOnly.Shutdown(ctx), s.control.Shutdown(ctx))
+	if err != nil {
+		s.Close()
+		return fmt.Errorf("finish the administrator's requests: %w", err)
+	}
+	return nil
+}
+
+// Close drops every connection at once.
+func (s *Server) Close() error { return errors.Join(s.readOnly.Close(), s.control.Close()) }

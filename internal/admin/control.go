@@ -1,0 +1,273 @@
+package admin
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/pprof"
+	"time"
+)
+
+// Control is what the daemon does for its administrator. Its methods are called concurrently. An *Error comes
+// back to the client as it is; any other error has the code FAILED.
+type Control interface {
+	// Reload reads the configuration again. After errors, which the result lists, the old one stays in effect.
+	Reload(ctx context.Context) Reload
+	// SetLogLevel takes one of config's words (debug, info, warn, error) until the next start or reload.
+	SetLogLevel(ctx context.Context, level string) error
+	// Pause and Resume may be called again without effect.
+	Pause(ctx context.Context, what Pausable) error
+	Resume(ctx context.Context, what Pausable) error
+	QueueControl
+}
+
+// QueueControl looks at the queue and the dead letters, and changes them.
+type QueueControl interface {
+	// List gives the items in order, oldest first, without props and body. An error of each ends it and comes back.
+	List(ctx context.Context, box Box, opts ListOptions, each func(Item) error) error
+	// Show gives one item with props and body.
+	Show(ctx context.Context, box Box, id string) (Item, error)
+	// Retry makes messages due now; dead letters return to the queue.
+	Retry(ctx context.Context, box Box, which Selection) (Changed, error)
+	// Drop deletes.
+	Drop(ctx context.Context, box Box, which Selection) (Changed, error)
+	// Export writes queue and dead letters as JSON Lines, and Import reads them. Import is idempotent on
+	// message-id; after an error the lines before it may have been stored.
+	Export(ctx context.Context, w io.Writer) error
+	Import(ctx context.Context, r io.Reader) (Imported, error)
+}
+
+// Pausable is what can be paused.
+type Pausable string
+
+// Drain is the sending of queued messages; Publish is all sending: commits are then queued.
+const (
+	Drain   Pausable = "drain"
+	Publish Pausable = "publish"
+)
+
+// Box says which of the two collections is meant.
+type Box string
+
+// The messages that wait, and those set aside for good.
+const (
+	QueueBox Box = "queue"
+	DeadBox  Box = "dead"
+)
+
+// ListOptions narrow a list.
+type ListOptions struct {
+	Limit   int    `json:"limit,omitempty"`   // 0 = all
+	Address string `json:"address,omitempty"` // only this one
+}
+
+// Selection says which items an action is for: those named, or all of them.
+type Selection struct {
+	IDs []string `json:"ids,omitempty"`
+	All bool     `json:"all,omitempty"`
+}
+
+// Changed counts what an action did.
+type Changed struct {
+	Count   int      `json:"count"`
+	Missing []string `json:"missing,omitempty"` // ids that are not there
+}
+
+// Imported counts the lines of an import.
+type Imported struct {
+	Stored  int `json:"stored"`
+	Present int `json:"present"` // were there already
+}
+
+// Item is one message of the queue, or one dead letter.
+type Item struct {
+	MessageID   string    `json:"message_id"`
+	Address     string    `json:"address,omitempty"` // empty: an event for which no message could be formed
+	Commit      string    `json:"commit,omitempty"`
+	Event       int       `json:"event"`
+	Callback    string    `json:"callback,omitempty"`
+	Created     time.Time `json:"created,omitzero"`
+	Size        int64     `json:"size,omitempty"`
+	Attempts    int       `json:"attempts"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+	Died        time.Time `json:"died,omitzero"`    // of a dead letter
+	Reason      string    `json:"reason,omitempty"` // the last error, or why it is a dead letter
+
+	Props json.RawMessage `json:"props,omitempty"` // as a JSON object; Show only
+	Body  string          `json:"body,omitempty"`  // of an event its kwargs; Show only
+}
+
+// resultTrailer ends a stream of JSON Lines: "ok", or an Error in JSON. A stream without it was cut short.
+const resultTrailer = "Koji-Relay-Result"
+
+// maxActionBytes bounds the JSON of an action: some 200,000 ids.
+const maxActionBytes = 8 << 20
+
+// ControlHandler answers on the control socket, whose file mode says who may connect. It reads what Handler does,
+// but asks Source first, so that what a command has just changed is seen.
+func (s *Server) ControlHandler() http.Handler {
+	mux := http.NewServeMux()
+	s.handleReads(mux, func(r *http.Request) *Status {
+		s.refresh(r.Context())
+		return s.Status()
+	})
+	c := s.opts.Control
+	mux.HandleFunc("POST /v1/reload", s.action(func(r *http.Request) (any, error) {
+		return c.Reload(r.Context()), nil
+	}))
+	mux.HandleFunc("POST /v1/log-level", s.action(func(r *http.Request) (any, error) {
+		in, err := decode[levelRequest](r)
+		if err != nil {
+			return nil, err
+		}
+		return done{}, c.SetLogLevel(r.Context(), in.Level)
+	}))
+	for path, do := range map[string]func(context.Context, Pausable) error{"/v1/pause": c.Pause, "/v1/resume": c.Resume} {
+		mux.HandleFunc("POST "+path, s.action(func(r *http.Request) (any, error) {
+			in, err := decode[pauseRequest](r)
+			if err == nil && in.What != Drain && in.What != Publish {
+				err = &Error{Code: CodeBadRequest, Text: fmt.Sprintf("what is %q, and must be drain or publish", in.What)}
+			}
+			if err != nil {
+				return nil, err
+			}
+			return done{}, do(r.Context(), in.What)
+		}))
+	}
+	s.handleQueue(mux, c)
+	handlePprof(mux)
+	return mux
+}
+
+type (
+	levelRequest struct {
+		Level string `json:"level"`
+	}
+	pauseRequest struct {
+		What Pausable `json:"what"`
+	}
+	done struct{}
+)
+
+func (s *Server) handleQueue(mux *http.ServeMux, c QueueControl) {
+	for _, box := range []Box{QueueBox, DeadBox} {
+		path := "/v1/" + string(box)
+		mux.HandleFunc("POST "+path+"/list", func(w http.ResponseWriter, r *http.Request) {
+			opts, err := decode[ListOptions](r)
+			if err != nil {
+				refuse(w, asError(err))
+				return
+			}
+			s.stream(w, func(out io.Writer) error {
+				lines := json.NewEncoder(out)
+				return c.List(r.Context(), box, opts, func(i Item) error { return lines.Encode(i) })
+			})
+		})
+		mux.HandleFunc("GET "+path+"/{id}", func(w http.ResponseWriter, r *http.Request) {
+			item, err := c.Show(r.Context(), box, r.PathValue("id"))
+			if err != nil {
+				refuse(w, asError(err))
+				return
+			}
+			answer(w, http.StatusOK, item)
+		})
+		change := func(do func(context.Context, Box, Selection) (Changed, error)) http.HandlerFunc {
+			return s.action(func(r *http.Request) (any, error) {
+				which, err := decode[Selection](r)
+				if err == nil && which.All == (len(which.IDs) > 0) {
+					err = &Error{Code: CodeBadRequest, Text: "give either ids or all"}
+				}
+				if err != nil {
+					return nil, err
+				}
+				return do(r.Context(), box, which)
+			})
+		}
+		mux.HandleFunc("POST "+path+"/retry", change(c.Retry))
+		mux.HandleFunc("POST "+path+"/drop", change(c.Drop))
+	}
+	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
+		s.stream(w, func(out io.Writer) error { return c.Export(r.Context(), out) })
+	})
+	mux.HandleFunc("POST /v1/import", s.action(func(r *http.Request) (any, error) {
+		return c.Import(r.Context(), r.Body)
+	}))
+}
+
+// handlePprof adds Go's profiles; a profile shows memory, and so is for the socket's owner only.
+func handlePprof(mux *http.ServeMux) {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+}
+
+// action answers with what do gives, in JSON; the status page shows the change at once.
+func (s *Server) action(do func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		result, err := do(r)
+		s.Refresh()
+		if err != nil {
+			e := asError(err)
+			s.opts.Logger.Warn("control action failed", "action", r.URL.Path, "code", e.Code, "error", err)
+			refuse(w, e)
+			return
+		}
+		s.opts.Logger.Info("control action done", "action", r.URL.Path)
+		answer(w, http.StatusOK, result)
+	}
+}
+
+// stream answers with the JSON Lines that write gives. An error before the first bytes is an answer of its own,
+// a later one the trailer's value.
+func (s *Server) stream(w http.ResponseWriter, write func(io.Writer) error) {
+	w.Header().Set("Trailer", resultTrailer)
+	w.Header().Set("Content-Type", "application/jsonl")
+	started := &startedWriter{w: w}
+	out := bufio.NewWriterSize(started, 64<<10)
+	err := write(out)
+	if err == nil {
+		err = out.Flush()
+	}
+	switch {
+	case err == nil:
+		if !started.yes {
+			w.WriteHeader(http.StatusOK) // of an empty list
+		}
+		w.Header().Set(resultTrailer, "ok")
+	case !started.yes:
+		w.Header().Del("Trailer")
+		refuse(w, asError(err))
+	default:
+		out.Flush()
+		text, _ := json.Marshal(asError(err))
+		w.Header().Set(resultTrailer, string(text))
+	}
+}
+
+// startedWriter remembers whether anything was written.
+type startedWriter struct {
+	w   io.Writer
+	yes bool
+}
+
+func (s *startedWriter) Write(p []byte) (int, error) {
+	s.yes = true
+	return s.w.Write(p)
+}
+
+// decode reads the JSON of an action. An absent body means the zero value.
+func decode[T any](r *http.Request) (T, error) {
+	var v T
+	dec := json.NewDecoder(io.LimitReader(r.Body, maxActionBytes))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&v); err != nil && !errors.Is(err, io.EOF) {
+		return v, &Error{Code: CodeBadRequest, Text: "read the request: " + err.Error()}
+	}
+	return v, nil
+}

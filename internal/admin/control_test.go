@@ -1,0 +1,203 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestClientReachesEveryAction(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	control.items = []Item{{MessageID: "a", Address: "build.tag", Event: 3}, {MessageID: "b", Reason: "rejected"}}
+	control.lines = `{"a":1}` + "\n"
+	c, ctx := serveControl(t, s), t.Context()
+
+	check := func(call string, err error, wantCall string) {
+		t.Helper()
+		calls := control.called()
+		if err != nil || len(calls) == 0 || calls[len(calls)-1] != wantCall {
+			t.Errorf("%s: error %v, calls %q, want %q", call, err, calls, wantCall)
+		}
+	}
+	reload, err := c.Reload(ctx)
+	check("Reload", err, "reload")
+	if !reload.OK || len(reload.Changed) != 1 || len(reload.NeedRestart) != 1 {
+		t.Errorf("Reload gives %+v", reload)
+	}
+	check("SetLogLevel", c.SetLogLevel(ctx, "debug"), "log-level debug")
+	check("Pause", c.Pause(ctx, Drain), "pause drain")
+	check("Resume", c.Resume(ctx, Publish), "resume publish")
+	for _, box := range []Box{QueueBox, DeadBox} {
+		var items []Item
+		err := c.List(ctx, box, ListOptions{Limit: 2, Address: "build.tag"}, func(i Item) error { items = append(items, i); return nil })
+		check("List", err, fmt.Sprintf(`list %s {"limit":2,"address":"build.tag"}`, box))
+		if diff := cmp.Diff(control.items, items); diff != "" {
+			t.Error(diff)
+		}
+		item, err := c.Show(ctx, box, "odd/id?x")
+		check("Show", err, fmt.Sprintf("show %s odd/id?x", box))
+		if item.Body != `{"a": 1}` || string(item.Props) != `{"type":"Tag"}` {
+			t.Errorf("Show gives %+v", item)
+		}
+		changed, err := c.Retry(ctx, box, Selection{IDs: []string{"a", "b"}})
+		check("Retry", err, fmt.Sprintf(`retry %s {"ids":["a","b"]}`, box))
+		if changed.Count != 2 {
+			t.Errorf("Retry gives %+v", changed)
+		}
+		_, err = c.Drop(ctx, box, Selection{All: true})
+		check("Drop", err, fmt.Sprintf(`drop %s {"all":true}`, box))
+	}
+	var out bytes.Buffer
+	check("Export", c.Export(ctx, &out), "export")
+	if out.String() != control.lines {
+		t.Errorf("Export gives %q", out.String())
+	}
+	imported, err := c.Import(ctx, strings.NewReader(strings.Repeat("x", 1<<20)))
+	check("Import", err, "import")
+	if imported.Stored != 1<<20 {
+		t.Errorf("Import gives %+v", imported)
+	}
+}
+
+func TestControlSocketShowsThePresentState(t *testing.T) {
+	t.Parallel()
+	s, source, _ := newTestServer(t, runningStatus())
+	c := serveControl(t, s)
+	source.change(func(s *Status) { s.Paused.Drain = true })
+	if s.Status().Paused.Drain {
+		t.Fatal("the cache was refreshed by nobody")
+	}
+	status, err := c.Status(t.Context())
+	if err != nil || !status.Paused.Drain || status.State != Degraded {
+		t.Errorf("status %+v, error %v", status, err)
+	}
+	if !s.Status().Paused.Drain {
+		t.Error("what the control socket has seen is not cached")
+	}
+}
+
+func TestErrorsComeBackWithTheirCode(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	c, ctx := serveControl(t, s), t.Context()
+	each := func(Item) error { return nil }
+	for _, e := range []struct {
+		err  error
+		want *Error
+	}{
+		{errors.New("disk on fire"), &Error{CodeFailed, "disk on fire"}},
+		{fmt.Errorf("drop from the queue: %w", &Error{CodeNotFound, "no message x"}), &Error{CodeNotFound, "drop from the queue: no message x"}},
+		{&Error{CodeUnavailable, "the database does not answer"}, &Error{CodeUnavailable, "the database does not answer"}},
+		{&Error{CodeRefused, "stop the other relay first"}, &Error{CodeRefused, "stop the other relay first"}},
+	} {
+		control.err = e.err
+		_, show := c.Show(ctx, QueueBox, "x")
+		_, drop := c.Drop(ctx, DeadBox, Selection{All: true})
+		_, imp := c.Import(ctx, strings.NewReader("x"))
+		for call, err := range map[string]error{"Show": show, "Drop": drop, "Import": imp,
+			"List": c.List(ctx, QueueBox, ListOptions{}, each), "Export": c.Export(ctx, &bytes.Buffer{}),
+			"Pause": c.Pause(ctx, Drain), "SetLogLevel": c.SetLogLevel(ctx, "debug")} {
+			var got *Error
+			if !errors.As(err, &got) || *got != *e.want {
+				t.Errorf("%s gives %#v, want %#v", call, err, e.want)
+			}
+		}
+	}
+}
+
+func TestStreamThatFailsLateIsAnError(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	c, ctx := serveControl(t, s), t.Context()
+	for range 3000 { // more than is buffered
+		control.items = append(control.items, Item{MessageID: strings.Repeat("m", 36)})
+	}
+	control.fail = &Error{CodeUnavailable, "the database went away"}
+	var got *Error
+	n := 0
+	if err := c.List(ctx, QueueBox, ListOptions{}, func(Item) error { n++; return nil }); !errors.As(err, &got) || got.Code != CodeUnavailable || n != 3000 {
+		t.Errorf("List gives %v after %d items", err, n)
+	}
+	control.lines = strings.Repeat("x", 1<<20)
+	if err := c.Export(ctx, &bytes.Buffer{}); !errors.As(err, &got) || got.Code != CodeUnavailable {
+		t.Errorf("Export gives %v", err)
+	}
+	control.items, control.fail = nil, nil
+	if err := c.List(ctx, QueueBox, ListOptions{}, func(Item) error { return nil }); err != nil {
+		t.Errorf("an empty list gives %v", err)
+	}
+}
+
+func TestStreamCutShortIsAnError(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	control.lines = strings.Repeat("x", 1<<20)
+	whole := s.ControlHandler()
+	s.control.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		whole.ServeHTTP(w, r)
+		w.Header().Del(resultTrailer)
+	})
+	err := serveControl(t, s).Export(t.Context(), &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), "cut short") {
+		t.Errorf("Export gives %v", err)
+	}
+}
+
+func TestBadRequestsChangeNothing(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	c, ctx := serveControl(t, s), t.Context()
+	_, none := c.Drop(ctx, QueueBox, Selection{})
+	_, both := c.Drop(ctx, QueueBox, Selection{IDs: []string{"x"}, All: true})
+	_, unknown := call[done](ctx, c, "POST", "/v1/queue/drop", map[string]bool{"everything": true})
+	_, text := call[done](ctx, c, "POST", "/v1/queue/drop", strings.NewReader("all"))
+	for name, err := range map[string]error{"nothing selected": none, "ids and all": both, "unknown key": unknown, "not JSON": text,
+		"unknown pause": c.Pause(ctx, "hub")} {
+		var got *Error
+		if !errors.As(err, &got) || got.Code != CodeBadRequest {
+			t.Errorf("%s gives %v", name, err)
+		}
+	}
+	if calls := control.called(); len(calls) > 0 {
+		t.Errorf("the daemon was asked for %v", calls)
+	}
+}
+
+func TestClientKnowsThatNothingRuns(t *testing.T) {
+	t.Parallel()
+	_, err := NewClient(filepath.Join(t.TempDir(), "control.sock")).Status(t.Context())
+	if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "control.sock") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestClientEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newTestServer(t, runningStatus())
+	asked := make(chan struct{})
+	s.opts.Source = func(ctx context.Context) Status { close(asked); <-ctx.Done(); return Status{} }
+	c := serveControl(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	go func() { <-asked; cancel() }()
+	if _, err := c.Status(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestProfilesAreOnTheControlSocket(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newTestServer(t, runningStatus())
+	if code, text := get(t, s.ControlHandler(), "/debug/pprof/goroutine?debug=1"); code != 200 || !strings.Contains(text, "goroutine profile") {
+		t.Errorf("answered %d %s", code, text)
+	}
+}

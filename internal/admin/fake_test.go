@@ -1,0 +1,192 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// fakeSource is a daemon's state that tests change.
+type fakeSource struct {
+	mu     sync.Mutex
+	status Status
+	calls  int
+}
+
+func (f *fakeSource) get(context.Context) Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	return f.status
+}
+
+func (f *fakeSource) change(change func(*Status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status.Brokers = append([]Broker(nil), f.status.Brokers...) // the cache holds the old slice
+	change(&f.status)
+}
+
+// runningStatus is a daemon with all well: two brokers up and an empty queue.
+func runningStatus() Status {
+	now := time.Now()
+	return Status{
+		Version: "1.2.3", Host: "hub.example.com", Started: now.Add(-26 * time.Hour), Phase: Running, LogLevel: "info",
+		Brokers: []Broker{
+			{Name: "broker1.example.com:5671", State: Up, Since: now.Add(-26 * time.Hour), Active: true, TLS: true,
+				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", RoundTripSeconds: .0021},
+			{Name: "broker2.example.com:5671", State: Up, Since: now.Add(-3 * time.Hour), TLS: true,
+				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", RoundTripSeconds: .0034},
+		},
+		Queue:        Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
+		Outbox:       Outbox{Known: true},
+		Certificates: []Certificate{{Name: "cert", Subject: "CN=koji-relay", Expires: now.Add(90 * 24 * time.Hour)}},
+		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour), Settings: []Setting{
+			{"broker", "urls", "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671", "protonmsg.conf:2"},
+			{"broker", "password_file", "****", "protonmsg.conf:9"},
+			{"queue", "enabled", "on", "default"},
+		}},
+	}
+}
+
+// fakeControl records calls and answers as told.
+type fakeControl struct {
+	mu    sync.Mutex
+	calls []string
+	err   error
+	items []Item
+	fail  error // of List and Export, after the items
+	lines string
+}
+
+func (f *fakeControl) note(call string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, call)
+	return f.err
+}
+
+func (f *fakeControl) called() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.calls...)
+}
+
+func (f *fakeControl) Reload(context.Context) Reload {
+	f.note("reload")
+	return Reload{Time: time.Unix(1700000000, 0).UTC(), OK: true, Changed: []string{"broker.urls"}, NeedRestart: []string{"relay.socket"}}
+}
+
+func (f *fakeControl) SetLogLevel(_ context.Context, level string) error {
+	return f.note("log-level " + level)
+}
+func (f *fakeControl) Pause(_ context.Context, what Pausable) error {
+	return f.note("pause " + string(what))
+}
+func (f *fakeControl) Resume(_ context.Context, what Pausable) error {
+	return f.note("resume " + string(what))
+}
+
+func (f *fakeControl) List(_ context.Context, box Box, opts ListOptions, each func(Item) error) error {
+	text, _ := json.Marshal(opts)
+	if err := f.note("list " + string(box) + " " + string(text)); err != nil {
+		return err
+	}
+	for _, i := range f.items {
+		if err := each(i); err != nil {
+			return err
+		}
+	}
+	return f.fail
+}
+
+func (f *fakeControl) Show(_ context.Context, box Box, id string) (Item, error) {
+	return Item{MessageID: id, Props: json.RawMessage(`{"type":"Tag"}`), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
+}
+
+func (f *fakeControl) selected(verb string, box Box, which Selection) (Changed, error) {
+	text, _ := json.Marshal(which)
+	return Changed{Count: len(which.IDs)}, f.note(verb + " " + string(box) + " " + string(text))
+}
+
+func (f *fakeControl) Retry(_ context.Context, box Box, which Selection) (Changed, error) {
+	return f.selected("retry", box, which)
+}
+
+func (f *fakeControl) Drop(_ context.Context, box Box, which Selection) (Changed, error) {
+	return f.selected("drop", box, which)
+}
+
+func (f *fakeControl) Export(_ context.Context, w io.Writer) error {
+	if err := f.note("export"); err != nil {
+		return err
+	}
+	io.WriteString(w, f.lines)
+	return f.fail
+}
+
+func (f *fakeControl) Import(_ context.Context, r io.Reader) (Imported, error) {
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return Imported{}, err
+	}
+	return Imported{Stored: len(text)}, f.note("import")
+}
+
+// newTestServer makes a Server that has looked at its source once.
+func newTestServer(t *testing.T, status Status) (*Server, *fakeSource, *fakeControl) {
+	t.Helper()
+	source, control := &fakeSource{status: status}, &fakeControl{}
+	s := New(Options{Source: source.get, Metrics: NewMetrics("1.2.3"), Recent: NewRecent(100), Control: control,
+		Logger: slog.New(slog.DiscardHandler)})
+	s.refresh(t.Context())
+	return s, source, control
+}
+
+// serveControl answers on a Unix socket until the test ends, and gives a client for it.
+func serveControl(t *testing.T, s *Server) *Client {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.ServeControl(l) }()
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return NewClient(socket)
+}
+
+// exercise makes every metric have a value.
+func exercise(m *Metrics) {
+	m.CommitTaken(message.Commit{Events: []message.Event{{Callback: "postTag"}, {Callback: "postUntag"}}},
+		message.Receipt{Sent: 1, NotTaken: []int{1}}, 3*time.Millisecond)
+	m.MessageSent("build.tag", "broker1.example.com:5671")
+	m.SendFailed("broker1.example.com:5671", FailureRejected)
+	m.RoundTrip("broker1.example.com:5671", time.Millisecond)
+	m.QueuePut(3)
+	m.QueueDrained(2)
+	m.QueueExpired("build.tag", 1)
+	m.DeadLetters(FailureTooLarge, 1)
+	m.ExtraTrimmed(1)
+	m.Reconnected("broker1.example.com:5671")
+}
+
+func get(t *testing.T, h http.Handler, path string) (int, string) {
+	t.Helper()
+	return request(t, h, http.MethodGet, "127.0.0.1:9763", path)
+}

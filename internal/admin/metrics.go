@@ -1,0 +1,253 @@
+package admin
+
+import (
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"koji-relay/internal/message"
+)
+
+// Failure says, from a bounded set, why a message was not sent or a broker not reached. A word outside the set
+// is counted as FailureOther.
+type Failure string
+
+// The failures.
+const (
+	FailureConnect     Failure = "connect"     // no connection: name, route, refusal, silence
+	FailureTLS         Failure = "tls"         // certificates, versions
+	FailureSASL        Failure = "sasl"        // user, password, mechanism
+	FailureLink        Failure = "link"        // the broker refused the address
+	FailureLost        Failure = "lost"        // the connection broke before the answer
+	FailureTimeout     Failure = "timeout"     // no answer in time
+	FailureRejected    Failure = "rejected"    // the broker's outcome
+	FailureReleased    Failure = "released"    // the broker's outcome
+	FailureModified    Failure = "modified"    // the broker's outcome
+	FailureTooLarge    Failure = "too_large"   // above the link's max-message-size
+	FailureUnencodable Failure = "unencodable" // a value that AMQP cannot carry, or no message at all
+	FailureExpired     Failure = "expired"     // older than max_age; of dead letters only
+	FailureOther       Failure = "other"
+)
+
+var failures = map[Failure]bool{FailureConnect: true, FailureTLS: true, FailureSASL: true, FailureLink: true,
+	FailureLost: true, FailureTimeout: true, FailureRejected: true, FailureReleased: true, FailureModified: true,
+	FailureTooLarge: true, FailureUnencodable: true, FailureExpired: true, FailureOther: true}
+
+func (f Failure) bounded() string {
+	if failures[f] {
+		return string(f)
+	}
+	return string(FailureOther)
+}
+
+// FailureOf is the failure that an outcome's state tells by itself.
+func FailureOf(s message.State) Failure {
+	switch s {
+	case message.NotSent:
+		return FailureConnect
+	case message.Unknown:
+		return FailureTimeout
+	case message.Rejected:
+		return FailureRejected
+	case message.Released:
+		return FailureReleased
+	case message.Modified:
+		return FailureModified
+	}
+	return FailureOther
+}
+
+// maxLabelValues bounds the distinct addresses, callbacks and brokers that get a series of their own: a hub with
+// its own callbacks, or a hostile event, must not fill the memory of whoever scrapes.
+const maxLabelValues = 200
+
+// otherLabel stands for all values above maxLabelValues.
+const otherLabel = "other"
+
+// labels bounds the values of one label. It is safe for concurrent use and does not allocate for a known value.
+type labels struct {
+	mu    sync.RWMutex
+	known map[string]struct{} // guarded by mu
+}
+
+func newLabels() *labels { return &labels{known: make(map[string]struct{})} }
+
+func (l *labels) value(v string) string {
+	const maxBytes = 200
+	if len(v) > maxBytes || !utf8.ValidString(v) { // the metrics library panics at invalid UTF-8
+		v = strings.ToValidUTF8(v[:min(len(v), maxBytes)], "\uFFFD")
+	}
+	l.mu.RLock()
+	_, ok := l.known[v]
+	l.mu.RUnlock()
+	if ok {
+		return v
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.known[v]; !ok && len(l.known) >= maxLabelValues {
+		return otherLabel
+	}
+	l.known[v] = struct{}{}
+	return v
+}
+
+// Metrics counts what the stages report through the daemon's hooks. Its methods are safe for concurrent use, do not
+// block, and allocate only for label values not seen before. docs/metrics.md describes every metric.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	addresses, callbacks, brokers *labels
+
+	commits      prometheus.Counter
+	events       *prometheus.CounterVec
+	handled      *prometheus.CounterVec
+	handoff      prometheus.Histogram
+	sent         *prometheus.CounterVec
+	lastSuccess  *prometheus.GaugeVec
+	failed       *prometheus.CounterVec
+	roundTrip    *prometheus.HistogramVec
+	put          prometheus.Counter
+	drained      prometheus.Counter
+	expired      *prometheus.CounterVec
+	dead         *prometheus.CounterVec
+	extraTrimmed prometheus.Counter
+	reconnects   *prometheus.CounterVec
+
+	// The totals behind the status page's rates.
+	nEvents, nSent, nQueued, nDrained, nFailed, nNotTaken atomic.Int64
+}
+
+const namespace = "koji_relay"
+
+// NewMetrics makes the metrics on a registry of their own. version becomes a label of koji_relay_build_info.
+func NewMetrics(version string) *Metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	}
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	}
+	// From a socket round trip to the hub plugin's timeout.
+	handoffBuckets := []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5}
+	// From a broker on the same host to send_timeout.
+	sendBuckets := []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60}
+
+	m := &Metrics{
+		registry: prometheus.NewRegistry(), addresses: newLabels(), callbacks: newLabels(), brokers: newLabels(),
+
+		commits: counter("commits_received_total", "Commits that the hub handed over."),
+		events:  counters("events_received_total", "Events that the hub handed over, by callback.", "callback"),
+		handled: counters("events_handled_total", "Events by what the hub was told about them.", "result"),
+		handoff: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: "handoff_duration_seconds",
+			Help: "Time from a commit's last byte to its answer.", Buckets: handoffBuckets}),
+		sent: counters("messages_sent_total", "Messages that a broker accepted.", "address", "broker"),
+		lastSuccess: gauges("last_success_timestamp_seconds", "When a broker last accepted a message, by address.",
+			"address"),
+		failed: counters("send_failures_total", "Attempts to send that failed, by broker and reason.", "broker", "reason"),
+		roundTrip: prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: "send_duration_seconds",
+			Help: "Time from sending a message to the broker's answer.", Buckets: sendBuckets}, []string{"broker"}),
+		put:          counter("queue_put_total", "Messages put into the queue."),
+		drained:      counter("queue_drained_total", "Messages from the queue that a broker accepted."),
+		expired:      counters("queue_expired_total", "Messages given up after max_age.", "address"),
+		dead:         counters("dead_letter_total", "Messages and events set aside as dead letters.", "reason"),
+		extraTrimmed: counter("extra_trimmed_total", "Messages whose extra was cut because of extra_limit."),
+		reconnects:   counters("reconnects_total", "Connections to a broker that were opened again.", "broker"),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info",
+		Help:        "Always 1; its labels tell the version of koji-relay and of Go.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
+	build.Set(1)
+	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed, m.roundTrip,
+		m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// A series that appears with its first event cannot be alerted on with rate().
+	for _, result := range []FateKind{Sent, Queued, Dead, NotTaken, skipped} {
+		m.handled.WithLabelValues(string(result))
+	}
+	for reason := range failures {
+		m.dead.WithLabelValues(string(reason))
+	}
+	return m
+}
+
+// skipped is a result of events only: they make no message, and so have no fate.
+const skipped FateKind = "skipped"
+
+// CommitTaken counts a commit that came over the socket or through the outbox, and what the hub was told.
+func (m *Metrics) CommitTaken(c message.Commit, r message.Receipt, took time.Duration) {
+	m.commits.Inc()
+	m.nEvents.Add(int64(len(c.Events)))
+	m.nNotTaken.Add(int64(len(r.NotTaken)))
+	for i := range c.Events {
+		m.events.WithLabelValues(m.callbacks.value(c.Events[i].Callback)).Inc()
+	}
+	m.handled.WithLabelValues(string(Sent)).Add(float64(r.Sent))
+	m.handled.WithLabelValues(string(Queued)).Add(float64(r.Queued))
+	m.handled.WithLabelValues(string(Dead)).Add(float64(r.Dead))
+	m.handled.WithLabelValues(string(NotTaken)).Add(float64(len(r.NotTaken)))
+	m.handled.WithLabelValues(string(skipped)).Add(float64(r.Skipped))
+	m.handoff.Observe(took.Seconds())
+}
+
+// MessageSent counts a message that a broker accepted, from the hub or from the queue.
+func (m *Metrics) MessageSent(address, broker string) {
+	m.nSent.Add(1)
+	address = m.addresses.value(address)
+	m.sent.WithLabelValues(address, m.brokers.value(broker)).Inc()
+	m.lastSuccess.WithLabelValues(address).SetToCurrentTime()
+}
+
+// SendFailed counts an attempt that failed: of a message, or of reaching the broker at all.
+func (m *Metrics) SendFailed(broker string, reason Failure) {
+	m.nFailed.Add(1)
+	m.failed.WithLabelValues(m.brokers.value(broker), reason.bounded()).Inc()
+}
+
+// RoundTrip observes the time between a message's sending and the broker's answer.
+func (m *Metrics) RoundTrip(broker string, took time.Duration) {
+	m.roundTrip.WithLabelValues(m.brokers.value(broker)).Observe(took.Seconds())
+}
+
+// QueuePut counts messages put into the queue.
+func (m *Metrics) QueuePut(n int) {
+	m.nQueued.Add(int64(n))
+	m.put.Add(float64(n))
+}
+
+// QueueDrained counts messages of the queue that a broker accepted. MessageSent counts them too.
+func (m *Metrics) QueueDrained(n int) {
+	m.nDrained.Add(int64(n))
+	m.drained.Add(float64(n))
+}
+
+// QueueExpired counts messages that grew older than max_age.
+func (m *Metrics) QueueExpired(address string, n int) {
+	m.expired.WithLabelValues(m.addresses.value(address)).Add(float64(n))
+}
+
+// DeadLetters counts messages and events that were set aside.
+func (m *Metrics) DeadLetters(reason Failure, n int) {
+	m.dead.WithLabelValues(reason.bounded()).Add(float64(n))
+}
+
+// ExtraTrimmed counts messages whose extra was cut.
+func (m *Metrics) ExtraTrimmed(n int) { m.extraTrimmed.Add(float64(n)) }
+
+// Reconnected counts a connection that was opened again after it had been lost.
+func (m *Metrics) Reconnected(broker string) {
+	m.reconnects.WithLabelValues(m.brokers.value(broker)).Inc()
+}
+
+func (m *Metrics) totals() totals {
+	return totals{m.nEvents.Load(), m.nSent.Load(), m.nQueued.Load(), m.nDrained.Load(), m.nFailed.Load(), m.nNotTaken.Load()}
+}

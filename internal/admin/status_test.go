@@ -1,0 +1,234 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
+	t.Parallel()
+	brokersDown := func(s *Status) {
+		for i := range s.Brokers {
+			s.Brokers[i].State = Down
+		}
+	}
+	storeBroken := func(s *Status) { s.Queue.Usable, s.Queue.Error = false, "connection refused" }
+	for _, c := range []struct {
+		name    string
+		change  func(*Status)
+		state   State
+		reasons string
+	}{
+		{"all is well", func(*Status) {}, OK, ""},
+		{"one broker of two down", func(s *Status) { s.Brokers[0].State = Down }, OK, ""},
+		{"no broker", brokersDown, Degraded, "NO_BROKER"},
+		{"stalled brokers", func(s *Status) { s.Brokers[0].State, s.Brokers[1].State = Stalled, Connecting }, Degraded, "NO_BROKER"},
+		{"store broken", storeBroken, Degraded, "STORE_UNUSABLE"},
+		{"no broker, store broken", func(s *Status) { brokersDown(s); storeBroken(s) }, NotReady, "NO_BROKER STORE_UNUSABLE"},
+		{"ordered, store broken", func(s *Status) { s.Queue.Ordered = true; storeBroken(s) }, NotReady, "STORE_UNUSABLE"},
+		{"paused", func(s *Status) { s.Paused = Paused{Drain: true, Publish: true} }, Degraded, "PAUSED"},
+		{"paused, store broken", func(s *Status) { s.Paused.Publish = true; storeBroken(s) }, NotReady, "PAUSED STORE_UNUSABLE"},
+		{"drain paused", func(s *Status) { s.Paused.Drain = true }, Degraded, "DRAIN_PAUSED"},
+		{"queue off", func(s *Status) { s.Queue = Queue{} }, OK, ""},
+		{"queue off, no broker", func(s *Status) { s.Queue = Queue{}; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_OFF"},
+		{"queue full", func(s *Status) { s.Queue.MaxBytes, s.Queue.Bytes = 10, 10 }, Degraded, "QUEUE_FULL"},
+		{"queue full, no broker", func(s *Status) { s.Queue.MaxBytes, s.Queue.Bytes = 10, 10; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_FULL"},
+		{"outbox unreadable", func(s *Status) { s.Outbox.Error = "permission denied" }, Degraded, "OUTBOX_UNREADABLE"},
+		{"reload failed", func(s *Status) { s.Config.Reload.Time = time.Now() }, Degraded, "RELOAD_FAILED"},
+		{"certificate ends soon", func(s *Status) { s.Certificates[0].Expires = time.Now().Add(time.Hour) }, Degraded, "CERTIFICATE_EXPIRES"},
+		{"certificate has ended", func(s *Status) { s.Certificates[0].Expires = time.Now() }, Degraded, "CERTIFICATE_EXPIRED"},
+		{"stale", func(s *Status) { s.Generated = time.Now().Add(-time.Minute) }, Degraded, "STALE"},
+		{"starting", func(s *Status) { s.Phase = Starting }, NotReady, "STARTING"},
+		{"not filled in", func(s *Status) { *s = Status{} }, NotReady, "STARTING"},
+		{"stopping", func(s *Status) { s.Phase = Stopping }, NotReady, "STOPPING"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			status := runningStatus()
+			c.change(&status)
+			s, _, _ := newTestServer(t, status)
+			code, text := get(t, s.Handler(), "/ready")
+			var ready struct {
+				Ready   bool
+				State   State
+				Reasons []Reason
+			}
+			if err := json.Unmarshal([]byte(text), &ready); err != nil {
+				t.Fatal(err)
+			}
+			var codes []string
+			for _, r := range ready.Reasons {
+				codes = append(codes, r.Code)
+			}
+			if got := strings.Join(codes, " "); got != c.reasons || ready.State != c.state {
+				t.Errorf("state %s for %q, want %s for %q", ready.State, got, c.state, c.reasons)
+			}
+			if want := c.state != NotReady; ready.Ready != want || (code == 200) != want {
+				t.Errorf("ready is %v with code %d, want %v", ready.Ready, code, want)
+			}
+		})
+	}
+}
+
+func TestStatusListsAreNeverNull(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newTestServer(t, Status{Phase: Running})
+	_, text := get(t, s.Handler(), "/status")
+	if strings.Contains(text, "null") {
+		t.Errorf("a list is null in %s", text)
+	}
+	if strings.Contains(text, "0001-01-01") && strings.Count(text, "0001-01-01") > 1 { // started
+		t.Errorf("unknown times are shown in %s", text)
+	}
+}
+
+func TestCacheIsRefreshedInTheBackground(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := &fakeSource{status: runningStatus()}
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
+			Logger: slog.New(slog.DiscardHandler)})
+		if s.Status().Ready {
+			t.Error("ready before the first look")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		synctest.Wait()
+		if !s.Status().Ready || source.calls != 1 {
+			t.Errorf("after the start: ready %v, %d looks", s.Status().Ready, source.calls)
+		}
+		for range 1000 {
+			s.Status() // reading does not ask the source
+		}
+		time.Sleep(10*time.Second + time.Millisecond) // the bubble's clock
+		if source.calls != 6 {
+			t.Errorf("%d looks in 10 s, want 6", source.calls)
+		}
+		s.Refresh()
+		s.Refresh()
+		time.Sleep(2 * refreshGap)
+		if source.calls != 7 {
+			t.Errorf("%d looks after two nudges, want 7", source.calls)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		status := runningStatus()
+		source := func(ctx context.Context) Status {
+			calls++
+			<-time.After(4 * time.Second)
+			status.Generated = time.Now()
+			return status
+		}
+		s := New(Options{Source: source, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
+			Logger: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		time.Sleep(400*time.Second + time.Millisecond)
+		if calls > 11 {
+			t.Errorf("a look of 4 s was made %d times in 400 s; it may take a tenth of the time", calls)
+		}
+		before := time.Now()
+		if code, _ := get(t, s.Handler(), "/metrics"); code != 200 || time.Since(before) != 0 {
+			t.Errorf("a scrape answered %d and waited %s", code, time.Since(before))
+		}
+		cancel()
+		<-ended
+	})
+}
+
+func TestStatusGrowsStaleWhenTheSourceHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _, _ := newTestServer(t, runningStatus())
+		time.Sleep(time.Minute)
+		status := s.Status()
+		if status.State != Degraded || len(status.Reasons) != 1 || status.Reasons[0].Code != "STALE" {
+			t.Errorf("after a minute without a look: %s %v", status.State, status.Reasons)
+		}
+	})
+}
+
+func TestRecentKeepsTheLastNewestFirst(t *testing.T) {
+	t.Parallel()
+	r := NewRecent(3)
+	if got := r.Last(); len(got) != 0 {
+		t.Errorf("an empty list gives %v", got)
+	}
+	for i := range 5 {
+		r.Add(Fate{Event: i})
+	}
+	var got []int
+	for _, f := range r.Last() {
+		got = append(got, f.Event)
+	}
+	if diff := cmp.Diff([]int{4, 3, 2}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRatesAreOverTheirWindow(t *testing.T) {
+	t.Parallel()
+	var h history
+	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	// Ten messages a second for ten minutes, then silence for two.
+	for s := range 721 {
+		h.add(start.Add(time.Duration(s)*time.Second), totals{sent: int64(10 * min(s, 600)), queued: 7})
+	}
+	rates, minutes := h.rates()
+	if rates.Minute.Sent != 0 || rates.FiveMinutes.Sent < 5.9 || rates.FiveMinutes.Sent > 6.1 {
+		t.Errorf("rates %+v, want 0 and 6 sent per second", rates)
+	}
+	if len(h.samples) > 152 {
+		t.Errorf("%d samples kept", len(h.samples))
+	}
+	var sent, queued int64
+	for i, m := range minutes {
+		if want := start.Add(time.Duration(i) * time.Minute); !m.Time.Equal(want) {
+			t.Errorf("minute %d is %s, want %s", i, m.Time, want)
+		}
+		sent += m.Sent
+		queued += m.Queued
+	}
+	if len(minutes) != 13 || sent != 6000 || queued != 7 {
+		t.Errorf("%d minutes with %d sent, %d queued; want 13, 6000, 7", len(minutes), sent, queued)
+	}
+	if m := minutes[3]; m.Sent != 600 {
+		t.Errorf("the fourth minute has %d, want 600", m.Sent)
+	}
+}
+
+func TestMinutesAreKeptForAnHour(t *testing.T) {
+	t.Parallel()
+	var h history
+	at := time.Date(2026, 3, 1, 12, 0, 30, 0, time.UTC)
+	for i, step := range []time.Duration{0, time.Minute, 30 * time.Minute, 45 * time.Minute, 3 * time.Hour} {
+		at = at.Add(step)
+		h.add(at, totals{sent: int64(i + 1)})
+		_, minutes := h.rates()
+		if n := len(minutes); n == 0 || n > minutesKept || !minutes[n-1].Time.Equal(at.Truncate(time.Minute)) {
+			t.Errorf("step %d: %d minutes", i, n)
+		}
+	}
+	if _, minutes := h.rates(); fmt.Sprint(len(minutes), minutes[0].Sent) != "1 1" {
+		t.Errorf("after three hours: %v", minutes)
+	}
+}
