@@ -29,6 +29,12 @@ func (f *fakeSource) get(context.Context) Status {
 	return f.status
 }
 
+func (f *fakeSource) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
 func (f *fakeSource) change(change func(*Status)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -190,3 +196,6 @@ func get(t *testing.T, h http.Handler, path string) (int, string) {
 	t.Helper()
 	return request(t, h, http.MethodGet, "127.0.0.1:9763", path)
 }
+
+// pass lets time pass in a synctest bubble.
+func pass(d time.Duration) { <-time.After(d) }

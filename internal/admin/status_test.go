@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,21 +104,21 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()
 		synctest.Wait()
-		if !s.Status().Ready || source.calls != 1 {
-			t.Errorf("after the start: ready %v, %d looks", s.Status().Ready, source.calls)
+		if !s.Status().Ready || source.count() != 1 {
+			t.Errorf("after the start: ready %v, %d looks", s.Status().Ready, source.count())
 		}
 		for range 1000 {
 			s.Status() // reading does not ask the source
 		}
-		time.Sleep(10*time.Second + time.Millisecond) // the bubble's clock
-		if source.calls != 6 {
-			t.Errorf("%d looks in 10 s, want 6", source.calls)
+		pass(10*time.Second + time.Millisecond) // the bubble's clock
+		if source.count() != 6 {
+			t.Errorf("%d looks in 10 s, want 6", source.count())
 		}
 		s.Refresh()
 		s.Refresh()
-		time.Sleep(2 * refreshGap)
-		if source.calls != 7 {
-			t.Errorf("%d looks after two nudges, want 7", source.calls)
+		pass(2 * refreshGap)
+		if source.count() != 7 {
+			t.Errorf("%d looks after two nudges, want 7", source.count())
 		}
 		cancel()
 		if err := <-ended; err != nil {
@@ -129,10 +130,10 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		calls := 0
+		var calls atomic.Int32
 		status := runningStatus()
 		source := func(ctx context.Context) Status {
-			calls++
+			calls.Add(1)
 			<-time.After(4 * time.Second)
 			status.Generated = time.Now()
 			return status
@@ -142,9 +143,9 @@ func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()
-		time.Sleep(400*time.Second + time.Millisecond)
-		if calls > 11 {
-			t.Errorf("a look of 4 s was made %d times in 400 s; it may take a tenth of the time", calls)
+		pass(400*time.Second + time.Millisecond)
+		if n := calls.Load(); n > 11 {
+			t.Errorf("a look of 4 s was made %d times in 400 s; it may take a tenth of the time", n)
 		}
 		before := time.Now()
 		if code, _ := get(t, s.Handler(), "/metrics"); code != 200 || time.Since(before) != 0 {
@@ -159,7 +160,7 @@ func TestStatusGrowsStaleWhenTheSourceHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, _, _ := newTestServer(t, runningStatus())
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		status := s.Status()
 		if status.State != Degraded || len(status.Reasons) != 1 || status.Reasons[0].Code != "STALE" {
 			t.Errorf("after a minute without a look: %s %v", status.State, status.Reasons)
