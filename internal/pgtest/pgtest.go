@@ -1,0 +1,310 @@
+// Package pgtest gives tests a real PostgreSQL: a database of its own for each test, on the server that
+// KOJI_RELAY_TEST_PG names (a connection string of a superuser) or on a private cluster that is started once in a test
+// process. It is used by tests only. It talks to the server through psql, so that it needs no driver.
+package pgtest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	serverEnv  = "KOJI_RELAY_TEST_PG"
+	requireEnv = "KOJI_RELAY_REQUIRE_SERVERS"
+)
+
+var shared = struct {
+	// mu guards the fields below.
+	mu        sync.Mutex
+	server    *Cluster
+	templates map[string]string // setup SQL -> template database
+	err       error
+}{templates: map[string]string{}}
+
+var databases atomic.Int64
+
+// Database creates a database in which setup was run, and gives its connection string. Databases with the same setup are
+// copies of one template. It skips the test where there is no PostgreSQL, unless KOJI_RELAY_REQUIRE_SERVERS
+// is 1: then it fails it.
+func Database(tb testing.TB, setup string) string {
+	tb.Helper()
+	template, admin := template(tb, setup)
+	name := fmt.Sprintf("relay_test_%d_%d", os.Getpid(), databases.Add(1))
+	SQL(tb, admin, fmt.Sprintf("CREATE DATABASE %s TEMPLATE %s", name, template))
+	tb.Cleanup(func() { SQL(tb, admin, fmt.Sprintf("DROP DATABASE IF EXISTS %s WITH (FORCE)", name)) })
+	return withDatabase(admin, name)
+}
+
+// template gives the template database for setup and the superuser's connection string.
+func template(tb testing.TB, setup string) (name, admin string) {
+	tb.Helper()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	admin = os.Getenv(serverEnv)
+	if admin == "" {
+		if shared.server == nil && shared.err == nil {
+			shared.server, shared.err = startCluster("fsync = off")
+		}
+		if shared.err != nil {
+			missing(tb, shared.err)
+		}
+		admin = shared.server.ConnString("postgres")
+	}
+	name = shared.templates[setup]
+	if name == "" {
+		name = fmt.Sprintf("relay_template_%d_%d", os.Getpid(), len(shared.templates))
+		SQL(tb, admin, "CREATE DATABASE "+name)
+		SQL(tb, withDatabase(admin, name), setup)
+		shared.templates[setup] = name
+	}
+	return name, admin
+}
+
+// Stop ends what Database started. TestMain calls it after the tests.
+func Stop() {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.server != nil {
+		shared.server.stop()
+		shared.server = nil
+		return
+	}
+	for _, name := range shared.templates {
+		_ = psql(os.Getenv(serverEnv), "DROP DATABASE IF EXISTS "+name)
+	}
+}
+
+func missing(tb testing.TB, err error) {
+	tb.Helper()
+	if os.Getenv(requireEnv) == "1" {
+		tb.Fatalf("no PostgreSQL for this test: %v; install it, or set %s", err, serverEnv)
+	}
+	tb.Skipf("no PostgreSQL for this test: %v", err)
+}
+
+// SQL runs statements through psql and fails the test when one fails.
+func SQL(tb testing.TB, connString, sql string) {
+	tb.Helper()
+	if err := psql(connString, sql); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func psql(connString, sql string) error {
+	tool, err := binary("psql")
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(tool, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname="+connString)
+	cmd.Stdin = strings.NewReader(sql)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run psql: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// withDatabase gives connString (keywords) for another database: the last dbname counts.
+func withDatabase(connString, name string) string { return connString + " dbname=" + name }
+
+func binary(name string) (string, error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
+	if len(found) > 0 {
+		return found[len(found)-1], nil
+	}
+	return exec.LookPath(name)
+}
+
+// Cluster is a private PostgreSQL server that a test may kill.
+type Cluster struct {
+	dir  string
+	port int
+	cred *syscall.Credential // nil: ours
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{}
+	log    *bytes.Buffer
+}
+
+// StartCluster starts a server of the test's own with lines added to postgresql.conf, and stops it after the test.
+func StartCluster(tb testing.TB, settings ...string) *Cluster {
+	tb.Helper()
+	c, err := startCluster(settings...)
+	if err != nil {
+		missing(tb, err)
+	}
+	tb.Cleanup(c.stop)
+	return c
+}
+
+func startCluster(settings ...string) (*Cluster, error) {
+	initdb, err := binary("initdb")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "relay-pg-")
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{dir: dir}
+	if os.Getuid() == 0 { // the server refuses to run as root
+		if err := c.becomeUser("postgres"); err != nil {
+			return nil, err
+		}
+	}
+	cmd := exec.Command(initdb, "--pgdata="+dir+"/data", "--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("run initdb: %w\n%s", err, out)
+	}
+	if c.port, err = freePort(); err != nil {
+		return nil, err
+	}
+	conf := fmt.Sprintf("\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\nmax_connections = 300\n%s\n",
+		c.port, dir, strings.Join(settings, "\n"))
+	f, err := os.OpenFile(dir+"/data/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.WriteString(conf)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	return c, c.start()
+}
+
+func (c *Cluster) becomeUser(name string) error {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return err
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	c.cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	return os.Chown(c.dir, uid, gid)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// ConnString names a database on the server, over TCP.
+func (c *Cluster) ConnString(database string) string {
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres sslmode=disable dbname=%s", c.port, database)
+}
+
+// Start starts the server again after Kill, and waits until it answers.
+func (c *Cluster) Start(tb testing.TB) {
+	tb.Helper()
+	if err := c.start(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (c *Cluster) start() error {
+	server, err := binary("postgres")
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	cmd := exec.Command(server, "-D", c.dir+"/data")
+	cmd.Dir = c.dir
+	// The server must not outlive a test process that is killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred, Pdeathsig: syscall.SIGQUIT, Setpgid: true}
+	log := &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = log, log
+	started, exited := make(chan error), make(chan struct{})
+	go func() {
+		// The death signal is tied to the thread that started the process.
+		runtime.LockOSThread()
+		defer close(exited)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	err = <-started
+	c.cmd, c.exited, c.log = cmd, exited, log
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for psql(c.ConnString("postgres"), "SELECT 1") != nil {
+		select {
+		case <-exited:
+			return fmt.Errorf("the server ended: %s", log)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return errors.New("the server does not answer")
+		}
+	}
+	return nil
+}
+
+// Kill ends the server and all its sessions at once, as a crash does.
+func (c *Cluster) Kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Stopped first, so that it starts no session between the list and the kill.
+	_ = c.cmd.Process.Signal(syscall.SIGSTOP)
+	c.signalSessions(syscall.SIGKILL)
+	_ = c.cmd.Process.Kill()
+	<-c.exited
+	_ = os.Remove(c.dir + "/data/postmaster.pid")
+}
+
+// Signal sends sig to the server and all its sessions: SIGSTOP freezes it.
+func (c *Cluster) Signal(sig syscall.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.cmd.Process.Signal(sig)
+	c.signalSessions(sig)
+}
+
+// signalSessions signals the children of the server. Each leads a process group of its own.
+func (c *Cluster) signalSessions(sig syscall.Signal) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		pid, _, _ := strings.Cut(string(text), " ")
+		// The command in parentheses may hold spaces; state and parent follow it.
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(c.cmd.Process.Pid) {
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = syscall.Kill(n, sig)
+			}
+		}
+	}
+}
+
+func (c *Cluster) stop() {
+	c.Kill()
+	_ = os.RemoveAll(c.dir)
+}

@@ -1,0 +1,94 @@
+package queue
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// DefaultMaxAttempts is used where Limits.MaxAttempts is 0.
+const DefaultMaxAttempts = 8
+
+// Limits are the bounds of a store that may change while it is open.
+type Limits struct {
+	// MaxBytes bounds the queue, in message.Message.Size; 0 means no bound. It is measured now and then and
+	// counted in between, so that several relays together may exceed it by what they put in one interval.
+	MaxBytes int64
+	// MaxAttempts is the number of failed attempts that look permanent after which a message is a dead letter.
+	MaxAttempts int
+}
+
+func (l Limits) maxAttempts() int {
+	if l.MaxAttempts <= 0 {
+		return DefaultMaxAttempts
+	}
+	return l.MaxAttempts
+}
+
+// settle gives what becomes of a message after an outcome, given its counts from before; false where the row
+// stays as it is (Wait).
+func settle(e Entry, o message.Outcome, maxAttempts int) (Settlement, bool) {
+	s := Settlement{ID: e.Message.ID, Attempts: e.Attempts, Tries: e.Tries, Reason: reason(o)}
+	switch o.Next {
+	case message.Done:
+		s.Action = Forget
+	case message.Later:
+		s.Action = SetAside
+		s.Tries++
+		s.Delay = laterDelay(s.Tries)
+	case message.Count:
+		s.Attempts++
+		s.Tries++
+		s.Action = SetAside
+		s.Delay = countDelay(s.Attempts)
+		if s.Attempts >= maxAttempts {
+			s.Action = Bury
+		}
+	case message.Dead:
+		s.Action = Bury
+		s.Attempts++
+	default:
+		return Settlement{}, false
+	}
+	return s, true
+}
+
+// reason is the text kept as last_error: the state, the broker and its words.
+func reason(o message.Outcome) string {
+	text := o.State.String()
+	if o.Broker != "" {
+		text += " by " + o.Broker
+	}
+	if o.Reason != "" {
+		text += ": " + o.Reason
+	}
+	return text
+}
+
+// laterDelay is the time until a message is tried again that was turned away for a passing reason: 5 s,
+// doubling to 10 min, so that a binding or room made by the administrator is noticed soon.
+func laterDelay(tries int) time.Duration {
+	return jitter(doubled(5*time.Second, tries, 10*time.Minute))
+}
+
+// countDelay is the time until a message is tried again that looks permanently refused: 30 s, doubling to 2 h. The
+// seven delays between the default eight attempts add up to 63.5 min or more, so that a broker misconfigured for an
+// hour costs no message.
+func countDelay(attempts int) time.Duration {
+	return jitter(doubled(30*time.Second, attempts, 2*time.Hour))
+}
+
+// doubled is first for n = 1 and twice as much for each further n, up to limit.
+func doubled(first time.Duration, n int, limit time.Duration) time.Duration {
+	d := first
+	for ; n > 1 && d < limit; n-- {
+		d *= 2
+	}
+	return min(d, limit)
+}
+
+// jitter adds up to a quarter, never taking away: the sum of delays is a promise.
+func jitter(d time.Duration) time.Duration {
+	return d + rand.N(d/4+1)
+}

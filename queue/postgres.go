@@ -1,0 +1,203 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// PostgresOptions says how to reach the database.
+type PostgresOptions struct {
+	ConnString string // libpq keywords or a URL; its password never appears in errors or logs
+	Limits     Limits
+	MaxConns   int // of the pool; default 8. Listening and the outbox use one more each.
+	Logger     *slog.Logger
+}
+
+// Postgres is the store on Koji's own table proton_queue and our schema koji_relay. All processes of a fleet use the
+// same database.
+type Postgres struct {
+	pool   *pgxpool.Pool
+	name   string // HOST:PORT/DATABASE, for errors
+	log    *slog.Logger
+	limits atomic.Pointer[Limits]
+	bytes  gauge
+
+	// mu guards the fields below: what this process knows about positions in the queue between passes.
+	mu      sync.Mutex
+	walks   marks[places]
+	backlog marks[int64] // queue_id up to which no never-attempted message was left
+}
+
+const (
+	connectTimeout = 2 * time.Second
+	// callTimeout bounds calls of the drain and of commands. Put has the caller's deadline, which is shorter.
+	callTimeout = 30 * time.Second
+	// lockTimeout bounds taking and renewing the drain lock.
+	lockTimeout = 5 * time.Second
+)
+
+// sessionSettings apply to every connection of ours; names that the server does not know are passed over.
+//   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it the
+//     drain lock. This also replaces a shorter timeout of the server, under which the lock could not be held.
+//   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown table.
+//   - Every statement of ours is driven by an index; on a table without statistics the planner thinks otherwise.
+//   - An answer 200 means on disk, whatever the database's default.
+const sessionSettings = `
+	SELECT set_config(name, value, false)
+	FROM (VALUES
+		('idle_in_transaction_session_timeout', '10s'),
+		('statement_timeout', '60s'),
+		('plan_cache_mode', 'force_custom_plan'),
+		('enable_seqscan', 'off'),
+		('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
+			ELSE current_setting('synchronous_commit') END)
+	) AS wanted(name, value)
+	JOIN pg_settings USING (name)`
+
+// OpenPostgres opens the store. It refuses what only an administrator can mend (an unusable connection string, a
+// refused login, schema koji_relay absent or of another version), naming the remedy. A server that cannot be reached
+// or is starting up is no error: the store is returned, its calls fail until the server is back, and then work
+// without a restart. ctx bounds the first look only.
+func OpenPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
+	p, err := newPostgres(o)
+	if err != nil {
+		return nil, err
+	}
+	err = p.checkSchema(ctx)
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrSchema), refused(err):
+		p.pool.Close()
+		return nil, err
+	default:
+		p.log.Warn("the queue's database cannot be reached; messages cannot be queued until it is back",
+			"database", p.name, "error", err)
+	}
+	return p, nil
+}
+
+func newPostgres(o PostgresOptions) (*Postgres, error) {
+	config, err := pgxpool.ParseConfig(o.ConnString)
+	if err != nil {
+		return nil, fmt.Errorf("read the connection string of the queue's database: %w", redact(err))
+	}
+	config.MaxConns = 8
+	if o.MaxConns > 0 {
+		config.MaxConns = int32(o.MaxConns)
+	}
+	cc := config.ConnConfig
+	cc.ConnectTimeout = connectTimeout
+	if cc.RuntimeParams["application_name"] == "" {
+		cc.RuntimeParams["application_name"] = "koji-relay"
+	}
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, sessionSettings)
+		return err
+	}
+	// With no context that ends, only the parsed configuration can be wrong here; connecting happens on use.
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		return nil, fmt.Errorf("prepare connections to the queue's database: %w", err)
+	}
+	p := &Postgres{pool: pool, log: o.Logger, name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.SetLimits(o.Limits)
+	return p, nil
+}
+
+// redact keeps the cause of a connection string's error without the string, which may hold a password.
+func redact(err error) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		if cause := errors.Unwrap(parse); cause != nil {
+			return cause
+		}
+		return errors.New("it is not understood")
+	}
+	return err
+}
+
+// SetLimits replaces the limits from the next call on.
+func (p *Postgres) SetLimits(l Limits) { p.limits.Store(&l) }
+
+// Close closes the connections, waiting for calls that run.
+func (p *Postgres) Close() error {
+	p.pool.Close()
+	return nil
+}
+
+// do runs f on a connection. what names the operation in errors; limit bounds it beside ctx. f runs again, once, when
+// the connection turned out to be dead: all our operations are safe to repeat.
+func (p *Postgres) do(ctx context.Context, what string, limit time.Duration, f func(context.Context, *pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	run := func() error {
+		return p.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(ctx, c.Conn()) })
+	}
+	err := run()
+	if err != nil && ctx.Err() == nil && worthRepeating(err) {
+		// After a restart of the server every pooled connection is dead, not only this one.
+		p.pool.Reset()
+		err = run()
+	}
+	return p.explain(what, err)
+}
+
+// worthRepeating reports whether the cause is a connection that broke or a transaction that was aborted in favour of
+// another, not the statement.
+func worthRepeating(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "57P01", "57P02", "40001", "40P01": // shutdown, crash; serialization, deadlock
+			return true
+		}
+		return false
+	}
+	var connect *pgconn.ConnectError
+	return !errors.As(err, &connect)
+}
+
+// explain names the operation, the database and, where one is known, the remedy.
+func (p *Postgres) explain(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "42P01", "3F000", "42703": // undefined table, schema, column
+			return fmt.Errorf("%s in %s: %w: %w; run 'koji-relay db init' or 'koji-relay db upgrade'", what, p.name, ErrSchema, err)
+		case "42501":
+			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name, err)
+		}
+	}
+	return fmt.Errorf("%s in %s: %w", what, p.name, err)
+}
+
+// refused reports whether the server answered that it will not have us: waiting does not help.
+func refused(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	class := pg.Code[:min(2, len(pg.Code))]
+	return class == "28" || class == "3D" || class == "42" // authorization, no such database, rights
+}
+
+// cleanText makes text acceptable to the type text: a broker's words may hold anything.
+func cleanText(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}

@@ -1,0 +1,213 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"koji-relay/internal/failpoint"
+	"koji-relay/internal/message"
+)
+
+// channel carries a notification for each put and each insert into the outbox. Those for a put have notifyQueue
+// as payload.
+const (
+	channel     = "koji_relay"
+	notifyQueue = "queue"
+)
+
+// deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
+// that putting them again stores them again.
+const deleteOrphans = `
+	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1)
+	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
+
+// insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
+// messages then wait for one another instead of locking each other up), and inserts what was not known.
+const insertRows = `
+	WITH input AS MATERIALIZED (
+		SELECT nextval(pg_get_serial_sequence('proton_queue', 'id')) AS queue_id, ordered.*
+		FROM (
+			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::bigint[],
+				$8::timestamptz[], $9::float8[], $10::int[], $11::int[], $12::float8[], $13::text[])
+			WITH ORDINALITY AS u(message_id, address, props, body, event, callback, size,
+				created, age, attempts, tries, delay, last_error, position)
+			ORDER BY position
+		) ordered
+	), claimed AS (
+		INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, event, callback, address, size,
+			attempts, tries, next_attempt, last_error)
+		SELECT message_id, queue_id, now() - age * interval '1 second', created, ($14::text[])[position], event, callback,
+			address, size, attempts, tries, now() + delay * interval '1 second', last_error
+		FROM input ORDER BY message_id
+		ON CONFLICT (message_id) DO NOTHING
+		RETURNING message_id, queue_id, created_ts
+	)
+	INSERT INTO proton_queue (id, created_ts, address, props, body)
+	SELECT c.queue_id, c.created_ts, i.address, i.props::json, i.body::json
+	FROM claimed c JOIN input i ON i.queue_id = c.queue_id
+	ORDER BY c.queue_id`
+
+// insertDead leaves a dead letter that exists as it is.
+const insertDead = `
+	INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
+	SELECT message_id, created, commit, event, callback, address, props, body, attempts, reason
+	FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::int[], $5::text[], $6::text[], $7::bytea[], $8::bytea[],
+		$9::int[], $10::text[])
+		AS u(message_id, created, commit, event, callback, address, props, body, attempts, reason)
+	ORDER BY message_id
+	ON CONFLICT (message_id) DO NOTHING`
+
+// Put implements Store. It takes one round trip however many messages there are. The exception is a body that is JSON but
+// that this server refuses all the same (nested too deep, or a character that the database's encoding lacks): then the
+// messages are stored one by one, to find it.
+func (p *Postgres) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) error {
+	limits := p.limits.Load()
+	in := sortOut(unsent, undeliverable, limits.maxAttempts())
+	if len(in.rows) == 0 && len(in.dead) == 0 {
+		return nil
+	}
+	if err := p.room(ctx, in.size, limits.MaxBytes); err != nil {
+		return err
+	}
+	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.rows), len(in.dead))
+	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		err := putAll(ctx, conn, in)
+		if !refusedData(err) {
+			return err
+		}
+		return putEach(ctx, conn, in)
+	})
+	if err != nil {
+		return err
+	}
+	p.bytes.add(in.size)
+	failpoint.Hit("after-put-before-answer")
+	return nil
+}
+
+// room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures; later
+// ones rely on counting, and on Measure.
+func (p *Postgres) room(ctx context.Context, size, limit int64) error {
+	if limit <= 0 {
+		return nil
+	}
+	if !p.bytes.known() {
+		if err := p.Measure(ctx); err != nil {
+			return err
+		}
+	}
+	if !p.bytes.fits(size, limit) {
+		return fmt.Errorf("put %d bytes in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'", size, p.name, ErrFull, limit)
+	}
+	return nil
+}
+
+// Measure updates what this process knows of the size of the queue. Its cost grows with the number of queued messages.
+func (p *Postgres) Measure(ctx context.Context) error {
+	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		var n int64
+		if err := conn.QueryRow(ctx, `SELECT coalesce(sum(size), 0)::bigint FROM koji_relay.delivery`).Scan(&n); err != nil {
+			return err
+		}
+		p.bytes.set(n)
+		return nil
+	})
+}
+
+// putAll stores everything with one batch, which PostgreSQL runs as one transaction. It is committed only when
+// closing the batch gave no error.
+func putAll(ctx context.Context, conn *pgx.Conn, in incoming) error {
+	batch := &pgx.Batch{}
+	queueRows(batch, in.rows)
+	queueDead(batch, in.dead)
+	if len(in.rows) > 0 {
+		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
+	}
+	failpoint.Hit("before-put-commit")
+	return conn.SendBatch(ctx, batch).Close()
+}
+
+// putEach stores everything in one transaction with a savepoint for each message. Those that the server refuses become
+// dead letters.
+func putEach(ctx context.Context, conn *pgx.Conn, in incoming) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, r := range in.rows {
+			err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+				batch := &pgx.Batch{}
+				queueRows(batch, []row{r})
+				return tx.SendBatch(ctx, batch).Close()
+			})
+			if refusedData(err) {
+				in.dead = append(in.dead, deadMessage(r.Message, r.props, r.attempts, "cannot be stored: "+err.Error()))
+			} else if err != nil {
+				return err
+			}
+		}
+		batch := &pgx.Batch{}
+		queueDead(batch, in.dead)
+		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54).
+func refusedData(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && len(pg.Code) == 5 && (pg.Code[:2] == "22" || pg.Code[:2] == "54")
+}
+
+func queueRows(batch *pgx.Batch, rows []row) {
+	if len(rows) == 0 {
+		return
+	}
+	n := len(rows)
+	ids, addresses, props, bodies := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n), make([]*time.Time, n)
+	ages, attempts, tries := make([]float64, n), make([]int32, n), make([]int32, n)
+	delays, errs, commits := make([]*float64, n), make([]string, n), make([]string, n)
+	for i := range rows {
+		r := &rows[i]
+		ids[i], addresses[i], props[i], bodies[i] = r.ID, r.Address, string(r.props), r.Body
+		events[i], callbacks[i], sizes[i], created[i] = int32(r.Event), r.Callback, r.size, nullTime(r.Created)
+		ages[i], attempts[i], tries[i] = age(r.Created).Seconds(), int32(r.attempts), int32(r.tries)
+		errs[i], commits[i] = r.lastError, r.Commit
+		if r.aside {
+			seconds := r.delay.Seconds()
+			delays[i] = &seconds
+		}
+	}
+	batch.Queue(deleteOrphans, ids)
+	batch.Queue(insertRows, ids, addresses, props, bodies, events, callbacks, sizes, created, ages, attempts, tries, delays, errs, commits)
+}
+
+func queueDead(batch *pgx.Batch, dead []deadRow) {
+	if len(dead) == 0 {
+		return
+	}
+	n := len(dead)
+	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n), make([]int32, n)
+	callbacks, addresses, props, bodies := make([]string, n), make([]*string, n), make([][]byte, n), make([][]byte, n)
+	attempts, reasons := make([]int32, n), make([]string, n)
+	for i := range dead {
+		d := &dead[i]
+		ids[i], created[i], commits[i], events[i] = d.id, nullTime(d.created), d.commit, int32(d.event)
+		callbacks[i], addresses[i], props[i], bodies[i] = d.callback, d.address, d.props, d.body
+		if bodies[i] == nil {
+			bodies[i] = []byte{}
+		}
+		attempts[i], reasons[i] = int32(d.attempts), d.reason
+	}
+	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts, reasons)
+}
+
+func nullTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
