@@ -2,6 +2,7 @@ package config
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -189,7 +190,9 @@ var keys = []key{
 		set: into(func(c *Config) *string { return &c.Relay.LogFormat }, oneOf(Auto, LogJournal, LogText, LogJSON))},
 }
 
-// dialects must be the names in the table of package relay.
+// Dialects lists the values of [broker] dialect; they are the names in the table of package relay.
+func Dialects() []string { return slices.Clone(dialects) }
+
 var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
 
 // notYet are the keys that are read and checked, but that nothing acts on so far.
