@@ -44,6 +44,7 @@ type Options struct {
 	MaxMessageSize uint64        // announced at attach and enforced; 0 = not announced, 128 MiB enforced
 	Credit         uint32        // for each sending link, default 500
 	IncomingWindow uint32        // session window in frames, default 2048
+	MaxLinks       uint32        // of a session, default 1024
 	IdleTimeout    time.Duration // announced and enforced at twice the value; 0 = none
 
 	// Queues are named queues and the routing keys (patterns) bound to them. A queue that a link names
@@ -88,6 +89,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.IncomingWindow == 0 {
 		o.IncomingWindow = 2048
+	}
+	if o.MaxLinks == 0 {
+		o.MaxLinks = 1024
 	}
 	if o.MaxQueueBytes == 0 {
 		o.MaxQueueBytes = 64 << 20
@@ -252,7 +256,11 @@ func (b *Broker) Freeze() {
 // Thaw ends Freeze and lets connections go on that a script froze or stalled.
 func (b *Broker) Thaw() {
 	b.gate.open()
-	b.each(func(c *conn) { c.gate.open() })
+	b.each(func(c *conn) {
+		c.gate.open()
+		c.reading.open()
+		c.rouse()
+	})
 }
 
 // SettleHeld tells the outcomes that were Held until now, oldest first on each link.

@@ -31,11 +31,13 @@ type conn struct {
 	nc     net.Conn // the TLS connection where there is TLS
 	tcp    net.Conn
 	in     *bufio.Reader
-	gate   gate
 	frames chan frame
 	wake   chan struct{}
 	done   chan struct{} // closed by kill
 	once   sync.Once
+
+	gate    gate // shut by FreezeConnection and stalls
+	reading gate // shut by StopReading
 
 	writing sync.Mutex // held across one write, so that Freeze can wait for it to end
 
@@ -75,32 +77,32 @@ func newConn(b *Broker, tcp net.Conn) *conn {
 type gatedReader struct{ c *conn }
 
 func (r gatedReader) Read(p []byte) (int, error) {
-	if err := r.c.pass(); err != nil {
+	if err := r.c.pass(&r.c.reading); err != nil {
 		return 0, err
 	}
 	n, err := r.c.nc.Read(p)
-	if frozen := r.c.pass(); frozen != nil {
-		return 0, frozen
+	if killed := r.c.pass(&r.c.reading); killed != nil {
+		return 0, killed
 	}
 	return n, err
 }
 
-// pass blocks while the connection or the broker is frozen. It fails when the connection is killed.
-func (c *conn) pass() error {
-	for {
-		opened := c.gate.opened()
+// pass blocks while the connection or the broker is frozen, or one of the other gates is shut. It fails when
+// the connection is killed.
+func (c *conn) pass(others ...*gate) error {
+	for _, g := range append(others, &c.gate, &c.b.gate) {
+		opened := g.opened()
 		if opened == nil {
-			opened = c.b.gate.opened()
-		}
-		if opened == nil {
-			return nil
+			continue
 		}
 		select {
 		case <-opened:
 		case <-c.done:
 			return net.ErrClosed
 		}
+		return c.pass(others...) // another may have shut meanwhile
 	}
+	return nil
 }
 
 // kill closes the socket, with a reset when abrupt, and ends the goroutines. May be called by anyone, twice.
@@ -318,14 +320,20 @@ func (c *conn) loop() error {
 	}
 	for {
 		var err error
+		frames := c.frames
+		if c.reading.opened() != nil {
+			frames = nil // what was read ahead waits, too
+		}
 		select {
-		case f, more := <-c.frames:
+		case f, more := <-frames:
 			if !more {
 				// Calls posted by read (a framing error) still have something to say.
 				c.runPosted()
 				return errors.Join(io.EOF, c.flush())
 			}
-			err = c.handle(f)
+			if err = c.pass(); err == nil {
+				err = c.handle(f)
+			}
 		case <-c.wake:
 			c.runPosted()
 			c.pump()
@@ -336,7 +344,7 @@ func (c *conn) loop() error {
 		case <-c.done:
 			return net.ErrClosed
 		}
-		if err == nil && (len(c.frames) == 0 || len(c.out) > flushAbove) {
+		if err == nil && (len(frames) == 0 || len(c.out) > flushAbove) {
 			err = c.flush()
 		}
 		if err != nil {

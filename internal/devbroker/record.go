@@ -3,7 +3,6 @@ package devbroker
 import (
 	"context"
 	"fmt"
-	"net"
 	"strconv"
 )
 
@@ -159,37 +158,4 @@ func idText(id any) string {
 		return string(id)
 	}
 	return ""
-}
-
-// ConnInfo describes a live connection.
-type ConnInfo struct {
-	ID        int
-	Remote    net.Addr
-	Container string // the peer's container-id
-	Hostname  string // as the peer's open said
-	Mechanism string // SASL; empty without
-	User      string // authenticated user; empty for ANONYMOUS
-	Links     []LinkInfo
-}
-
-// LinkInfo describes a live link of a connection.
-type LinkInfo struct {
-	Name    string
-	Address string
-	// Sender is true when the peer sends.
-	Sender bool
-	// Capabilities are those that the peer put on the terminus that holds Address.
-	Capabilities []string
-}
-
-// Connections describes the live connections that have come as far as open. It waits for a connection that is
-// busy, not for a frozen one, whose links are left out.
-func (b *Broker) Connections() []ConnInfo {
-	var all []ConnInfo
-	b.each(func(c *conn) {
-		if info, ok := c.describe(); ok {
-			all = append(all, info)
-		}
-	})
-	return all
 }

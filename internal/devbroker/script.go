@@ -42,10 +42,13 @@ const (
 	DetachLink
 	// FreezeConnection stops reading and writing, heartbeats included, until Thaw. TCP stays up.
 	FreezeConnection
+	// StopReading leaves the connection's heartbeats and settlements alone and reads no more, until Thaw: what
+	// RabbitMQ 3 does to publishers while an alarm is on.
+	StopReading
 	// HalfClose shuts the broker's direction of the TCP connection (FIN) and goes on reading.
 	HalfClose
 	// WithdrawCredit takes the link's credit back until the next Script for its address. The message that
-	// brought it on is settled as usual.
+	// brought it on is settled as usual, after that.
 	WithdrawCredit
 	// KillBroker does what Stop does, without waiting.
 	KillBroker
@@ -60,7 +63,7 @@ type Verdict struct {
 	UndeliverableHere bool
 	When              When
 	Delay             time.Duration // before an outcome that is told AtOnce
-	// Fault happens in place of the settlement (WithdrawCredit: after it).
+	// Fault happens in place of the settlement (WithdrawCredit: before it).
 	Fault Fault
 	// Taken routes the message to the subscribers although its sender does not learn so: Never, or a Fault.
 	Taken bool
@@ -147,7 +150,7 @@ func (b *Broker) Script(pattern string, behaviour Behaviour) {
 	}
 	b.scripts = append(kept, &script{pattern: pattern, Behaviour: behaviour})
 	b.mu.Unlock()
-	b.each(func(c *conn) { c.post(c.reviseCredit) })
+	b.each(func(c *conn) { c.post(func() { c.reviseCredit(pattern) }) })
 }
 
 // ScriptConnections sets what happens to connections that arrive from now on.

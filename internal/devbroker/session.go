@@ -2,6 +2,7 @@ package devbroker
 
 import (
 	"fmt"
+	"net"
 	"slices"
 )
 
@@ -40,7 +41,7 @@ func (c *conn) begin(channel uint16, p described) error {
 	c.b.count(func(st *Stats) { st.Sessions++ })
 	c.stall(c.b.connBehaviour().StallAt == StageBegin)
 	c.send(channel, codeBegin, []any{
-		channel, s.nextOutgoingID, s.incomingWindow, uint32(1<<31 - 1), uint32(1023),
+		channel, s.nextOutgoingID, s.incomingWindow, uint32(1<<31 - 1), c.b.opts.MaxLinks - 1,
 	}, nil)
 	return nil
 }
@@ -62,6 +63,9 @@ func (s *session) handle(p described, payload []byte) error {
 		a, err := decodeAttach(p.value)
 		if err != nil {
 			return err
+		}
+		if a.handle >= s.c.b.opts.MaxLinks {
+			return s.c.closeWith(Cause{"amqp:connection:framing-error", fmt.Sprintf("handle %d", a.handle)})
 		}
 		return s.attach(a)
 	case codeFlow:
@@ -127,7 +131,7 @@ func (s *session) flow(f flow) error {
 	if f.nextIncomingID != nil {
 		next = *f.nextIncomingID
 	}
-	s.outgoingWindow = next + f.incomingWindow - s.nextOutgoingID
+	s.outgoingWindow = beyond(f.incomingWindow, s.nextOutgoingID-next)
 	if f.handle != nil {
 		l := s.links[*f.handle]
 		if l == nil {
@@ -201,11 +205,13 @@ func (c *conn) settleHeld() {
 	c.eachLink(func(l *link) { l.settleHeld() })
 }
 
-// reviseCredit brings the credit of every sender in line with the scripts.
-func (c *conn) reviseCredit() {
+// reviseCredit brings the credit of every sender that the pattern covers in line with the scripts.
+func (c *conn) reviseCredit(pattern string) {
 	c.eachLink(func(l *link) {
-		l.withdrawn = false
-		l.grant()
+		if l.address.matches(pattern) {
+			l.withdrawn = false
+			l.grant()
+		}
 	})
 }
 
@@ -257,11 +263,13 @@ func (c *conn) fail(fault Fault, cause Cause) {
 	case FreezeConnection:
 		c.flush() // what was said before the frost was said; its error comes again
 		c.gate.shut()
+	case StopReading:
+		c.reading.shut()
 	case HalfClose:
 		c.flush()
 		c.muted = true
-		if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
+		if t, ok := c.tcp.(*net.TCPConn); ok {
+			t.CloseWrite() // its error would be that the connection is gone
 		}
 	case KillBroker:
 		c.b.kill()

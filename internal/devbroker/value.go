@@ -67,8 +67,9 @@ const (
 	typeArray32   = 0xf0
 )
 
-// maxDepth and maxElements keep a hostile frame from costing more than its size: zero-width elements
-// (null, true, list0 ...) make an array of a few bytes claim billions.
+// maxDepth and maxElements (of all lists, maps and arrays of one value together) keep a hostile frame from
+// costing much more than its size: zero-width elements (null, true, list0 ...) make an array of a few bytes claim
+// billions.
 const (
 	maxDepth    = 32
 	maxElements = 1 << 16
@@ -78,6 +79,7 @@ const (
 type decoder struct {
 	rest  []byte
 	depth int
+	left  *int // elements that may still be claimed; nil = maxElements
 }
 
 // decodeError says what is wrong with the peer's encoding; it ends the connection with amqp:decode-error.
@@ -270,7 +272,11 @@ func (d *decoder) sub(wide bool) (decoder, int, error) {
 	if err != nil {
 		return decoder{}, 0, err
 	}
-	in := decoder{rest: b, depth: d.depth + 1}
+	if d.left == nil {
+		d.left = new(int)
+		*d.left = maxElements
+	}
+	in := decoder{rest: b, depth: d.depth + 1, left: d.left}
 	if in.depth > maxDepth {
 		return decoder{}, 0, malformed("values nested deeper than %d", maxDepth)
 	}
@@ -278,8 +284,8 @@ func (d *decoder) sub(wide bool) (decoder, int, error) {
 	if err != nil {
 		return decoder{}, 0, err
 	}
-	if count > maxElements {
-		return decoder{}, 0, malformed("%d elements", count)
+	if *d.left -= count; *d.left < 0 {
+		return decoder{}, 0, malformed("more than %d elements", maxElements)
 	}
 	return in, count, nil
 }

@@ -1,0 +1,162 @@
+package devbroker
+
+import (
+	"fmt"
+	"time"
+)
+
+// grant brings a sender's credit to what it should be: tops it up when half of it is used, takes it back when
+// a script says so.
+func (l *link) grant() {
+	if l.receives || l.gone {
+		return
+	}
+	behaviour := l.s.c.b.behaviour(l.address)
+	want := l.s.c.b.opts.Credit
+	if behaviour.Credit > 0 {
+		want = behaviour.Credit
+	}
+	want = beyond(want, uint32(len(l.held))) // what is held costs memory
+	if behaviour.NoCredit || l.withdrawn {
+		want = 0
+	}
+	if !l.overrun && (want != 0 && l.credit > want/2 && l.credit <= want || l.credit == want) {
+		return
+	}
+	l.overrun = false
+	l.credit = want
+	l.s.sendFlow(l)
+}
+
+// transfer takes one frame of a message from the peer.
+func (l *link) transfer(t transfer) error {
+	if l.gone {
+		return nil
+	}
+	d := l.partial
+	if d == nil {
+		if t.deliveryID == nil {
+			return malformed("first transfer of a message without delivery-id")
+		}
+		d = &delivery{id: *t.deliveryID}
+		l.partial = d
+	}
+	if t.aborted {
+		l.partial = nil
+		return nil
+	}
+	d.frames++
+	d.settled = d.settled || t.settled
+	if uint64(len(d.payload)+len(t.payload)) > l.maxSize {
+		l.detach(Cause{"amqp:link:message-size-exceeded", fmt.Sprintf("message of more than %d bytes", l.maxSize)})
+		return nil
+	}
+	if d.payload == nil && !t.more {
+		d.payload = t.payload // the frame's own memory: no copy for messages of one frame
+	} else {
+		d.payload = append(d.payload, t.payload...)
+	}
+	if t.more {
+		behaviour := l.s.c.b.behaviour(l.address)
+		if behaviour.AtFrame > 0 && d.frames == behaviour.AtFrame {
+			l.fail(behaviour.Fault, behaviour.Cause)
+		}
+		return nil
+	}
+	l.partial = nil
+	l.deliveryCount++
+	if l.credit > 0 {
+		l.credit--
+	} else {
+		// On its way when credit was withdrawn. The sender is told again: go-amqp 1.7 computes its credit without
+		// looking below zero, and believes it has four billion.
+		l.overrun = true
+	}
+	l.complete(d)
+	return nil
+}
+
+// complete decides about a whole message.
+func (l *link) complete(d *delivery) {
+	id, to := bareProperties(d.payload)
+	r := Received{
+		Conn: l.s.c.id, Link: l.name, Target: l.target, ID: id,
+		Settled: d.settled, Payload: d.payload,
+	}
+	d.to = l.address
+	if l.anonymous {
+		r.Target = to
+		d.to = parseAddress(to)
+	}
+	r.Key = d.to.key
+	d.verdict = l.s.c.b.judge(d.to, r)
+	v := &d.verdict
+	if v.Taken || v.Outcome == Accept && v.When == AtOnce && (v.Fault == NoFault || v.Fault == WithdrawCredit) {
+		l.take(d)
+	}
+	r.Verdict = *v
+	l.s.c.b.record(r)
+	l.fail(v.Fault, v.Cause)
+	switch {
+	case v.Fault != NoFault && v.Fault != WithdrawCredit:
+		return
+	case v.When == Held:
+		l.held = append(l.held, *d)
+	case v.When == AtOnce && v.Delay > 0:
+		l.settleLater(*d)
+	case v.When == AtOnce:
+		l.settle(*d)
+	}
+	l.grant()
+}
+
+// take routes the message; what the queues say may change the verdict.
+func (l *link) take(d *delivery) {
+	switch l.s.c.b.route(d.to, d.payload) {
+	case unrouted:
+		if l.s.c.b.opts.ReleaseUnrouted {
+			d.verdict.Outcome = Release
+		}
+	case overflow:
+		d.verdict.Outcome = Reject
+		d.verdict.Cause = Cause{"amqp:resource-limit-exceeded", "queue is full"}
+	}
+}
+
+// settle tells the sender the outcome.
+func (l *link) settle(d delivery) {
+	if d.settled || l.gone {
+		return
+	}
+	v := d.verdict
+	state := described{uint64(codeAccepted), []any{}}
+	switch v.Outcome {
+	case Reject:
+		state = described{uint64(codeRejected), []any{v.Cause.encode()}}
+	case Release:
+		state = described{uint64(codeReleased), []any{}}
+	case Modify:
+		state = described{uint64(codeModified), []any{v.DeliveryFailed, v.UndeliverableHere}}
+	}
+	l.s.c.send(l.s.channel, codeDisposition, []any{true, d.id, nil, true, state}, nil)
+}
+
+func (l *link) settleHeld() {
+	held := l.held
+	l.held = nil
+	for _, d := range held {
+		if d.verdict.Outcome == Accept && !d.verdict.Taken {
+			l.take(&d)
+		}
+		l.settle(d)
+	}
+	l.grant()
+}
+
+// settleLater settles after the verdict's delay. The timer's goroutine only posts, and a connection that is
+// gone by then drops what is posted.
+func (l *link) settleLater(d delivery) {
+	time.AfterFunc(d.verdict.Delay, func() {
+		l.s.c.post(func() { l.settle(d) })
+	})
+}
