@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"koji-relay/config"
+	"koji-relay/relay"
+)
+
+// checkFile runs the command on a configuration with this text.
+func checkFile(t *testing.T, text string, flags ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "protonmsg.conf")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut bytes.Buffer
+	code = run(t.Context(), append([]string{"check", "--config", path}, flags...), nil, &out, &errOut)
+	strip := func(b *bytes.Buffer) string { return strings.ReplaceAll(b.String(), path, "protonmsg.conf") }
+	return code, strip(&out), strip(&errOut)
+}
+
+const cleanConfig = `[broker]
+urls = amqps://relay:sesame@broker1.example.com
+  amqp://broker2.example.com:5673
+topic_prefix = topic://koji
+[queue]
+store = file
+path = /tmp/queue.db
+`
+
+func TestCheckPrintsTheEffectiveConfigurationMasked(t *testing.T) {
+	t.Parallel()
+	code, stdout, stderr := checkFile(t, cleanConfig)
+	if code != exitOK || stderr != "" {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	for _, want := range []string{
+		"line 2   urls = amqps://***@broker1.example.com:5671 amqp://broker2.example.com:5673\n",
+		"line 6   store = file\n",
+		"default  send_timeout = 60\n",
+		"default  cert =\n",
+		"[relay]\n",
+		"Nothing to complain about.\n",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("missing: %q", want)
+		}
+	}
+	if strings.Contains(stdout, "sesame") {
+		t.Error("the password is printed")
+	}
+	if t.Failed() {
+		t.Log(stdout)
+	}
+}
+
+func TestCheckFailsOnProblemsAndWarnings(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, text     string
+		stdout, stderr string
+	}{
+		{"problems in the file", "[broker]\nurls = http://relay:sesame@x\nurls = amqp://y\n", "",
+			"problem: protonmsg.conf:1: [broker] topic_prefix: missing; add a line such as: topic_prefix = topic://koji\n" +
+				"problem: protonmsg.conf:3: [broker] urls: set twice, first on line 2; keep one of the two\n"},
+		{"an unknown key", cleanConfig + "max_aeg = 5\n", "Effective configuration of protonmsg.conf\n",
+			"warning: protonmsg.conf:8: [queue] max_aeg: unknown key, not read; did you mean max_age?\n"},
+		{"a file that is named and missing", strings.Replace(cleanConfig, "topic_", "cacert = /nonexistent/ca.pem\ntopic_", 1), "Effective configuration of protonmsg.conf\n",
+			"problem: protonmsg.conf:4: [broker] cacert = /nonexistent/ca.pem: no such file or directory; give the path of a file that is there\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			code, stdout, stderr := checkFile(t, tt.text)
+			if code != exitFailure || stderr != tt.stderr || !strings.HasPrefix(stdout, tt.stdout) || tt.stdout == "" && stdout != "" {
+				t.Errorf("exit %d\nstdout %s\nstderr %s", code, stdout, stderr)
+			}
+			if strings.Contains(stdout, "Nothing to complain") {
+				t.Error("it complains and says that it does not")
+			}
+		})
+	}
+}
+
+func TestCheckWithoutAFileIsAUsageError(t *testing.T) {
+	t.Parallel()
+	var out, errOut bytes.Buffer
+	code := run(t.Context(), []string{"check", "--config", filepath.Join(t.TempDir(), "none")}, nil, &out, &errOut)
+	if code != exitUsage || !strings.Contains(errOut.String(), "no such file") {
+		t.Errorf("exit %d: %s", code, errOut.String())
+	}
+}
+
+func TestCheckAsJSONHasTheSameFindings(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{cleanConfig, cleanConfig + "x = 1\n", "[broker]\n"} {
+		code, stdout, stderr := checkFile(t, text, "--json")
+		var report checkReport
+		if err := json.Unmarshal([]byte(stdout), &report); err != nil || stderr != "" {
+			t.Fatalf("%v %s", err, stderr)
+		}
+		if report.clean() != (code == exitOK) || len(report.Problems) == 0 && len(report.Settings) == 0 {
+			t.Errorf("exit %d: %s", code, stdout)
+		}
+		if strings.Contains(stdout, "sesame") || strings.Contains(stdout, "null") {
+			t.Errorf("a secret or a null: %s", stdout)
+		}
+	}
+}
+
+// The words are checked in config, which may not know the relay; here both are known.
+func TestConfigurationTakesExactlyTheRelaysDialects(t *testing.T) {
+	t.Parallel()
+	words := map[string]bool{}
+	for _, name := range relay.Dialects() {
+		words[name] = true
+		if _, err := config.Parse("x", []byte("[broker]\nurls = a\ntopic_prefix = b\ndialect = "+name+"\n")); err != nil {
+			t.Errorf("the relay's dialect %s is refused: %v", name, err)
+		}
+	}
+	for _, name := range config.Dialects() {
+		if !words[name] {
+			t.Errorf("the relay knows no dialect %s", name)
+		}
+	}
+}
