@@ -34,10 +34,9 @@ type publisher struct {
 	// go behind them.
 	backlog      func(ctx context.Context) (bool, error)
 	storeTimeout time.Duration
-	stored       func() // called after a put: wakes the drain
+	stored       func()       // called after a put: wakes the drain
+	paused       *atomic.Bool // sending is paused: commits are queued
 	log          *slog.Logger
-
-	paused atomic.Bool // sending is paused: commits are queued
 }
 
 // Take implements ingest.Taker and the outbox reader's handler. It may be called concurrently. It blocks

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// layer is what one package of the project may import besides the standard library, and why no more.
+type layer struct {
+	pkg    string   // below the module
+	own    []string // packages of this project
+	others []string // modules of others, by path prefix
+	why    string
+}
+
+// The design's arrow: cmd -> internal/daemon -> {ingest, admin, callbacks, relay, queue} -> message. A
+// package that is not listed is an error: it has no place yet.
+var layers = []layer{
+	{"internal/message", nil, nil,
+		"message is what all stages share; whatever it imports, all of them would"},
+	{"callbacks", []string{"internal/message"}, []string{"github.com/google/uuid"},
+		"translation is pure: no configuration, no driver, no I/O"},
+	{"config", nil, []string{"gopkg.in/ini.v1"},
+		"config knows values, not the parts that use them; daemon maps the one to the other"},
+	{"relay", []string{"internal/message"},
+		[]string{"github.com/Azure/go-amqp", "github.com/cenkalti/backoff/v5", "golang.org/x/sync"},
+		"only relay knows AMQP, and relay knows neither the queue nor the configuration file"},
+	{"queue", []string{"internal/failpoint", "internal/message"},
+		[]string{"github.com/jackc/pgx/v5", "go.etcd.io/bbolt", "github.com/cenkalti/backoff/v5", "github.com/google/uuid", "golang.org/x/sync", "golang.org/x/time"},
+		"only queue knows the stores, and queue sends through an interface"},
+	{"internal/ingest", []string{"internal/message"}, []string{"golang.org/x/sync"},
+		"ingest hands commits on through an interface; stages do not import each other"},
+	{"internal/admin", []string{"internal/message"}, []string{"github.com/prometheus/client_golang"},
+		"admin shows what daemon tells it; it reaches into no stage"},
+	{"internal/devbroker", nil, []string{"golang.org/x/sync"},
+		"the embedded broker is the relay's peer: sharing code with it would hide mistakes of both"},
+	{"internal/daemon",
+		[]string{"callbacks", "config", "internal/admin", "internal/ingest", "internal/message", "queue", "relay"},
+		[]string{"github.com/coreos/go-systemd/v22", "github.com/prometheus/client_golang", "golang.org/x/sync"},
+		"daemon builds the parts; drivers stay behind them"},
+	{"cmd/koji-relay",
+		[]string{"callbacks", "config", "internal/daemon", "internal/devbroker", "internal/message", "queue", "relay"},
+		[]string{"github.com/spf13/cobra", "golang.org/x/sync", "golang.org/x/term"},
+		"commands parse flags and print; what they do is done by the packages below"},
+	{"internal/failpoint", nil, nil,
+		"a failpoint is called from guarded places: it must not be able to change what they do"},
+	{"internal/pgtest", nil, []string{"github.com/jackc/pgx/v5"},
+		"pgtest starts databases for tests; no program imports it"},
+	{"integration", nil, nil, "integration drives the built program from outside; nothing imports it"},
+}
+
+func TestImportsPointInward(t *testing.T) {
+	t.Parallel()
+	const module = "koji-relay/"
+	for pkg, imports := range packageImports(t) {
+		i := slices.IndexFunc(layers, func(l layer) bool { return module+l.pkg == pkg })
+		if i < 0 {
+			t.Errorf("%s has no place in the layout: give it one in this test and in the design", pkg)
+			continue
+		}
+		l := layers[i]
+		for _, imported := range imports {
+			if own, ok := strings.CutPrefix(imported, module); ok {
+				if !slices.Contains(l.own, own) {
+					t.Errorf("%s must not import %s: %s", l.pkg, own, l.why)
+				}
+				continue
+			}
+			first, _, _ := strings.Cut(imported, "/")
+			if !strings.Contains(first, ".") {
+				continue // standard library
+			}
+			if !slices.ContainsFunc(l.others, func(p string) bool { return imported == p || strings.HasPrefix(imported, p+"/") }) {
+				t.Errorf("%s must not import %s: %s", l.pkg, imported, l.why)
+			}
+		}
+	}
+}
+
+// packageImports lists what each package imports, its tests left out.
+func packageImports(t *testing.T) map[string][]string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "koji-relay/...").Output()
+	if err != nil {
+		t.Fatalf("list the packages: %v", err)
+	}
+	graph := make(map[string][]string)
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		graph[fields[0]] = fields[1:]
+	}
+	if len(graph) < 4 {
+		t.Fatalf("found %d packages only: %v", len(graph), graph)
+	}
+	return graph
+}

@@ -1,0 +1,273 @@
+// Package daemon builds the parts of koji-relay, starts them, exchanges them at a reload and stops them in
+// order. It promises that a commit is taken by one configuration or the next, never by none, and that after
+// Run nothing is left running. What the parts do is theirs.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
+	"koji-relay/callbacks"
+	"koji-relay/config"
+	"koji-relay/internal/ingest"
+	"koji-relay/queue"
+)
+
+// Options configure a Daemon. All fields are required.
+type Options struct {
+	Config *config.Config
+	// Load reads the configuration again, for a reload.
+	Load   func() (*config.Config, error)
+	Logger *slog.Logger
+	Level  *slog.LevelVar // of Logger; set from log_level
+}
+
+// Daemon is one running relay. Make one with New.
+type Daemon struct {
+	opts    Options
+	log     *slog.Logger
+	current current
+	reloads chan chan error
+	fatal   chan error // the error of a part that ended by itself
+
+	// What outlives a reload; nil with [queue] enabled = off.
+	store   store
+	drainer *queue.Drainer
+
+	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
+}
+
+// store is what a queue.Store can do besides.
+type store interface {
+	queue.Store
+	SetLimits(queue.Limits)
+}
+
+// New prepares a daemon; nothing is opened until Run.
+func New(opts Options) *Daemon {
+	return &Daemon{
+		opts:    opts,
+		log:     opts.Logger,
+		reloads: make(chan chan error),
+		fatal:   make(chan error, 1), // the first part that fails ends the daemon
+	}
+}
+
+// Run serves until intake ends, then finishes: the socket closes, requests in flight get their answers, the
+// drain stops, brokers and store are closed. When finish ends it stops waiting for any of that. It returns
+// nil after an orderly stop, and may be called once.
+func (d *Daemon) Run(intake, finish context.Context) (err error) {
+	parts := &stops{log: d.log}
+	defer func() { err = errors.Join(err, parts.runAll(finish)) }()
+	d.setLevel(d.opts.Config)
+	listeners, err := d.listen(parts)
+	if err != nil {
+		return err
+	}
+	if err := d.openQueue(intake, parts); err != nil {
+		return err
+	}
+	s, err := d.newService(d.opts.Config)
+	if err != nil {
+		return err
+	}
+	d.current.exchange(s, s.run(d.fatal))
+	parts.add(part{"sending", 20 * time.Second, func(ctx context.Context) error { return d.current.part.stop(ctx) }})
+	d.startDrain(parts)
+	d.serve(listeners, parts)
+	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", addresses(listeners))
+	d.notify(systemd.SdNotifyReady)
+	defer d.notify(systemd.SdNotifyStopping)
+	return d.wait(intake)
+}
+
+// wait blocks until the daemon is to stop, and reloads when asked.
+func (d *Daemon) wait(intake context.Context) error {
+	for {
+		select {
+		case <-intake.Done():
+			d.log.Info("stopping: finishing the commits under way")
+			return nil
+		case err := <-d.fatal:
+			return err
+		case answer := <-d.reloads:
+			answer <- d.reload()
+		}
+	}
+}
+
+// listener is one place where the hub hands over, and what it asks of who connects.
+type listener struct {
+	net.Listener
+	token string
+}
+
+// listen opens what the configuration names, or takes over what systemd opened for us.
+func (d *Daemon) listen(parts *stops) ([]listener, error) {
+	c := d.opts.Config.Relay
+	token, err := readToken(c.TokenFile)
+	if err != nil {
+		return nil, err
+	}
+	inherited, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("take over the sockets of systemd: %w", err)
+	}
+	var all []listener
+	for _, l := range inherited {
+		if l == nil {
+			continue // a file descriptor that is no stream socket
+		}
+		if u, ok := l.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false) // the file is systemd's and outlives us
+		}
+		all = append(all, listener{l, token})
+	}
+	if len(all) == 0 && c.Socket != "" {
+		l, err := ingest.ListenUnix(ingest.SocketOptions{
+			Path: c.Socket, Group: c.SocketGroup, Mode: fs.FileMode(c.SocketMode),
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, listener{l, token})
+	}
+	if c.Listen != "" {
+		l, err := net.Listen("tcp", c.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen on [relay] listen = %s: %w", c.Listen, err)
+		}
+		all = append(all, listener{l, token})
+	}
+	if len(all) == 0 {
+		return nil, errors.New("nothing to listen on: set [relay] socket or listen, or start koji-relay.socket")
+	}
+	parts.add(part{"listeners", time.Second, func(context.Context) error {
+		for _, l := range all {
+			l.Close() // already closed by the server, unless it never served
+		}
+		return nil
+	}})
+	return all, nil
+}
+
+func readToken(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read [relay] token_file: %w", err)
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" {
+		return "", fmt.Errorf("read [relay] token_file %s: it is empty; write a long random word into it", path)
+	}
+	return token, nil
+}
+
+// openQueue opens the queue that the configuration names. It refuses to start without one: a queue that is
+// enabled and not there would lose what it was meant to keep.
+func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
+	c := d.opts.Config
+	opened, _, err := OpenStore(ctx, c, d.log)
+	if err != nil || opened == nil {
+		return err
+	}
+	d.store = opened
+	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
+	d.drainer = queue.NewDrainer(opened, &d.current, drainOptions(c, d.log))
+	return nil
+}
+
+// OpenStore opens the store of c for serve and for the commands that work on it while the relay is stopped.
+// Both results are nil with [queue] enabled = off; the second is nil for a store that is not Postgres.
+func OpenStore(ctx context.Context, c *config.Config, log *slog.Logger) (store, *queue.Postgres, error) {
+	if !c.Queue.Enabled {
+		return nil, nil, nil
+	}
+	if c.Queue.Store == config.StoreFile {
+		f, err := queue.OpenFile(c.Queue.Path, queue.FileOptions{Limits: limits(c)})
+		if err != nil {
+			return nil, nil, fmt.Errorf("open the queue: %w", err)
+		}
+		return f, nil, nil
+	}
+	conn, err := c.DatabaseConn()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the queue's database: %w", err)
+	}
+	pg, err := queue.OpenPostgres(ctx, queue.PostgresOptions{ConnString: conn.Reveal(), Limits: limits(c), Logger: log})
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the queue: %w", err)
+	}
+	return pg, pg, nil
+}
+
+// startDrain starts what sends from the stores.
+func (d *Daemon) startDrain(parts *stops) {
+	if d.drainer == nil {
+		return
+	}
+	parts.add(startPart("drain", 10*time.Second, d.fatal, d.drainer.Run))
+	parts.add(startPart("wake the drain", time.Second, d.fatal, func(ctx context.Context) error {
+		for ctx.Err() == nil {
+			d.current.brokerUp(ctx)
+			d.drainer.Wake()
+		}
+		return nil
+	}))
+}
+
+// serve starts answering the hub.
+func (d *Daemon) serve(listeners []listener, parts *stops) {
+	c := d.opts.Config.Relay
+	server := ingest.New(ingest.Options{
+		Decode:           callbacks.DecodeCommit,
+		Taker:            &d.current,
+		MaxRequestBytes:  c.MaxRequestBytes,
+		MaxInflightBytes: c.MaxInflightBytes,
+		Token:            listeners[0].token,
+		Logger:           d.log,
+	})
+	for _, l := range listeners {
+		go func() {
+			if err := server.Serve(l); err != nil {
+				fail(d.fatal, err)
+			}
+		}()
+	}
+	parts.add(part{"hub API", 10 * time.Second, func(ctx context.Context) error {
+		err := server.Shutdown(ctx)
+		server.Close() // what Shutdown gave up on
+		return err
+	}})
+}
+
+// notify tells systemd; without systemd it does nothing.
+func (d *Daemon) notify(state string) {
+	if _, err := systemd.SdNotify(false, state); err != nil {
+		d.log.Warn("notify systemd", "error", err)
+	}
+}
+
+func addresses(listeners []listener) string {
+	var all []string
+	for _, l := range listeners {
+		all = append(all, l.Addr().String())
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}

@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"log/slog"
+
+	"koji-relay/callbacks"
+	"koji-relay/config"
+	"koji-relay/queue"
+	"koji-relay/relay"
+)
+
+// This file maps the configuration to the options of the parts: the one place where both are known.
+
+func rulesOptions(c *config.Config) callbacks.Options {
+	return callbacks.Options{
+		Events:     c.Message.Events,
+		ExtraLimit: c.Message.ExtraLimit,
+		ExtraKeep:  c.Message.ExtraKeep,
+	}
+}
+
+// RelayOptions are what c says about brokers and sending. Commands that talk to the brokers by themselves
+// (check --connect, tail) use them as well, so that they see what serve sees.
+func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
+	o := relay.Options{
+		TopicPrefix:      c.Broker.TopicPrefix,
+		Dialect:          c.Broker.Dialect,
+		SASL:             c.Broker.SASL,
+		UserFile:         c.Broker.UserFile,
+		PasswordFile:     c.Broker.PasswordFile,
+		Cert:             c.Broker.Cert,
+		Key:              c.Broker.Key,
+		CACert:           c.Broker.CACert,
+		ConnectTimeout:   c.Broker.ConnectTimeout,
+		SendTimeout:      c.Broker.SendTimeout,
+		HandoffTimeout:   c.Relay.HandoffTimeout,
+		IdleTimeout:      c.Broker.IdleTimeout,
+		URLOrder:         c.Broker.URLOrder,
+		Unroutable:       c.Broker.Unroutable,
+		TTL:              c.Message.TTL,
+		Durable:          c.Message.Durable,
+		Priority:         c.Message.Priority,
+		BodySection:      c.Message.BodySection,
+		TestMode:         c.Broker.TestMode,
+		TestModeFail:     c.Broker.TestModeFail,
+		MaxInflightBytes: c.Relay.MaxInflightBytes,
+		Logger:           log,
+	}
+	for _, u := range c.Broker.URLs {
+		o.Brokers = append(o.Brokers, relay.Broker{URL: u.Reveal()})
+	}
+	return o
+}
+
+func limits(c *config.Config) queue.Limits {
+	return queue.Limits{MaxBytes: c.Queue.MaxBytes, MaxAttempts: c.Queue.MaxAttempts}
+}
+
+func drainOptions(c *config.Config, log *slog.Logger) queue.DrainOptions {
+	return queue.DrainOptions{
+		BatchSize:   c.Queue.BatchSize,
+		BatchBytes:  int(c.Queue.BatchBytes),
+		Interval:    c.Queue.Interval,
+		RateLimit:   float64(c.Queue.RateLimit),
+		MaxAttempts: c.Queue.MaxAttempts,
+		Expiry: queue.Expiry{
+			MaxAge:     c.Queue.MaxAge,
+			ToDead:     c.Queue.Expired == config.DeadLetter,
+			DeadMaxAge: c.Queue.DeadMaxAge,
+		},
+		Logger: log,
+	}
+}

@@ -1,0 +1,187 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"koji-relay/callbacks"
+	"koji-relay/internal/message"
+)
+
+// fakeSender answers with one scripted outcome per address and records what it was given.
+type fakeSender struct {
+	outcomes map[string]message.Outcome
+	got      []string
+}
+
+func (f *fakeSender) Send(_ context.Context, msgs []message.Message) []message.Outcome {
+	out := make([]message.Outcome, len(msgs))
+	for i, m := range msgs {
+		f.got = append(f.got, m.Address)
+		out[i] = f.outcomes[m.Address]
+	}
+	return out
+}
+
+// fakeQueue records what was put, or fails.
+type fakeQueue struct {
+	err    error
+	unsent []message.Unsent
+	bad    []message.Undeliverable
+}
+
+func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent, bad []message.Undeliverable) error {
+	if f.err != nil {
+		return f.err
+	}
+	f.unsent = append(f.unsent, unsent...)
+	f.bad = append(f.bad, bad...)
+	return nil
+}
+
+// fivePart is a commit of five events that become: three messages (a, b, c), one skip and one undeliverable.
+var fivePart = callbacks.Translation{
+	Messages: []message.Message{
+		{ID: "id-a", Event: 4, Address: "a"}, {ID: "id-b", Event: 1, Address: "b"}, {ID: "id-c", Event: 2, Address: "c"},
+	},
+	Undeliverable: []message.Undeliverable{{ID: "id-x", Event: 0, Reason: "no action"}},
+	Skipped:       1,
+}
+
+func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
+	return &publisher{
+		translate:    func(message.Commit) callbacks.Translation { return t },
+		sender:       s,
+		queue:        q,
+		storeTimeout: time.Minute,
+		stored:       func() {},
+		paused:       &atomic.Bool{},
+		log:          slog.New(slog.DiscardHandler),
+	}
+}
+
+func done() message.Outcome { return message.Outcome{State: message.Accepted, Next: message.Done} }
+
+func TestOnlyWhatIsDoneIsForgotten(t *testing.T) {
+	t.Parallel()
+	s := &fakeSender{outcomes: map[string]message.Outcome{
+		"a": done(),
+		"b": {State: message.Released, Next: message.Later, Reason: "no binding"},
+		"c": {State: message.Rejected, Next: message.Dead, Reason: "too large"},
+	}}
+	q := &fakeQueue{}
+	p := newPublisher(s, q, fivePart)
+	woken := 0
+	p.stored = func() { woken++ }
+
+	receipt := p.Take(context.Background(), message.Commit{ID: "c1"})
+
+	want := message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 2}
+	if diff := cmp.Diff(want, receipt); diff != "" {
+		t.Errorf("receipt (-want +got):\n%s", diff)
+	}
+	wantPut := []message.Unsent{
+		{Message: message.Message{ID: "id-b", Event: 1, Address: "b"}, Outcome: s.outcomes["b"]},
+		{Message: message.Message{ID: "id-c", Event: 2, Address: "c"}, Outcome: s.outcomes["c"]},
+	}
+	if diff := cmp.Diff(wantPut, q.unsent, cmpopts.IgnoreFields(message.Message{}, "Created")); diff != "" {
+		t.Errorf("put (-want +got):\n%s", diff)
+	}
+	if len(q.bad) != 1 || q.bad[0].ID != "id-x" {
+		t.Errorf("dead letters put: %v, want id-x", q.bad)
+	}
+	if woken != 1 {
+		t.Errorf("the drain was woken %d times, want once", woken)
+	}
+	for _, u := range q.unsent {
+		if u.Message.Created.IsZero() {
+			t.Errorf("%s has no creation time", u.Message.ID)
+		}
+	}
+}
+
+func TestNotTakenNamesExactlyTheEventsNeitherSentNorStored(t *testing.T) {
+	t.Parallel()
+	storeDown := errors.New("store is down")
+	for name, tc := range map[string]struct {
+		outcomes map[string]message.Outcome
+		queue    putter
+		want     message.Receipt
+	}{
+		"one accepted, the store down": {
+			map[string]message.Outcome{"b": done()}, &fakeQueue{err: storeDown},
+			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 2, 4}, Reason: "neither sent nor stored: store is down"},
+		},
+		"none accepted, the store down": {
+			nil, &fakeQueue{err: storeDown},
+			message.Receipt{Skipped: 1, NotTaken: []int{0, 1, 2, 4}, Reason: "neither sent nor stored: store is down"},
+		},
+		"all accepted, the dead letter cannot be stored": {
+			map[string]message.Outcome{"a": done(), "b": done(), "c": done()}, &fakeQueue{err: storeDown},
+			message.Receipt{Sent: 3, Skipped: 1, NotTaken: []int{0}, Reason: "neither sent nor stored: store is down"},
+		},
+		"the queue switched off": {
+			map[string]message.Outcome{"a": done()}, nil,
+			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 1, 2}, Reason: "neither sent nor stored: no broker took it and [queue] enabled = off"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPublisher(&fakeSender{outcomes: tc.outcomes}, tc.queue, fivePart)
+			if diff := cmp.Diff(tc.want, p.Take(context.Background(), message.Commit{ID: "c1"})); diff != "" {
+				t.Errorf("receipt (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAllAcceptedTouchesNoStore(t *testing.T) {
+	t.Parallel()
+	tr := fivePart
+	tr.Undeliverable = nil
+	s := &fakeSender{outcomes: map[string]message.Outcome{"a": done(), "b": done(), "c": done()}}
+	p := newPublisher(s, &fakeQueue{err: errors.New("touched")}, tr)
+	want := message.Receipt{Sent: 3, Skipped: 1}
+	if diff := cmp.Diff(want, p.Take(context.Background(), message.Commit{})); diff != "" {
+		t.Errorf("receipt (-want +got):\n%s", diff)
+	}
+}
+
+func TestPreservedOrderPutsNewMessagesBehindTheBacklog(t *testing.T) {
+	t.Parallel()
+	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}}
+	for name, tc := range map[string]struct {
+		waiting bool
+		err     error
+		paused  bool
+		want    message.Receipt
+		sent    int
+	}{
+		"no backlog: sent at once":             {false, nil, false, message.Receipt{Sent: 1}, 1},
+		"backlog: queued without an attempt":   {true, nil, false, message.Receipt{Queued: 1}, 0},
+		"paused: queued without an attempt":    {false, nil, true, message.Receipt{Queued: 1}, 0},
+		"backlog unknown: refused, not passed": {false, errors.New("down"), false, message.Receipt{NotTaken: []int{0}}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &fakeSender{outcomes: map[string]message.Outcome{"a": done()}}
+			p := newPublisher(s, &fakeQueue{}, tr)
+			p.backlog = func(context.Context) (bool, error) { return tc.waiting, tc.err }
+			p.paused.Store(tc.paused)
+			got := p.Take(context.Background(), message.Commit{})
+			if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreFields(message.Receipt{}, "Reason")); diff != "" {
+				t.Errorf("receipt (-want +got):\n%s", diff)
+			}
+			if len(s.got) != tc.sent {
+				t.Errorf("%d messages sent, want %d", len(s.got), tc.sent)
+			}
+		})
+	}
+}

@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"koji-relay/config"
+)
+
+// Reload reads the configuration again and puts it in force. On any error the old one stays. It blocks until
+// that is done, and may be called concurrently while Run runs; ctx ends the waiting only.
+func (d *Daemon) Reload(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case d.reloads <- answer:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// reload builds the next service beside the one in force, hands over to it, and stops the old one.
+func (d *Daemon) reload() error {
+	next, err := d.opts.Load()
+	if err != nil {
+		d.log.Error("reload refused: the old configuration stays", "error", err)
+		return err
+	}
+	s, err := d.newService(next)
+	if err != nil {
+		d.log.Error("reload refused: the old configuration stays", "error", err)
+		return err
+	}
+	d.setLevel(next)
+	if d.store != nil {
+		d.store.SetLimits(limits(next))
+		d.drainer.Configure(drainOptions(next, d.log))
+	}
+	running := s.run(d.fatal)
+	// Hand over when the new connections are up, or cannot be had.
+	select {
+	case <-s.relay.Up():
+	case <-time.After(min(next.Broker.ConnectTimeout, 5*time.Second)):
+	}
+	old := d.current.exchange(s, running)
+	finish, cancel := context.WithTimeout(context.Background(), old.limit)
+	defer cancel()
+	if err := old.stop(finish); err != nil {
+		d.log.Warn("stop what the old configuration ran", "error", err)
+	}
+	if keys := needRestart(d.opts.Config, next); len(keys) > 0 {
+		d.log.Warn("reloaded; some changes take effect at the next restart only", "keys", strings.Join(keys, " "))
+	} else {
+		d.log.Info("reloaded", "config", next.Path)
+	}
+	return nil
+}
+
+// needRestart names the keys that differ between the configuration the process started with and next, and
+// that a reload cannot change: they are bound to open sockets and files.
+func needRestart(started, next *config.Config) []string {
+	var keys []string
+	differ := func(name string, changed bool) {
+		if changed {
+			keys = append(keys, name)
+		}
+	}
+	a, b := started.Relay, next.Relay
+	differ("socket", a.Socket != b.Socket)
+	differ("socket_group", a.SocketGroup != b.SocketGroup)
+	differ("socket_mode", a.SocketMode != b.SocketMode)
+	differ("listen", a.Listen != b.Listen)
+	differ("token_file", a.TokenFile != b.TokenFile)
+	differ("control", a.Control != b.Control)
+	differ("admin", a.Admin != b.Admin)
+	differ("max_request_bytes", a.MaxRequestBytes != b.MaxRequestBytes)
+	differ("log_format", a.LogFormat != b.LogFormat)
+	q, r := started.Queue, next.Queue
+	differ("enabled", q.Enabled != r.Enabled)
+	differ("store", q.Store != r.Store)
+	differ("database", q.Database != r.Database)
+	differ("path", q.Path != r.Path)
+	return keys
+}
+
+func (d *Daemon) setLevel(c *config.Config) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Relay.LogLevel)); err != nil {
+		panic(fmt.Sprintf("config let log_level = %q pass", c.Relay.LogLevel))
+	}
+	d.opts.Level.Set(level)
+}

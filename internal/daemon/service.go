@@ -1,0 +1,156 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"koji-relay/callbacks"
+	"koji-relay/config"
+	"koji-relay/internal/message"
+	"koji-relay/queue"
+	"koji-relay/relay"
+)
+
+// service is translation and sending by one configuration. A reload makes a new one beside the old, hands it
+// what comes from then on, and stops the old one when the last call that uses it has returned.
+type service struct {
+	relay  *relay.Relay
+	hub    *publisher // for commits from the hub API
+	outbox *publisher // for commits from the outbox
+	users  sync.WaitGroup
+}
+
+// newService makes a service on store, which is nil with [queue] enabled = off. Nothing runs yet.
+func (d *Daemon) newService(c *config.Config) (*service, error) {
+	rules, err := callbacks.New(rulesOptions(c))
+	if err != nil {
+		return nil, fmt.Errorf("prepare translation: %w", err)
+	}
+	r, err := relay.New(RelayOptions(c, d.log))
+	if err != nil {
+		return nil, fmt.Errorf("prepare sending: %w", err)
+	}
+	p := publisher{
+		translate:    rules.Translate,
+		sender:       r,
+		storeTimeout: c.Queue.StoreTimeout,
+		stored:       func() {},
+		paused:       &d.publishPaused,
+		log:          d.log,
+	}
+	if d.store != nil {
+		p.queue = d.store
+		p.stored = d.drainer.Wake
+	}
+	hub, outbox := p, p
+	if d.store != nil && c.Queue.PreserveOrder {
+		hub.backlog = d.backlog(queue.Backlog.Any)
+		// Events from the outbox are older than all but the queue's.
+		outbox.backlog = d.backlog(func(b queue.Backlog) bool { return b.Queue })
+	}
+	return &service{relay: r, hub: &hub, outbox: &outbox}, nil
+}
+
+func (d *Daemon) backlog(before func(queue.Backlog) bool) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		b, err := d.store.Backlog(ctx)
+		return before(b), err
+	}
+}
+
+// run keeps the brokers connected until stop, which first waits for the calls under way.
+func (s *service) run(fatal chan<- error) part {
+	brokers := startPart("brokers", 5*time.Second, fatal, s.relay.Run)
+	return part{name: "sending", limit: 15 * time.Second, stop: func(ctx context.Context) error {
+		err := s.wait(ctx)
+		if brokersErr := brokers.stop(ctx); err == nil {
+			err = brokersErr
+		}
+		return err
+	}}
+}
+
+func (s *service) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		s.users.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// current holds the service in force. It is what ingest, the outbox reader and the drain see: they never learn
+// that it was exchanged.
+type current struct {
+	mu      sync.Mutex // guards the fields below and the first Add to the service's users
+	service *service
+	part    part          // the service's running half
+	changed chan struct{} // closed at the next exchange
+}
+
+func (c *current) acquire() *service {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.service.users.Add(1)
+	return c.service
+}
+
+// exchange puts next in force and returns the running half of the one before, which nothing new will reach.
+func (c *current) exchange(next *service, running part) part {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.changed != nil {
+		close(c.changed)
+	}
+	old := c.part
+	c.service, c.part, c.changed = next, running, make(chan struct{})
+	return old
+}
+
+// Take implements ingest.Taker.
+func (c *current) Take(ctx context.Context, commit message.Commit) message.Receipt {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.hub.Take(ctx, commit)
+}
+
+// SendPatiently and Usable implement queue.Sender.
+func (c *current) SendPatiently(ctx context.Context, msgs []message.Message) []message.Outcome {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.relay.SendPatiently(ctx, msgs)
+}
+
+func (c *current) Usable() bool {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.relay.Usable()
+}
+
+// brokerUp blocks until a broker becomes usable, the service is exchanged, or ctx ends.
+func (c *current) brokerUp(ctx context.Context) {
+	c.mu.Lock()
+	s, changed := c.service, c.changed // not as a user: this wait must not keep an old service alive
+	c.mu.Unlock()
+	select {
+	case <-s.relay.Up():
+	case <-changed:
+	case <-ctx.Done():
+	}
+}
+
+// outboxTaker is the outbox reader's way in.
+type outboxTaker struct{ *current }
+
+func (c outboxTaker) Take(ctx context.Context, commit message.Commit) message.Receipt {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.outbox.Take(ctx, commit)
+}
