@@ -245,7 +245,7 @@ func pythonStringLen(raw []byte) (length, size int) {
 			}
 			length += pythonRuneLen(r)
 			i += n
-		case b < utf8.RuneSelf:
+		case b < 0x7f:
 			length++ // '"', '\\' and control characters are escaped in raw already
 			i++
 		default:
@@ -260,7 +260,7 @@ func pythonRuneLen(r rune) int {
 	switch {
 	case r == '"', r == '\\', r == '\n', r == '\r', r == '\t', r == '\f', r == '\b':
 		return 2
-	case r < 0x20, r > 0x7f && r <= 0xffff:
+	case r < 0x20, r >= 0x7f && r <= 0xffff: // DEL is not printable: Python escapes it
 		return 6
 	case r > 0xffff:
 		return 12
