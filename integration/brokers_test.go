@@ -20,7 +20,19 @@ type brokerKind struct {
 	source       string            // where a subscriber finds a topic: prefix part, topic
 	capabilities []string          // of a subscriber's source
 	product      string            // what the broker calls itself
+	tlsPrefix    string            // where the TLS port has other topic names than the plain one
+	tlsLogin     string            // SASL mechanism with a client certificate
+	wrongPrefix  string            // one that the broker cannot serve; "" where it serves all
+	remedy       string            // what the report of it must name
+	selectors    bool              // JMS selectors
+	released     bool              // answers released for a topic that nobody subscribed to
+	maxMessage   int               // bytes of the largest message it takes; 0 = more than the tests try
+	queue        string            // RabbitMQ: where to read a queue that was declared by other means
+	blockable    bool              // has an alarm that stops publishers
 }
+
+// rabbit reports whether the broker is a RabbitMQ.
+func (b brokerKind) rabbit() bool { return b.product == "RabbitMQ" }
 
 var (
 	rabbitmq310 = brokerKind{
@@ -28,18 +40,36 @@ var (
 		prefix:  "/topic/%s",
 		source:  "/topic/%s.%s",
 		product: "RabbitMQ",
+
+		tlsLogin:    "EXTERNAL",
+		wrongPrefix: "topic://koji",
+		remedy:      "/topic/koji",
+		maxMessage:  1 << 20,
+		queue:       "/amq/queue/%s",
+		blockable:   true,
 	}
 	rabbitmq40 = brokerKind{
 		service: "rabbitmq-4.0",
 		prefix:  "/exchanges/amq.topic/%s",
 		source:  "/topic/%s.%s", // the old form is deprecated there, but needs no queue to be declared first
 		product: "RabbitMQ",
+
+		tlsLogin:    "EXTERNAL",
+		wrongPrefix: "topic://koji",
+		remedy:      "/exchanges/",
+		released:    true,
+		maxMessage:  1 << 20,
+		queue:       "/queues/%s",
+		blockable:   true,
 	}
 	activemqClassic = brokerKind{
 		service: "activemq-classic",
 		prefix:  "topic://%s",
 		source:  "topic://%s.%s",
 		product: "ActiveMQ",
+
+		tlsLogin:  "ANONYMOUS", // who one is comes from the certificate, which ActiveMQ itself has checked
+		selectors: true,
 	}
 	artemis = brokerKind{
 		service:      "artemis",
@@ -48,6 +78,10 @@ var (
 		source:       "%s.%s",
 		capabilities: []string{"topic"},
 		product:      "apache-activemq-artemis",
+
+		tlsPrefix: "topic://%s", // its acceptor has multicastPrefix=topic://
+		tlsLogin:  "EXTERNAL",
+		selectors: true,
 	}
 	brokerKinds = []brokerKind{rabbitmq310, rabbitmq40, activemqClassic, artemis}
 )

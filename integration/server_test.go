@@ -350,15 +350,9 @@ func (m *treeMachine) start(context.Context) error {
 	defer log.Close()
 	m.process = m.command(context.Background(), runScript)
 	m.process.Stdout, m.process.Stderr = log, log
-	if err := m.process.Start(); err != nil {
-		return err
-	}
+	m.process.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	m.ended = make(chan struct{})
-	go func(process *exec.Cmd, ended chan struct{}) {
-		process.Wait()
-		close(ended)
-	}(m.process, m.ended)
-	return nil
+	return startOnOwnThread(m.process, m.ended, func() {})
 }
 
 func (m *treeMachine) signal(s syscall.Signal) error {

@@ -1,0 +1,108 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// tagCommit is a commit of n postTag events with an id of its own, and the message-ids it must give.
+func tagCommit(n int) (body []byte, ids []string) {
+	commit := uuid.NewString()
+	body = fmt.Appendf(nil, `{"commit": %q, "events": [`, commit)
+	for event := range n {
+		if event > 0 {
+			body = append(body, ", "...)
+		}
+		body = fmt.Appendf(body, `{"callback": "postTag", "kwargs": {"tag": {"id": 7, "name": "f39-candidate"}, `+
+			`"build": {"build_id": %d, "name": "pkg", "version": "1.0", "release": "%d.fc39", "extra": null}, `+
+			`"user": {"id": 1, "name": "kojiadmin"}, "force": false}}`, event, event)
+		ids = append(ids, messageID(commit, event))
+	}
+	return append(body, "]}"...), ids
+}
+
+const tagTopic = "build.tag"
+
+// load is a stand-in for hub workers: each posts commits one after the other until the load is stopped.
+type load struct {
+	stop func()
+
+	mu       sync.Mutex // guards the fields below
+	taken    []string   // message-ids of commits answered 200
+	refused  int        // other answers, and none
+	slowest  time.Duration
+	answered chan struct{} // one for each 200, as far as someone listens
+}
+
+// startLoad starts workers that post commits of one event.
+func startLoad(t testing.TB, r *relay, workers int) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &load{answered: make(chan struct{})}
+	var running sync.WaitGroup
+	for range workers {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				l.postOne(ctx, r)
+			}
+		})
+	}
+	l.stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	t.Cleanup(l.stop)
+	return l
+}
+
+// postOne posts one commit. One that is cut short by the end of the load has an unknown fate and is not counted.
+func (l *load) postOne(ctx context.Context, r *relay) {
+	body, ids := tagCommit(1)
+	a, err := r.post(context.WithoutCancel(ctx), body)
+	l.mu.Lock()
+	if err != nil || a.Code != http.StatusOK {
+		l.refused++
+	} else {
+		l.taken = append(l.taken, ids...)
+		l.slowest = max(l.slowest, a.Took)
+	}
+	l.mu.Unlock()
+	if err != nil || a.Code != http.StatusOK {
+		// As a hub would: not again at once.
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Millisecond):
+		}
+		return
+	}
+	select {
+	case l.answered <- struct{}{}:
+	default:
+	}
+}
+
+// await waits until n more commits were answered 200.
+func (l *load) await(t testing.TB, n int) {
+	t.Helper()
+	limit := time.After(60 * time.Second)
+	for i := range n {
+		select {
+		case <-l.answered:
+		case <-limit:
+			t.Fatalf("%d of %d commits were answered within a minute", i, n)
+		}
+	}
+}
+
+func (l *load) ids() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.taken)
+}

@@ -1,0 +1,268 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/Azure/go-amqp"
+)
+
+// The cases of the suite in which a broker or a message misbehaves, and those with subscribers of another kind.
+
+// selector: Jenkins jobs and others choose messages by their application-properties, types included.
+func selector(t *testing.T, b brokerKind, s *server) {
+	g := loadGolden(t, "extra0")
+	part := newPart()
+	with := func(text string) *inbox {
+		return attach(t, s, "", b.sources(part, []string{"task.closed"}), func(string) *amqp.ReceiverOptions {
+			return &amqp.ReceiverOptions{
+				Credit: 1000, SourceCapabilities: b.capabilities, Filters: []amqp.LinkFilter{amqp.NewSelectorFilter(text)},
+			}
+		})
+	}
+	closed := with("type = 'TaskStateChange' AND new = 'CLOSED' AND id > 0")
+	none := with("new = 'CLOSED' AND id < 0")
+	var want []string
+	for _, m := range g.messages {
+		if m.Address == "task.closed" {
+			want = append(want, m.id())
+		}
+	}
+	if len(want) == 0 {
+		t.Fatal("no golden message closes a task")
+	}
+	r := startRelay(t, forBroker(b, part, s), s)
+	r.postGolden(t, g)
+	closed.waitFor(t, 20*time.Second, want...)
+	if n := len(closed.byID()); n != len(want) {
+		t.Errorf("the selector found %d messages, want %d", n, len(want))
+	}
+	if n := len(none.byID()); n != 0 {
+		t.Errorf("the selector that fits nothing found %d messages", n)
+	}
+}
+
+// bigCommit is a commit of three tag events, of which the middle one has a body of about size bytes.
+func bigCommit(size int) (body []byte, ids []string) {
+	body, ids = tagCommit(3)
+	filler := fmt.Sprintf(`"release": "1.fc39", "extra": {"filler": "%s"}`, strings.Repeat("x", size))
+	return bytes.Replace(body, []byte(`"release": "1.fc39", "extra": null`), []byte(filler), 1), ids
+}
+
+func tooLarge(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	box := subscribe(t, s, b, b.sources(part, []string{tagTopic})...)
+	r := startRelay(t, forBroker(b, part, s), s)
+	body, ids := bigCommit(2 * b.maxMessage)
+	a := r.mustPost(t, body)
+	if a.Sent+a.Queued+a.Dead != 3 {
+		t.Errorf("the relay says sent %d, queued %d, dead %d for 3 events", a.Sent, a.Queued, a.Dead)
+	}
+	box.waitFor(t, 30*time.Second, ids[0], ids[2])
+	for range 5 {
+		body, after := tagCommit(1)
+		r.mustPost(t, body)
+		box.waitFor(t, 30*time.Second, after...)
+	}
+	if len(box.byID()[ids[1]]) != 0 {
+		t.Error("the message that is too large arrived")
+	}
+}
+
+func large(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	box := subscribe(t, s, b, b.sources(part, []string{tagTopic})...)
+	r := startRelay(t, forBroker(b, part, s), s)
+	const size = 4 << 20
+	body, ids := bigCommit(size)
+	r.mustPost(t, body)
+	box.waitFor(t, 30*time.Second, ids...)
+	if d := box.byID()[ids[1]][0]; d.Body == nil || len(*d.Body) < size {
+		t.Errorf("a body of %d bytes did not arrive whole", size)
+	}
+}
+
+func unboundTopic(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	box := subscribe(t, s, b, b.sources(part, []string{"package.add"})...)
+	bound := bytes.ReplaceAll(mustTagCommit(1), []byte("postTag"), []byte("postPackageListChange"))
+	bound = bytes.Replace(bound, []byte(`"kwargs": {`), []byte(`"kwargs": {"action": "add", "package": {"name": "pkg"}, `), 1)
+
+	r := startRelay(t, forBroker(b, part, s), s)
+	var unbound answer
+	for range 40 {
+		body, _ := tagCommit(5)
+		a := r.mustPost(t, body)
+		unbound.Sent += a.Sent
+		unbound.Queued += a.Queued
+	}
+	if b.released && unbound.Queued != 200 || !b.released && unbound.Sent != 200 {
+		t.Errorf("of 200 messages that nobody subscribed to, %d were sent and %d queued", unbound.Sent, unbound.Queued)
+	}
+	a := r.mustPost(t, bound)
+	if a.Sent != 1 || a.Took > 500*time.Millisecond {
+		t.Errorf("a message to another topic: sent %d after %v", a.Sent, a.Took)
+	}
+	eventually(t, 20*time.Second, "the other topic's message arrives", func() error {
+		if len(box.byID()) == 0 {
+			return fmt.Errorf("it has not")
+		}
+		return nil
+	})
+	r.stop(t)
+
+	// Dropped on purpose counts as sent.
+	r.configure(t, forBroker(b, part, s).with(settings{"broker.unroutable": "drop"}))
+	r.start(t)
+	r.awaitConnected(t, s)
+	body, _ := tagCommit(5)
+	if a := r.mustPost(t, body); a.Sent != 5 {
+		t.Errorf("unroutable = drop: sent %d, queued %d; want sent 5", a.Sent, a.Queued)
+	}
+}
+
+func mustTagCommit(n int) []byte {
+	body, _ := tagCommit(n)
+	return body
+}
+
+// alarm: RabbitMQ stops reading from publishers when it is short of memory.
+func alarm(t *testing.T, b brokerKind, s *server) {
+	blockedBroker(t, b, s,
+		func() { s.exec(t, "", runScript, "ctl", "set_vm_memory_high_watermark", "0.000001") },
+		func() { s.exec(t, "", runScript, "ctl", "set_vm_memory_high_watermark", "0.6") })
+}
+
+func frozen(t *testing.T, b brokerKind, s *server) {
+	blockedBroker(t, b, s, func() { s.freeze(t) }, func() { s.thaw(t) })
+}
+
+// blockedBroker checks what the hub sees while the broker is connected and takes nothing, and that everything
+// arrives afterwards.
+func blockedBroker(t *testing.T, b brokerKind, s *server, block, unblock func()) {
+	part := newPart()
+	box := subscribe(t, s, b, b.sources(part, []string{tagTopic})...)
+	r := startRelay(t, forBroker(b, part, s), s)
+	body, all := tagCommit(1)
+	r.mustPost(t, body)
+	box.waitFor(t, 20*time.Second, all...)
+
+	block()
+	blocked := true
+	defer func() {
+		if blocked {
+			unblock()
+		}
+	}()
+	slow := 0
+	for i := range 60 {
+		body, ids := tagCommit(1)
+		a := r.mustPost(t, body)
+		all = append(all, ids...)
+		if a.Took > 300*time.Millisecond {
+			slow++
+		}
+		if a.Took > 1500*time.Millisecond {
+			t.Errorf("commit %d was answered after %v", i, a.Took)
+		}
+	}
+	// One hand-off timeout, and perhaps a moment before the alarm reached this connection.
+	if slow > 2 {
+		t.Errorf("%d of 60 commits took more than 300 ms", slow)
+	}
+	if r.log.count("broker stalled", map[string]string{"broker": s.addr()}) == 0 {
+		t.Error("the log does not say that the broker stalled")
+	}
+	unblock()
+	blocked = false
+	box.waitFor(t, 90*time.Second, all...)
+}
+
+// durable makes a subscription that outlives its connection and the broker's process, and gives the function that
+// opens it.
+func durable(t *testing.T, b brokerKind, s *server, part string, topics ...string) func() *inbox {
+	t.Helper()
+	if b.rabbit() {
+		declareQueue(t, s, part, topics)
+		return func() *inbox {
+			return attach(t, s, "", []string{fmt.Sprintf(b.queue, part)}, func(string) *amqp.ReceiverOptions {
+				return &amqp.ReceiverOptions{Credit: 1000}
+			})
+		}
+	}
+	open := func(t *testing.T) *inbox {
+		return attach(t, s, "durable-"+part, b.sources(part, topics), func(address string) *amqp.ReceiverOptions {
+			return &amqp.ReceiverOptions{
+				Name: "durable-" + address, Credit: 1000, SourceCapabilities: []string{"topic"},
+				SourceDurability: amqp.DurabilityUnsettledState, SourceExpiryPolicy: amqp.ExpiryPolicyNever,
+			}
+		})
+	}
+	// It exists once it was attached for the first time; a subtest ends that connection.
+	t.Run("subscribe", func(t *testing.T) { open(t) })
+	return func() *inbox { return open(t) }
+}
+
+// declareQueue declares a durable queue on RabbitMQ and binds the topics to it.
+func declareQueue(t *testing.T, s *server, name string, topics []string) {
+	t.Helper()
+	var bindings []string
+	for _, topic := range topics {
+		bindings = append(bindings, fmt.Sprintf(`{"vhost": "/", "source": "amq.topic", "destination": %q,
+			"destination_type": "queue", "routing_key": "%s.%s", "arguments": {}}`, name, name, topic))
+	}
+	definitions := fmt.Sprintf(`{"queues": [{"vhost": "/", "name": %q, "durable": true, "auto_delete": false, "arguments": {}}],
+		"bindings": [%s]}`, name, strings.Join(bindings, ", "))
+	s.exec(t, definitions, runScript, "ctl", "import_definitions")
+}
+
+func durableSubscriber(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	open := durable(t, b, s, part, tagTopic)
+	r := startRelay(t, forBroker(b, part, s).with(settings{"message.durable": "on"}), s)
+	var all []string
+	for range 20 {
+		body, ids := tagCommit(3)
+		r.mustPost(t, body)
+		all = append(all, ids...)
+	}
+	open().waitFor(t, 30*time.Second, all...)
+}
+
+func killedUnderLoad(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	open := durable(t, b, s, part, tagTopic)
+	r := startRelay(t, forBroker(b, part, s).with(settings{"message.durable": "on", "queue.interval": "1"}), s)
+	l := startLoad(t, r, 4)
+	l.await(t, 100)
+	s.kill(t)
+	l.await(t, 100)
+	s.start(t)
+	l.await(t, 100)
+	l.stop()
+	if l.refused > 0 {
+		t.Errorf("%d commits were not answered %d", l.refused, http.StatusOK)
+	}
+	if l.slowest > 1500*time.Millisecond {
+		t.Errorf("the slowest answer took %v", l.slowest)
+	}
+	box := open()
+	box.waitFor(t, 90*time.Second, l.ids()...)
+	logRepeats(t, box)
+}
+
+// logRepeats tells how many messages came more than once: allowed, but worth knowing.
+func logRepeats(t *testing.T, box *inbox) {
+	repeated, total := 0, 0
+	for _, deliveries := range box.byID() {
+		total++
+		if len(deliveries) > 1 {
+			repeated++
+		}
+	}
+	t.Logf("%d messages, %d of them came more than once", total, repeated)
+}
