@@ -50,9 +50,10 @@ type Options struct {
 	// Queues are named queues and the routing keys (patterns) bound to them. A queue that a link names
 	// without being listed here is made on first use.
 	Queues map[string][]string
-	// DurableSubscriptions makes every subscription survive its connection, keyed by container-id and link
-	// name, as if its source had asked for that.
-	DurableSubscriptions bool
+	// DurableUsers are users whose subscriptions survive their connections whatever their clients ask for, one
+	// for each source address: what an administrator configures on a real broker. Others get that for a
+	// source that asks for it, keyed by container-id and link name.
+	DurableUsers []string
 	// ReleaseUnrouted releases messages that no queue wants, as RabbitMQ 4 does; otherwise they are
 	// accepted and gone.
 	ReleaseUnrouted bool

@@ -48,6 +48,7 @@ type conn struct {
 
 	// The rest belongs to serve.
 	peer     open
+	user     string // authenticated; empty for ANONYMOUS
 	out      []byte // frames not written yet
 	muted    bool   // after HalfClose: what would be written is thrown away
 	closing  bool   // close was sent: everything but close is ignored

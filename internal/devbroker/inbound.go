@@ -91,7 +91,7 @@ func (l *link) complete(d *delivery) {
 	r.Key = d.to.key
 	d.verdict = l.s.c.b.judge(d.to, r)
 	v := &d.verdict
-	if v.Taken || v.Outcome == Accept && v.When == AtOnce && (v.Fault == NoFault || v.Fault == WithdrawCredit) {
+	if v.Taken || !v.Lost && v.Outcome == Accept && v.When == AtOnce && (v.Fault == NoFault || v.Fault == WithdrawCredit) {
 		l.take(d)
 	}
 	r.Verdict = *v
@@ -145,7 +145,7 @@ func (l *link) settleHeld() {
 	held := l.held
 	l.held = nil
 	for _, d := range held {
-		if d.verdict.Outcome == Accept && !d.verdict.Taken {
+		if d.verdict.Outcome == Accept && !d.verdict.Taken && !d.verdict.Lost {
 			l.take(&d)
 		}
 		l.settle(d)

@@ -1,6 +1,9 @@
 package devbroker
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // queued is one message in a queue. The payload is shared by all queues that hold the message.
 type queued struct {
@@ -12,7 +15,8 @@ type queued struct {
 type queue struct {
 	name     string
 	patterns []string // routing keys that it receives
-	lasting  bool     // survives its consumers: a named queue or a durable subscription
+	lasting  bool     // survives its consumers' connections: a named queue or a durable subscription
+	kept     bool     // survives even a consumer that closes its link for good
 	ready    []queued
 	bytes    int
 	// consumers counts the links of each connection that read from the queue.
@@ -83,9 +87,20 @@ func (b *Broker) queueLocked(name string) *queue {
 	id := "queue " + name
 	q := b.queues[id]
 	if q == nil {
+		q = &queue{name: id, lasting: true, kept: true, consumers: map[*conn]int{}}
+		b.queues[id] = q
+	}
+	return q
+}
+
+// subscriptionLocked is the durable subscription of that name, made on first use. Broker.mu is held.
+func (b *Broker) subscriptionLocked(id, pattern string) *queue {
+	q := b.queues[id]
+	if q == nil {
 		q = &queue{name: id, lasting: true, consumers: map[*conn]int{}}
 		b.queues[id] = q
 	}
+	q.patterns = []string{pattern}
 	return q
 }
 
@@ -97,13 +112,11 @@ func (b *Broker) subscribe(c *conn, a attach, from address) *queue {
 	switch {
 	case from.queue:
 		q = b.queueLocked(from.key)
-	case a.source.durable > 0 || a.source.expiry == "never" || b.opts.DurableSubscriptions:
-		id := fmt.Sprintf("subscription %s %s", c.peer.containerID, a.name)
-		if q = b.queues[id]; q == nil {
-			q = &queue{name: id, lasting: true, consumers: map[*conn]int{}}
-			b.queues[id] = q
-		}
-		q.patterns = []string{from.key}
+	case slices.Contains(b.opts.DurableUsers, c.user):
+		q = b.subscriptionLocked(fmt.Sprintf("subscription of %s to %s", c.user, from.key), from.key)
+		q.kept = true
+	case a.source.durable > 0 || a.source.expiry == "never":
+		q = b.subscriptionLocked(fmt.Sprintf("subscription %s %s", c.peer.containerID, a.name), from.key)
 	default:
 		b.serial++
 		id := fmt.Sprintf("temporary %d", b.serial)
@@ -115,28 +128,19 @@ func (b *Broker) subscribe(c *conn, a attach, from address) *queue {
 }
 
 // unsubscribe ends one consumer's interest and puts back, in front, what it had not settled. A queue that
-// does not last goes with its last consumer; forget deletes a lasting subscription too (its consumer closed
-// the link for good), never a named queue.
+// does not last goes with its last consumer; forget (the consumer closed its link for good) deletes others too,
+// but those that are kept.
 func (b *Broker) unsubscribe(c *conn, q *queue, unsettled []queued, forget bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if q.consumers[c]--; q.consumers[c] <= 0 {
 		delete(q.consumers, c)
 	}
-	_, named := b.namedLocked(q)
-	if len(q.consumers) == 0 && !named && (!q.lasting || forget) {
+	if len(q.consumers) == 0 && !q.kept && (!q.lasting || forget) {
 		delete(b.queues, q.name)
 		return
 	}
 	q.putBack(unsettled)
-}
-
-func (b *Broker) namedLocked(q *queue) (string, bool) {
-	const prefix = "queue "
-	if len(q.name) > len(prefix) && q.name[:len(prefix)] == prefix {
-		return q.name[len(prefix):], true
-	}
-	return "", false
 }
 
 func (q *queue) putBack(messages []queued) {

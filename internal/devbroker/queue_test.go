@@ -63,6 +63,43 @@ func TestDurableSubscriptionOutlivesItsConnection(t *testing.T) {
 	}
 }
 
+func TestSubscriptionOfADurableUserOutlivesAnyClient(t *testing.T) {
+	t.Parallel()
+	b := start(t, devbroker.Options{DurableUsers: []string{"viewer"}})
+	s := sender(t, b, "koji.build.tag")
+	for i := range 3 {
+		c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypePlain("viewer", "x")})
+		r, err := session(t, c).NewReceiver(soon(t), "topic://koji.#", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if m := receive(t, r); m.Properties.MessageID != fmt.Sprint(i) {
+				t.Errorf("received %v", m)
+			}
+		}
+		if err := r.Close(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+		outcome(t, s, text(fmt.Sprint(i+1), "x"))
+	}
+}
+
+func TestLyingBrokerAcceptsAndLoses(t *testing.T) {
+	t.Parallel()
+	b := start(t, devbroker.Options{Queues: map[string][]string{"q": {"#"}}})
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Lost: true}, Times: 1})
+	s := sender(t, b, "a")
+	for range 2 {
+		if state := outcome(t, s, text("1", "x")); !accepted(state) {
+			t.Error(state)
+		}
+	}
+	if n := b.Depth("q"); n != 1 {
+		t.Errorf("%d messages in the queue", n)
+	}
+}
+
 func TestReleasedMessageComesAgainAndRejectedDoesNot(t *testing.T) {
 	t.Parallel()
 	b := start(t, devbroker.Options{Queues: map[string][]string{"q": {"#"}}})

@@ -84,6 +84,7 @@ func (c *conn) authenticate(limit uint32) error {
 	if !ok || script.RefuseSASL {
 		code = saslAuth
 	}
+	c.user = user
 	c.describeLogin(string(mechanism), user)
 	if err := c.write(appendFrame(nil, frameSASL, 0, codeSASLOutcome, []any{code}, nil)); err != nil {
 		return err

@@ -67,6 +67,8 @@ type Verdict struct {
 	Fault Fault
 	// Taken routes the message to the subscribers although its sender does not learn so: Never, or a Fault.
 	Taken bool
+	// Lost throws the message away although its sender is told that it was accepted: a broker that lies.
+	Lost bool
 }
 
 // Behaviour scripts what happens to links and messages of an address. The zero Behaviour is a good broker.
