@@ -70,6 +70,7 @@ used, and sends the same messages.
 
 Exit codes: 0 done; 1 what was asked for failed, or a check found a problem;
 2 unusable arguments or configuration, nothing was done.`,
+		Version:       programVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noSubcommand,

@@ -43,10 +43,11 @@ func serve(path string, stderr io.Writer) error {
 		log.Warn("configuration: " + w.String())
 	}
 	d := daemon.New(daemon.Options{
-		Config: cfg,
-		Load:   func() (*config.Config, error) { return loadVerifiedConfig(path) },
-		Logger: log,
-		Level:  level,
+		Config:  cfg,
+		Load:    func() (*config.Config, error) { return loadVerifiedConfig(path) },
+		Logger:  log,
+		Level:   level,
+		Version: programVersion(),
 	})
 
 	intake, endIntake := context.WithCancel(context.Background())

@@ -29,15 +29,17 @@ import (
 type Options struct {
 	Config *config.Config
 	// Load reads the configuration again, for a reload.
-	Load   func() (*config.Config, error)
-	Logger *slog.Logger
-	Level  *slog.LevelVar // of Logger; set from log_level
+	Load    func() (*config.Config, error)
+	Logger  *slog.Logger
+	Level   *slog.LevelVar // of Logger; set from log_level
+	Version string         // of the program
 }
 
 // Daemon is one running relay. Make one with New.
 type Daemon struct {
 	opts    Options
 	log     *slog.Logger
+	watch   *watch
 	current current
 	reloads chan chan error
 	fatal   chan error // the error of a part that ended by itself
@@ -60,6 +62,7 @@ func New(opts Options) *Daemon {
 	return &Daemon{
 		opts:    opts,
 		log:     opts.Logger,
+		watch:   newWatch(opts.Version),
 		reloads: make(chan chan error),
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
 	}
@@ -188,7 +191,7 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	}
 	d.store = opened
 	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
-	d.drainer = queue.NewDrainer(opened, &d.current, drainOptions(c, d.log))
+	d.drainer = queue.NewDrainer(opened, &d.current, d.drainOptions(c))
 	return nil
 }
 

@@ -56,7 +56,7 @@ func limits(c *config.Config) queue.Limits {
 	return queue.Limits{MaxBytes: c.Queue.MaxBytes, MaxAttempts: c.Queue.MaxAttempts}
 }
 
-func drainOptions(c *config.Config, log *slog.Logger) queue.DrainOptions {
+func (d *Daemon) drainOptions(c *config.Config) queue.DrainOptions {
 	return queue.DrainOptions{
 		BatchSize:   c.Queue.BatchSize,
 		BatchBytes:  int(c.Queue.BatchBytes),
@@ -68,6 +68,7 @@ func drainOptions(c *config.Config, log *slog.Logger) queue.DrainOptions {
 			ToDead:     c.Queue.Expired == config.DeadLetter,
 			DeadMaxAge: c.Queue.DeadMaxAge,
 		},
-		Logger: log,
+		Logger:  d.log,
+		Observe: d.watch.drained,
 	}
 }

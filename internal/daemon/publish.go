@@ -36,14 +36,21 @@ type publisher struct {
 	storeTimeout time.Duration
 	stored       func()       // called after a put: wakes the drain
 	paused       *atomic.Bool // sending is paused: commits are queued
+	watch        *watch
 	log          *slog.Logger
 }
 
 // Take implements ingest.Taker and the outbox reader's handler. It may be called concurrently. It blocks
 // for at most handoff_timeout plus twice store_timeout.
 func (p *publisher) Take(ctx context.Context, c message.Commit) message.Receipt {
+	start := time.Now()
+	receipt := p.take(ctx, c, start)
+	p.watch.taken(c, receipt, time.Since(start))
+	return receipt
+}
+
+func (p *publisher) take(ctx context.Context, c message.Commit, now time.Time) message.Receipt {
 	t := p.translate(c)
-	now := time.Now()
 	for i := range t.Messages {
 		t.Messages[i].Created = now
 	}
@@ -54,6 +61,7 @@ func (p *publisher) Take(ctx context.Context, c message.Commit) message.Receipt 
 	for i, o := range outcomes {
 		if o.Next == message.Done {
 			receipt.Sent++
+			p.watch.sent(&t.Messages[i], o)
 			continue
 		}
 		unsent = append(unsent, message.Unsent{Message: t.Messages[i], Outcome: o})
@@ -110,6 +118,7 @@ func (p *publisher) put(ctx context.Context, unsent []message.Unsent, bad []mess
 		return err
 	}
 	p.stored()
+	p.watch.put(unsent, bad)
 	return nil
 }
 
@@ -140,6 +149,7 @@ func (p *publisher) refuse(r *message.Receipt, c message.Commit, unsent []messag
 		r.NotTaken = append(r.NotTaken, b.Event)
 	}
 	slices.Sort(r.NotTaken)
+	p.watch.refused(unsent, bad)
 	r.Reason = "neither sent nor stored: " + err.Error()
 	p.log.Error("events refused: neither sent nor stored", "commit", c.ID, "events", len(r.NotTaken), "error", err)
 }

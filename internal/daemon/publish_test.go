@@ -63,6 +63,7 @@ func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
 		storeTimeout: time.Minute,
 		stored:       func() {},
 		paused:       &atomic.Bool{},
+		watch:        newWatch("test"),
 		log:          slog.New(slog.DiscardHandler),
 	}
 }

@@ -42,7 +42,7 @@ func (d *Daemon) reload() error {
 	d.setLevel(next)
 	if d.store != nil {
 		d.store.SetLimits(limits(next))
-		d.drainer.Configure(drainOptions(next, d.log))
+		d.drainer.Configure(d.drainOptions(next))
 	}
 	running := s.run(d.fatal)
 	// Hand over when the new connections are up, or cannot be had.

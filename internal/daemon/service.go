@@ -28,7 +28,9 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare translation: %w", err)
 	}
-	r, err := relay.New(RelayOptions(c, d.log))
+	relayOptions := RelayOptions(c, d.log)
+	relayOptions.Observer = d.watch.relayObserver()
+	r, err := relay.New(relayOptions)
 	if err != nil {
 		return nil, fmt.Errorf("prepare sending: %w", err)
 	}
@@ -38,6 +40,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 		storeTimeout: c.Queue.StoreTimeout,
 		stored:       func() {},
 		paused:       &d.publishPaused,
+		watch:        d.watch,
 		log:          d.log,
 	}
 	if d.store != nil {

@@ -1,0 +1,133 @@
+package daemon
+
+import (
+	"sync"
+	"time"
+
+	"koji-relay/internal/admin"
+	"koji-relay/internal/message"
+	"koji-relay/queue"
+	"koji-relay/relay"
+)
+
+// rememberedFates is how many of the last messages the status page shows.
+const rememberedFates = 200
+
+// watch tells the administrator's side what the stages report. Its methods do not block and may be called
+// concurrently.
+type watch struct {
+	metrics *admin.Metrics
+	recent  *admin.Recent
+
+	mu   sync.Mutex
+	seen map[string]bool // brokers that were up before; guarded by mu
+}
+
+func newWatch(version string) *watch {
+	return &watch{
+		metrics: admin.NewMetrics(version),
+		recent:  admin.NewRecent(rememberedFates),
+		seen:    make(map[string]bool),
+	}
+}
+
+// taken accounts for a commit that has its answer.
+func (w *watch) taken(c message.Commit, r message.Receipt, took time.Duration) {
+	w.metrics.CommitTaken(c, r, took)
+}
+
+// message takes note of what became of one message at hand-over.
+func (w *watch) message(m *message.Message, o message.Outcome, fate admin.FateKind) {
+	w.recent.Add(admin.Fate{
+		Time: time.Now(), Commit: m.Commit, Event: m.Event, Callback: m.Callback, Address: m.Address,
+		MessageID: m.ID, Fate: fate, Broker: o.Broker, Reason: o.Reason,
+	})
+}
+
+// sent is message for one that may be forgotten.
+func (w *watch) sent(m *message.Message, o message.Outcome) {
+	if o.State == message.Accepted {
+		w.message(m, o, admin.Sent)
+	} else {
+		w.message(m, o, admin.Dropped)
+	}
+}
+
+// put takes note of what was stored for later.
+func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable) {
+	queued := 0
+	for i := range unsent {
+		u := &unsent[i]
+		if u.Outcome.Next == message.Dead {
+			w.metrics.DeadLetters(admin.FailureOf(u.Outcome.State), 1)
+			w.message(&u.Message, u.Outcome, admin.Dead)
+			continue
+		}
+		queued++
+		w.message(&u.Message, u.Outcome, admin.Queued)
+	}
+	w.metrics.QueuePut(queued)
+	if len(bad) > 0 {
+		w.metrics.DeadLetters(admin.FailureUnencodable, len(bad))
+	}
+	w.undeliverable(bad, admin.Dead)
+}
+
+// refused takes note of what was neither sent nor stored.
+func (w *watch) refused(unsent []message.Unsent, bad []message.Undeliverable) {
+	for i := range unsent {
+		w.message(&unsent[i].Message, unsent[i].Outcome, admin.NotTaken)
+	}
+	w.undeliverable(bad, admin.NotTaken)
+}
+
+func (w *watch) undeliverable(bad []message.Undeliverable, fate admin.FateKind) {
+	for _, b := range bad {
+		w.recent.Add(admin.Fate{
+			Time: time.Now(), Commit: b.Commit, Event: b.Event, Callback: b.Callback, MessageID: b.ID,
+			Fate: fate, Reason: b.Reason,
+		})
+	}
+}
+
+// relayObserver counts what brokers answer and how their connections do.
+func (w *watch) relayObserver() relay.Observer {
+	return relay.Observer{
+		Settled: func(broker string, m *message.Message, o message.Outcome, took time.Duration) {
+			if o.State != message.Accepted {
+				w.metrics.SendFailed(broker, admin.FailureOf(o.State))
+				return
+			}
+			w.metrics.MessageSent(m.Address, broker)
+			w.metrics.RoundTrip(broker, took)
+		},
+		BrokerState: func(broker string, s relay.BrokerState) {
+			switch s {
+			case relay.Up:
+				w.mu.Lock()
+				again := w.seen[broker]
+				w.seen[broker] = true
+				w.mu.Unlock()
+				if again {
+					w.metrics.Reconnected(broker)
+				}
+			case relay.Down:
+				w.metrics.SendFailed(broker, admin.FailureConnect)
+			}
+		},
+	}
+}
+
+// drained accounts for one message that the drain dealt with.
+func (w *watch) drained(e queue.Entry, o message.Outcome, s queue.Settlement) {
+	switch {
+	case s.Action == queue.Bury:
+		w.metrics.DeadLetters(admin.FailureOf(o.State), 1)
+		w.message(&e.Message, o, admin.Dead)
+	case o.State == message.Accepted:
+		w.metrics.QueueDrained(1)
+		w.message(&e.Message, o, admin.Drained)
+	case s.Action == queue.Forget:
+		w.message(&e.Message, o, admin.Dropped)
+	}
+}
