@@ -185,12 +185,10 @@ func Parse(name string, text []byte) (*Config, error) {
 
 func fromDocument(path string, doc *document) (*Config, error) {
 	c := &Config{Path: path}
-	r := &reading{config: c, doc: doc, problems: slices.Clone(doc.problems)}
+	r := &reading{config: c, doc: doc, problems: slices.Clone(doc.problems), wrong: map[string]bool{}}
 	if !doc.unread {
 		r.readKeys()
 		r.warnUnknown()
-	}
-	if len(r.problems) == 0 { // else a missing value would be reported again, as its consequence
 		r.crossCheck()
 	}
 	sortProblems(r.problems, doc.files)
@@ -198,6 +196,7 @@ func fromDocument(path string, doc *document) (*Config, error) {
 	if len(r.problems) > 0 {
 		return nil, &Error{Problems: r.problems, Warnings: c.Warnings}
 	}
+	c.effective()
 	return c, nil
 }
 
@@ -212,6 +211,7 @@ type reading struct {
 	config   *Config
 	doc      *document
 	problems []Problem
+	wrong    map[string]bool // "section.key" of values that could not be taken
 }
 
 // readKeys takes every key of the table from the document, or its default.
@@ -224,6 +224,7 @@ func (r *reading) readKeys() {
 			r.readEntry(k, e)
 		case k.required:
 			r.problems = append(r.problems, r.missing(k))
+			r.wrong[k.id()] = true
 		case k.retired == "":
 			if err := k.set(r.config, k.def); err != nil && k.def != "" {
 				panic(fmt.Sprintf("default of [%s] %s: %v", k.section, k.name, err))
@@ -240,6 +241,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 		// The raw text: it is what the administrator has to change.
 		p.Value, p.Text = k.show(e.raw()), err.Error()
 		r.problems = append(r.problems, p)
+		r.wrong[k.id()] = true
 		return
 	}
 	p.Value = k.show(value)
@@ -256,6 +258,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 	}
 	if err != nil {
 		r.refuse(p, err)
+		r.wrong[k.id()] = true
 		return
 	}
 	if k.warn != nil {

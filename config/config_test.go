@@ -261,3 +261,12 @@ func TestNearestNameIsASlipAway(t *testing.T) {
 		}
 	}
 }
+
+// Python 3.10 changed this rule, so that the comparison with whatever Python is installed leaves it out.
+func TestSectionHeaderEndsAtTheLastBracket(t *testing.T) {
+	t.Parallel()
+	c := mustParse(t, minimal+"[queue] ; see [1]\nmax_age = 5\n[x]\n")
+	if len(c.Warnings) != 2 || c.Warnings[0].Section != "queue] ; see [1" || c.Queue.MaxAge != 24*time.Hour {
+		t.Errorf("got %v", c.Warnings)
+	}
+}

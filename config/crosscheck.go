@@ -2,30 +2,41 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
 // protonmsgMaxAge is what max_age = 0 means.
 const protonmsgMaxAge = 24 * time.Hour
 
-// crossCheck looks at how values that are right in themselves go together.
+// crossCheck looks at how values that are right in themselves go together. A value that could not be taken
+// takes no part: what it lacks would be reported as the fault of others.
 func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
-	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes {
+	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes && r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {
 		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
-	if c.Relay.Socket == "" && c.Relay.Listen == "" {
+	if c.Relay.Socket == "" && c.Relay.Listen == "" && r.right("relay.socket", "relay.listen") {
 		r.complain("relay", "socket", "empty, and so is listen, so that the hub has no way in; set one of them")
 	}
-	if c.Relay.Listen != "" && c.Relay.TokenFile == "" {
+	if c.Relay.Listen != "" && c.Relay.TokenFile == "" && r.right("relay.token_file") {
 		r.complain("relay", "listen", "set without token_file, so that every local user could publish; set token_file")
 	}
-	if c.Broker.Key != "" && c.Broker.Cert == "" {
+	if c.Broker.Key != "" && c.Broker.Cert == "" && r.right("broker.cert") {
 		r.complain("broker", "key", "set without cert; set cert to the certificate that belongs to it")
 	}
-	r.checkLogin()
-	c.effective()
+	if r.right("broker.user_file", "broker.password_file") {
+		r.checkCredentialFiles()
+		if r.right("broker.urls", "broker.sasl", "broker.cert") {
+			r.checkLogin()
+		}
+	}
+}
+
+// right reports whether all of these values could be taken.
+func (r *reading) right(ids ...string) bool {
+	return !slices.ContainsFunc(ids, func(id string) bool { return r.wrong[id] })
 }
 
 // maxAge follows protonmsg: max_age, unless it is absent or 0; then age; then 24 hours.
@@ -42,15 +53,18 @@ func (r *reading) maxAge() {
 	}
 }
 
+func (r *reading) checkCredentialFiles() {
+	b := &r.config.Broker
+	switch {
+	case b.UserFile != "" && b.PasswordFile == "":
+		r.complain("broker", "user_file", "set without password_file; set both or none")
+	case b.UserFile == "" && b.PasswordFile != "":
+		r.complain("broker", "password_file", "set without user_file; set both or none")
+	}
+}
+
 func (r *reading) checkLogin() {
 	b := &r.config.Broker
-	if (b.UserFile == "") != (b.PasswordFile == "") {
-		set, missing := "user_file", "password_file"
-		if b.UserFile == "" {
-			set, missing = missing, set
-		}
-		r.complain("broker", set, "set without "+missing+"; set both or none")
-	}
 	withUser, tls := 0, false
 	for _, u := range b.URLs {
 		if u.HasUser {

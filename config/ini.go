@@ -179,7 +179,8 @@ func (r *fileReader) readLine(number int, line string) {
 	r.readSetting(number, value)
 }
 
-// sectionName matches greedily: "[a] = [b]" is a section named "a] = [b".
+// sectionName matches greedily, as Python does since 3.10: "[a] = [b]" is a section named "a] = [b". (To
+// older ones it is "a".) The warning about an unknown section shows who meant a comment.
 func sectionName(value string) (string, bool) {
 	end := strings.LastIndexByte(value, ']')
 	if value[0] != '[' || end < 2 {

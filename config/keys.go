@@ -24,6 +24,8 @@ type key struct {
 	protonmsg     bool                  // a key that protonmsg had
 }
 
+func (k *key) id() string { return k.section + "." + k.name }
+
 const maxSeconds = 1e6
 
 // keys is in the order of the documentation. "age" must follow "max_age": see maxAge.

@@ -126,7 +126,7 @@ func randomFile(random *rand.Rand) string {
 		b.WriteString(pick("", "", "", " ", "  ", "\t", "\x0c", "\u00a0", "\x1f"))
 		switch random.IntN(12) {
 		case 0:
-			b.WriteString(pick("[queue]", "[broker]", "[DEFAULT]", "[ x ]", "[a][b]", "[]", "[a] # ]", "[c"))
+			b.WriteString(pick("[queue]", "[broker]", "[DEFAULT]", "[ x ]", "[a] = b", "[]", "[a] # b", "[c"))
 		case 1:
 			b.WriteString(pick("#", ";", "#x = 1", "; y"))
 		case 2:
@@ -165,6 +165,9 @@ func compareWithPython(t *testing.T, path string, want pythonFile) {
 	}
 	for _, s := range want.Sections {
 		wantNames = append(wantNames, s.Name)
+		if doc.section(s.Name) == nil {
+			continue // reported below
+		}
 		got := map[string]pythonSetting{}
 		for _, name := range slices.Concat(doc.section(s.Name).order, doc.defaults.order) {
 			got[name] = asPython(doc, s.Name, doc.lookup(s.Name, name))

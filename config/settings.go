@@ -35,7 +35,7 @@ func (k *key) setting(value string, at place) Setting {
 	if at != (place{}) {
 		source = at.String()
 	}
-	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, NotYet: notYet[k.section+"."+k.name]}
+	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, NotYet: notYet[k.id()]}
 }
 
 // show masks text as it stands in a file.
