@@ -204,3 +204,13 @@ func TestExampleLoadsWithEverythingInForce(t *testing.T) {
 		}
 	}
 }
+
+func TestKeysMarkedNotYetExist(t *testing.T) {
+	t.Parallel()
+	for id := range notYet {
+		section, name, _ := strings.Cut(id, ".")
+		if findKey(section, name) == nil {
+			t.Errorf("%s is no key", id)
+		}
+	}
+}

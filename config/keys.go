@@ -200,11 +200,6 @@ var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
 // notYet are the keys that are read and checked, but that nothing acts on so far.
 var notYet = map[string]bool{
 	"message.exclude_tags": true,
-	"queue.rate_limit":     true,
-	"queue.preserve_order": true,
-	"queue.max_bytes":      true,
-	"queue.expired":        true,
-	"queue.dead_max_age":   true,
 	"relay.control":        true,
 	"relay.admin":          true,
 }
