@@ -222,9 +222,6 @@ func (b *broker) stall(c *conn, cause string) bool {
 	b.mu.Unlock()
 	b.log.Warn("broker stalled", "cause", cause, "unsettled", c.unsettled.Load())
 	b.observe(Stalled)
-	for _, l := range c.allLinks() {
-		l.stall(attempt{verdict: silent, reason: "no answer from the broker"})
-	}
 	return true
 }
 

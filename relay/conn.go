@@ -110,11 +110,15 @@ func dial(ctx context.Context, o *Options, e endpoint, log *slog.Logger, hooks c
 		links:    map[string]*link{},
 		refusals: map[string]refusal{},
 	}
-	if err := c.open(ctx, e); err != nil {
-		return nil, err
+	if err = c.open(ctx, e); err == nil {
+		if err = c.greet(ctx); err != nil {
+			c.hangUp()
+		}
 	}
-	if err := c.greet(ctx); err != nil {
-		c.hangUp()
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !isAuth(err) {
+		err = fmt.Errorf("no answer within %v (connect_timeout): %w", o.ConnectTimeout, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -134,9 +138,6 @@ func (c *conn) open(ctx context.Context, e endpoint) error {
 	who := login{policy: c.opts.SASL, user: user, password: password}
 	fail := func(err error) error {
 		_ = nc.Close()
-		if cause := context.Cause(ctx); cause != nil && !isAuth(err) {
-			return fmt.Errorf("connect: no answer within %v (connect_timeout): %w", c.opts.ConnectTimeout, cause)
-		}
 		return err
 	}
 	if e.tls {

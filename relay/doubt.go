@@ -136,7 +136,10 @@ func (s *shipment) awaitDoubts(ctx context.Context) {
 	defer timer.Stop()
 	for _, i := range s.open {
 		d := s.r.doubts.get(s.msgs[i].ID)
-		if d == nil {
+		if d == nil { // answered meanwhile, or never in doubt
+			if broker, ok := s.r.doubts.accepted(s.msgs[i].ID); ok {
+				s.last[i] = acceptedLate(broker)
+			}
 			continue
 		}
 		select {
@@ -149,4 +152,8 @@ func (s *shipment) awaitDoubts(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func acceptedLate(broker string) attempt {
+	return attempt{verdict: accepted, state: message.Accepted, broker: broker, reason: "accepted late"}
 }

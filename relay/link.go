@@ -53,6 +53,8 @@ type sender struct {
 	session   *amqp.Session
 	unsettled int  // guarded by link.mu
 	retired   bool // guarded by link.mu: close when nothing is unsettled any more
+	dead      bool // guarded by link.mu
+	alone     bool // guarded by link.mu: when it died one delivery was unsettled
 	forsaken  bool // guarded by link.mu: closed by us for silence; its deliveries are not to blame
 }
 
@@ -130,6 +132,10 @@ func (l *link) run() {
 		case l.slots <- struct{}{}:
 		case <-l.c.amqp.Done():
 			return
+		}
+		if !l.alive(s) {
+			<-l.slots
+			continue
 		}
 		d := l.take(s)
 		if d == nil {
@@ -266,6 +272,30 @@ func (l *link) take(s *sender) *delivery {
 	return nil
 }
 
+// unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has ended
+// for that. It is the one way to ask.
+var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
+
+// alive reports whether s can still send. A link that ended while it was idle must not make a suspect of the next
+// message, which the broker never saw.
+func (l *link) alive(s *sender) bool {
+	_, err := s.amqp.SendWithReceipt(context.Background(), unsendable, nil)
+	var (
+		linkErr    *amqp.LinkError
+		sessionErr *amqp.SessionError
+		connErr    *amqp.ConnError
+	)
+	switch {
+	case errors.As(err, &sessionErr):
+		l.c.ended.Store(s.session)
+	case errors.As(err, &linkErr), errors.As(err, &connErr):
+	default:
+		return true
+	}
+	l.ended(s)
+	return false
+}
+
 // transfer gives d to the driver. The context never ends: a cancelled send would leave half a message on the
 // link (facts: go-amqp issue 309); the connection's end or the link's reset is what ends it.
 func (l *link) transfer(s *sender, d *delivery) {
@@ -317,7 +347,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.peer)
 		}
 		l.c.ended.Store(s.session)
-		l.detached(s)
+		l.ended(s)
 		a.reason = "session ended before the broker answered: " + failureText(err)
 		l.c.hooks.notice(l.address, "session ended: "+failureText(err))
 	case errors.As(err, &linkErr):
@@ -333,10 +363,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 
 // linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was about.
 func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
-	l.detached(s)
-	l.mu.Lock()
-	alone, forsaken := s.unsettled == 1, s.forsaken
-	l.mu.Unlock()
+	alone, forsaken := l.ended(s)
 	if forsaken {
 		return attempt{verdict: stuck, state: message.Unknown, reason: fmt.Sprintf(
 			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
@@ -353,13 +380,17 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
 	return a
 }
 
-// detached makes the next message attach anew.
-func (l *link) detached(s *sender) {
+// ended makes the next message attach anew.
+func (l *link) ended(s *sender) (alone, forsaken bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !s.dead {
+		s.dead, s.alone = true, s.unsettled == 1
+	}
 	if l.sender == s {
 		l.sender = nil
 	}
+	return s.alone, s.forsaken
 }
 
 // retireSender makes the next message attach anew and s close when nothing on it is unsettled any more.

@@ -149,8 +149,11 @@ func worse(a, b attempt) attempt {
 
 // conditionText shows an AMQP error to a person. Descriptions come from the broker and may be long.
 func conditionText(e *amqp.Error) string {
-	if e.Description == "" {
+	switch {
+	case e.Description == "":
 		return string(e.Condition)
+	case e.Condition == "":
+		return shorten(e.Description, 300)
 	}
 	return fmt.Sprintf("%s: %s", e.Condition, shorten(e.Description, 300))
 }

@@ -14,6 +14,8 @@ type ward struct {
 	r    *Relay
 	c    *conn
 	stop func() // ends c and waits
+	// down: no broker let us in. The rest of the call does not try again.
+	down bool
 }
 
 // quarantine treats the messages that were under way when a connection, session or link was lost. If sent alone one
@@ -25,7 +27,7 @@ func (s *shipment) quarantine(ctx context.Context) {
 		if s.last[i].verdict != lost || ctx.Err() != nil {
 			continue
 		}
-		a := w.send(ctx, &s.msgs[i])
+		a := w.send(ctx, &s.msgs[i], s.last[i])
 		s.last[i] = a
 		if a.verdict != lost {
 			s.r.suspect.clear(s.msgs[i].ID)
@@ -37,14 +39,13 @@ func (s *shipment) quarantine(ctx context.Context) {
 }
 
 // send gives m to the first broker that takes a connection.
-func (w *ward) send(ctx context.Context, m *message.Message) attempt {
+func (w *ward) send(ctx context.Context, m *message.Message, last attempt) attempt {
 	wire, err := w.r.opts.encode(m)
 	if err != nil {
 		return attempt{verdict: unencodable, reason: err.Error()}
 	}
-	if !w.open(ctx) {
-		return attempt{verdict: lost, state: message.Unknown, reason: "no broker is usable to send it alone, " +
-			"as it was under way when a connection was lost"}
+	if !w.open(ctx, last.broker) {
+		return last
 	}
 	c := w.c
 	round := newRound(1)
@@ -81,32 +82,39 @@ func (w *ward) send(ctx context.Context, m *message.Message) attempt {
 	return a
 }
 
-// open makes sure of a connection.
-func (w *ward) open(ctx context.Context) bool {
-	if w.c != nil {
-		return true
+// open makes sure of a connection. It does not wait for the supervisors: after the loss of a connection they are
+// at it themselves. lastBroker, where that was, is tried when no other is known to be usable.
+func (w *ward) open(ctx context.Context, lastBroker string) bool {
+	if w.c != nil || w.down {
+		return w.c != nil
 	}
-	for _, b := range w.r.brokers {
-		if !b.usable() {
-			continue
+	for _, mustWork := range []bool{true, false} {
+		for _, b := range w.r.brokers {
+			if mustWork == b.usable() && (mustWork || b.e.name == lastBroker) && w.dial(ctx, b) {
+				return true
+			}
 		}
-		hooks := b.hooks()
-		hooks.doubt = func(*delivery) {}
-		hooks.late = func(*delivery, attempt) {}
-		hooks.lost = func(*message.Message) {}
-		c, err := dial(ctx, &w.r.opts, b.e, b.log, hooks)
-		if err != nil {
-			b.log.Debug("no connection for a message in quarantine", "cause", err.Error())
-			continue
-		}
-		serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		var served sync.WaitGroup
-		served.Go(func() { _ = c.serve(serving) })
-		w.c = c
-		w.stop = func() { cancel(); served.Wait() }
-		return true
 	}
+	w.down = true
 	return false
+}
+
+func (w *ward) dial(ctx context.Context, b *broker) bool {
+	hooks := b.hooks()
+	hooks.doubt = func(*delivery) {}
+	hooks.late = func(*delivery, attempt) {}
+	hooks.lost = func(*message.Message) {}
+	c, err := dial(ctx, &w.r.opts, b.e, b.log, hooks)
+	if err != nil {
+		b.log.Debug("no connection for a message in quarantine", "cause", err.Error())
+		return false
+	}
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var served sync.WaitGroup
+	served.Go(func() { _ = c.serve(serving) })
+	w.c = c
+	w.stop = func() { cancel(); served.Wait() }
+	return true
 }
 
 func (w *ward) close() {

@@ -89,7 +89,7 @@ func (s *shipment) prepare() {
 	for i := range s.msgs {
 		m := &s.msgs[i]
 		if broker, ok := s.r.doubts.accepted(m.ID); ok {
-			s.last[i] = attempt{verdict: accepted, state: message.Accepted, broker: broker, reason: "accepted late"}
+			s.last[i] = acceptedLate(broker)
 			continue
 		}
 		wire, err := s.r.opts.encode(m)
@@ -115,9 +115,10 @@ func (s *shipment) tour(ctx context.Context) {
 	for waited := false; len(s.open) > 0 && ctx.Err() == nil; {
 		o, ok := s.r.pick(tried, s.patient, hadTrial)
 		if !ok {
-			if waited || len(tried) > 0 || !s.r.waitStart(ctx, deadline) {
+			if waited || len(tried) > 0 {
 				return
 			}
+			s.r.waitStart(ctx, deadline)
 			waited = true
 			continue
 		}
@@ -153,10 +154,10 @@ func (s *shipment) prove(ctx context.Context, o offer, wait time.Duration) {
 }
 
 // waitStart blocks while the first connection attempts of a relay that has just started are under way.
-func (r *Relay) waitStart(ctx context.Context, deadline time.Time) bool {
+func (r *Relay) waitStart(ctx context.Context, deadline time.Time) {
 	select {
 	case <-r.settled:
-		return false
+		return
 	default:
 	}
 	timer := time.NewTimer(time.Until(deadline))
@@ -166,7 +167,6 @@ func (r *Relay) waitStart(ctx context.Context, deadline time.Time) bool {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return true
 }
 
 // pick chooses the broker to use next: the first of the list that has been connected for a while, else the first.
@@ -283,12 +283,17 @@ func (s *shipment) giveUp(deliveries []*delivery, reason string) {
 // only some of its links.
 func (r *Relay) judgeSilence(o offer, began time.Duration, deliveries []*delivery) {
 	if o.c.standing(began) {
-		since := o.c.born.Add(began)
-		stalled := o.b.stall(o.c, fmt.Sprintf("nothing settled for %v", (o.c.now()-began).Round(time.Millisecond)))
+		if !o.b.stall(o.c, fmt.Sprintf("nothing settled for %v", (o.c.now()-began).Round(time.Millisecond))) {
+			return
+		}
+		// Before the waiting calls are let go, or the next ones would wait for another silent broker.
 		for _, other := range r.brokers {
-			if other != o.b && stalled {
-				other.doubt(since)
+			if other != o.b {
+				other.doubt(o.c.born.Add(began))
 			}
+		}
+		for _, l := range o.c.allLinks() {
+			l.stall(attempt{verdict: silent, reason: "no answer from the broker"})
 		}
 		return
 	}
