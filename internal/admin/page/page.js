@@ -1,0 +1,48 @@
+"use strict";
+(() => {
+  const every = 5000;
+  const note = document.getElementById("connection");
+  const shown = new Map(); // what the server last sent for each part
+  let timer, answered = new Date();
+
+  const beingSelected = part => {
+    const selection = getSelection();
+    return !selection.isCollapsed && selection.containsNode(part, true);
+  };
+
+  // A part is replaced only when it changed, so that a reader keeps the place, and a screen reader its peace.
+  const replace = (part, fresh) => {
+    if (!fresh || shown.get(part.id) === fresh.innerHTML || beingSelected(part)) return;
+    const focused = part.contains(document.activeElement) && document.activeElement.closest("details");
+    const open = [...part.querySelectorAll("details[open]")].map(d => d.id);
+    shown.set(part.id, fresh.innerHTML);
+    part.replaceChildren(...document.importNode(fresh, true).childNodes);
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    if (focused) document.getElementById(focused.id)?.querySelector("summary").focus();
+  };
+
+  const update = async () => {
+    try {
+      const answer = await fetch("/", {cache: "no-store", signal: AbortSignal.timeout(10000)});
+      if (!answer.ok) throw new Error(answer.status);
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (page.documentElement.dataset.version !== document.documentElement.dataset.version) return location.reload();
+      document.title = page.title;
+      document.querySelectorAll("[data-live]").forEach(part => replace(part, page.getElementById(part.id)));
+      answered = new Date();
+      note.hidden = true;
+    } catch {
+      note.textContent = `No answer since ${answered.toLocaleTimeString()}: what is shown is from then.`;
+      note.hidden = false;
+    }
+    next();
+  };
+  const next = () => {
+    clearTimeout(timer);
+    if (!document.hidden) timer = setTimeout(update, every);
+  };
+
+  document.querySelectorAll("[data-live]").forEach(part => shown.set(part.id, part.innerHTML));
+  document.addEventListener("visibilitychange", () => document.hidden ? clearTimeout(timer) : update());
+  next();
+})();
