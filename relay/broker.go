@@ -131,7 +131,7 @@ func (b *broker) hooks() connHooks {
 		progress: b.proven,
 		doubt:    func(d *delivery) { b.r.doubts.add(d) },
 		late:     b.r.late,
-		lost:     func(m *message.Message) { b.r.suspect.add(m.ID) },
+		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.name) },
 		notice:   b.notice,
 		settled: func(d *delivery, a attempt) {
 			if f := b.r.opts.Observer.Settled; f != nil {

@@ -19,12 +19,17 @@ const (
 // suspects are the messages that were under way when a connection, session or link ended. One of them may be why.
 type suspects struct {
 	mu  sync.Mutex // guards ids
-	ids map[string]time.Time
+	ids map[string]suspicion
 }
 
-func newSuspects() *suspects { return &suspects{ids: map[string]time.Time{}} }
+type suspicion struct {
+	since  time.Time
+	broker string // where it was
+}
 
-func (s *suspects) add(id string) {
+func newSuspects() *suspects { return &suspects{ids: map[string]suspicion{}} }
+
+func (s *suspects) add(id, broker string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.ids) >= maxSuspects {
@@ -33,18 +38,18 @@ func (s *suspects) add(id string) {
 			break
 		}
 	}
-	s.ids[id] = time.Now()
+	s.ids[id] = suspicion{time.Now(), broker}
 }
 
-func (s *suspects) has(id string) bool {
+func (s *suspects) get(id string) (broker string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	since, ok := s.ids[id]
-	if ok && time.Since(since) > suspicionTime {
+	about, ok := s.ids[id]
+	if ok && time.Since(about.since) > suspicionTime {
 		delete(s.ids, id)
-		return false
+		return "", false
 	}
-	return ok
+	return about.broker, ok
 }
 
 func (s *suspects) clear(id string) {

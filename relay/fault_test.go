@@ -180,7 +180,7 @@ func TestHandOverLeavesSuspectsToTheDrain(t *testing.T) {
 	w.await(0, Up)
 	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 9, Times: 1})
 	first := w.Send(t.Context(), sample(10))
-	w.await(0, Up)
+	poll(t, "the relay is connected again", func() bool { return b.Stats().Opened > 1 && w.Status()[0].State == Up })
 	received := b.Stats().Messages
 	second := w.Send(t.Context(), sample(10))
 	lost := 0

@@ -98,8 +98,10 @@ func (s *shipment) prepare() {
 			continue
 		}
 		s.wires[i] = wire
-		if s.r.suspect.has(m.ID) {
-			s.last[i] = attempt{verdict: lost, state: message.Unknown, reason: "was under way when a connection was lost"}
+		if broker, ok := s.r.suspect.get(m.ID); ok {
+			s.last[i] = attempt{
+				verdict: lost, state: message.Unknown, broker: broker, reason: "was under way when a connection was lost",
+			}
 			continue
 		}
 		s.last[i] = attempt{reason: "no broker is usable"}
