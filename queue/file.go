@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type FileOptions struct {
 	Limits Limits
 	// InUseTimeout is how long OpenFile waits for another process to let go of the file; default 1 s.
 	InUseTimeout time.Duration
+	Logger       *slog.Logger
 }
 
 // File is the store in one file, for a host without a database. One process has it open at a time.
@@ -244,7 +246,7 @@ func (tx fileTx) insert(r *row) error {
 	record = append(append(record, r.props...), r.Body...)
 	now := time.Now()
 	s := fileState{ID: r.ID, Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address, Created: r.Created,
-		Put: max(0, now.Add(-age(r.Created)).UnixMicro()), Size: r.size, Attempts: r.attempts, Tries: r.tries, LastError: r.lastError}
+		Put: max(0, now.Add(-r.age).UnixMicro()), Size: r.size, Attempts: r.attempts, Tries: r.tries, LastError: r.lastError}
 	if r.aside {
 		s.Next = now.Add(r.delay).UnixMicro()
 	}
@@ -314,7 +316,11 @@ func (tx fileTx) insertDead(d *deadRow) error {
 	if tx.in("dead").Get([]byte(d.id)) != nil {
 		return nil
 	}
-	return tx.replaceDead(fileDead{ID: d.id, Died: time.Now().UnixMicro(), Created: d.created, Commit: d.commit, Event: d.event,
+	died := d.died
+	if died.IsZero() {
+		died = time.Now()
+	}
+	return tx.replaceDead(fileDead{ID: d.id, Died: max(0, died.UnixMicro()), Created: d.created, Commit: d.commit, Event: d.event,
 		Callback: d.callback, Address: d.address, Props: d.props, Body: d.body, Attempts: d.attempts, Reason: d.reason})
 }
 

@@ -36,6 +36,7 @@ type Postgres struct {
 	mu      sync.Mutex
 	walks   marks[places]
 	backlog marks[int64] // queue_id up to which no never-attempted message was left
+	outbox  marks[int64] // outbox.id up to which no event was left
 }
 
 const (

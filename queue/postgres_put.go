@@ -54,11 +54,11 @@ const insertRows = `
 
 // insertDead leaves a dead letter that exists as it is.
 const insertDead = `
-	INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
-	SELECT message_id, created, commit, event, callback, address, props, body, attempts, reason
+	INSERT INTO koji_relay.dead_letter (message_id, died, created, commit, event, callback, address, props, body, attempts, reason)
+	SELECT message_id, coalesce(died, now()), created, commit, event, callback, address, props, body, attempts, reason
 	FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::int[], $5::text[], $6::text[], $7::bytea[], $8::bytea[],
-		$9::int[], $10::text[])
-		AS u(message_id, created, commit, event, callback, address, props, body, attempts, reason)
+		$9::int[], $10::text[], $11::timestamptz[])
+		AS u(message_id, created, commit, event, callback, address, props, body, attempts, reason, died)
 	ORDER BY message_id
 	ON CONFLICT (message_id) DO NOTHING`
 
@@ -174,7 +174,7 @@ func queueRows(batch *pgx.Batch, rows []row) {
 		r := &rows[i]
 		ids[i], addresses[i], props[i], bodies[i] = r.ID, r.Address, string(r.props), r.Body
 		events[i], callbacks[i], sizes[i], created[i] = int32(r.Event), r.Callback, r.size, nullTime(r.Created)
-		ages[i], attempts[i], tries[i] = age(r.Created).Seconds(), int32(r.attempts), int32(r.tries)
+		ages[i], attempts[i], tries[i] = r.age.Seconds(), int32(r.attempts), int32(r.tries)
 		errs[i], commits[i] = r.lastError, r.Commit
 		if r.aside {
 			seconds := r.delay.Seconds()
@@ -192,7 +192,7 @@ func queueDead(batch *pgx.Batch, dead []deadRow) {
 	n := len(dead)
 	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n), make([]int32, n)
 	callbacks, addresses, props, bodies := make([]string, n), make([]*string, n), make([][]byte, n), make([][]byte, n)
-	attempts, reasons := make([]int32, n), make([]string, n)
+	attempts, reasons, died := make([]int32, n), make([]string, n), make([]*time.Time, n)
 	for i := range dead {
 		d := &dead[i]
 		ids[i], created[i], commits[i], events[i] = d.id, nullTime(d.created), d.commit, int32(d.event)
@@ -200,9 +200,9 @@ func queueDead(batch *pgx.Batch, dead []deadRow) {
 		if bodies[i] == nil {
 			bodies[i] = []byte{}
 		}
-		attempts[i], reasons[i] = int32(d.attempts), d.reason
+		attempts[i], reasons[i], died[i] = int32(d.attempts), d.reason, nullTime(d.died)
 	}
-	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts, reasons)
+	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts, reasons, died)
 }
 
 func nullTime(t time.Time) *time.Time {

@@ -201,35 +201,3 @@ func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, max
 	s.store.bytes.add(-freed)
 	return total, nil
 }
-
-// Backlog implements Store. Rows of protonmsg count from the first pass on, which gives them delivery rows.
-func (p *Postgres) Backlog(ctx context.Context) (Backlog, error) {
-	now := time.Now()
-	p.mu.Lock()
-	from, full := p.backlog.start(now, firstPlaces.fresh)
-	p.mu.Unlock()
-	var b Backlog
-	var first, last *int64
-	err := p.do(ctx, "look for a backlog", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `
-			SELECT (SELECT queue_id FROM koji_relay.delivery WHERE next_attempt IS NULL AND queue_id > $1 ORDER BY queue_id LIMIT 1),
-				pg_sequence_last_value(pg_get_serial_sequence('proton_queue', 'id')::regclass),
-				EXISTS (SELECT FROM koji_relay.outbox)`, from).Scan(&first, &last, &b.Outbox)
-	})
-	if err != nil {
-		return Backlog{}, err
-	}
-	b.Queue = first != nil
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case first != nil:
-		p.backlog.reached(now, *first-1)
-	case last != nil:
-		p.backlog.reached(now, *last)
-	}
-	if full {
-		p.backlog.walked(now, time.Since(now))
-	}
-	return b, nil
-}

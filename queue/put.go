@@ -21,6 +21,7 @@ type row struct {
 	message.Message
 	props           []byte
 	size            int64
+	age             time.Duration // since it was put, for expiry
 	attempts, tries int
 	aside           bool // set aside for delay
 	delay           time.Duration
@@ -36,6 +37,7 @@ type deadRow struct {
 	props      []byte
 	body       []byte
 	created    time.Time
+	died       time.Time // zero: now
 	attempts   int
 	reason     string
 }
@@ -57,7 +59,7 @@ func sortOut(unsent []message.Unsent, undeliverable []message.Undeliverable, max
 			in.dead = append(in.dead, deadMessage(u.Message, props, s.Attempts, reason))
 			continue
 		}
-		r := row{Message: u.Message, props: props, size: int64(u.Message.Size()), lastError: cleanText(s.Reason)}
+		r := row{Message: u.Message, props: props, size: int64(u.Message.Size()), age: age(u.Message.Created), lastError: cleanText(s.Reason)}
 		r.Commit, r.Callback = cleanText(r.Commit), cleanText(r.Callback)
 		if changed {
 			r.aside, r.delay, r.attempts, r.tries = true, s.Delay, s.Attempts, s.Tries

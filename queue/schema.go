@@ -271,7 +271,7 @@ GRANT USAGE ON SCHEMA koji_relay TO RELAY;
 GRANT SELECT ON koji_relay.version TO RELAY;
 GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_letter, koji_relay.outbox TO RELAY;
 GRANT SELECT, INSERT, DELETE ON proton_queue TO RELAY;
-GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq TO RELAY;
+GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq, koji_relay.outbox_id_seq TO RELAY;
 DO $$ BEGIN
     IF to_regclass('locks') IS NOT NULL THEN
         GRANT SELECT, UPDATE ON locks TO RELAY;

@@ -1,0 +1,168 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// Inspector is the side of a store that administrators look at and change. Its methods are safe for concurrent use, also
+// beside puts and a drain: a message that is being sent while it is dropped may still arrive.
+type Inspector interface {
+	// Stats counts everything, which takes time that grows with the queue (for a million messages about a second).
+	Stats(ctx context.Context) (Stats, error)
+	// List calls each for the items of box, oldest first, without Body. An error of each ends it and is returned.
+	List(ctx context.Context, box Box, o ListOptions, each func(Item) error) error
+	// Show gives one item with Body; ErrNotFound when box does not hold it.
+	Show(ctx context.Context, box Box, id string) (Item, error)
+	// Retry makes messages due now, with their attempts forgotten; dead letters return to the queue, as new in age.
+	Retry(ctx context.Context, box Box, which Selection) (Changed, error)
+	// Drop deletes items for good.
+	Drop(ctx context.Context, box Box, which Selection) (Changed, error)
+	// Add stores items with their counts and ages, in one transaction, except those whose id box holds
+	// already; it gives the number stored. It is for moving a queue.
+	Add(ctx context.Context, box Box, items []Item) (int, error)
+}
+
+// Box is one of the two collections.
+type Box int
+
+const (
+	Queue Box = iota // messages that wait
+	Dead             // messages and events set aside for good
+)
+
+// Stats describes a store at one moment.
+type Stats struct {
+	Depth       int64 // messages that wait, with those set aside
+	Bytes       int64 // of message.Message.Size
+	Oldest      time.Time
+	SetAside    int64
+	NextAttempt time.Time // the earliest of those set aside
+	Topics      []TopicStats
+	Dead        int64
+	DeadReasons map[string]int64 // the most frequent ones
+	// Outbox counts events in the outbox; the file store has none.
+	Outbox       int64
+	OutboxOldest time.Time
+}
+
+// TopicStats is the part of the queue that goes to one address.
+type TopicStats struct {
+	Address string
+	Depth   int64
+	Bytes   int64
+	Oldest  time.Time
+}
+
+// ListOptions narrow a list.
+type ListOptions struct {
+	Address string // only this one; empty = all
+	Limit   int    // 0 = all
+}
+
+// Selection names items, or all of a box.
+type Selection struct {
+	IDs []string
+	All bool
+}
+
+// Changed counts what a change did.
+type Changed struct {
+	Count int
+	// Missing are the ids for which nothing was done: not there, or a dead event, for which there is no message
+	// to retry.
+	Missing []string
+}
+
+// Item is one message of the queue, or one dead letter.
+type Item struct {
+	Message message.Message
+	// Props is the stored text of the properties: a JSON object, or for a dead letter whatever could not be one.
+	Props string
+	// Event is true for a dead letter without a message; Body holds its kwargs then.
+	Event           bool
+	Body            []byte
+	Size            int64
+	Attempts, Tries int
+	NextAttempt     time.Time // zero: never attempted
+	Queued          time.Time // put, or made a dead letter
+	Reason          string    // the last error, or why it is a dead letter
+}
+
+// unsent gives the message of a dead letter for the queue; false where there is none that the queue can hold.
+func (it *Item) unsent() (row, bool) {
+	if it.Event {
+		return row{}, false
+	}
+	m := it.Message
+	m.Body = string(it.Body)
+	var err error
+	if m.Props, err = decodeProps([]byte(it.Props)); err != nil {
+		return row{}, false
+	}
+	props, reason := storable(&m)
+	return row{Message: m, props: props, size: int64(m.Size())}, reason == ""
+}
+
+// queued gives it as a row to add to the queue as it is.
+func (it *Item) queued() (row, bool) {
+	r, ok := it.unsent()
+	r.age, r.attempts, r.tries, r.lastError = age(it.Queued), it.Attempts, it.Tries, cleanText(it.Reason)
+	if !it.NextAttempt.IsZero() {
+		r.aside, r.delay = true, time.Until(it.NextAttempt)
+	}
+	return r, ok
+}
+
+// dead gives it as a dead letter.
+func (it *Item) dead() deadRow {
+	d := deadMessage(it.Message, []byte(it.Props), it.Attempts, it.Reason)
+	d.body, d.died = it.Body, it.Queued
+	if it.Event {
+		d.address = nil
+	}
+	return d
+}
+
+// sortItems gives items of box as rows to insert. What the queue cannot hold becomes a dead letter.
+func sortItems(box Box, items []Item) incoming {
+	var in incoming
+	for i := range items {
+		it := &items[i]
+		if box == Queue {
+			if r, ok := it.queued(); ok {
+				in.rows = append(in.rows, r)
+				in.size += r.size
+				continue
+			}
+		}
+		in.dead = append(in.dead, it.dead())
+	}
+	return in
+}
+
+// missing gives those of ids that are not among found.
+func missing(ids, found []string) []string {
+	known := make(map[string]bool, len(found))
+	for _, id := range found {
+		known[id] = true
+	}
+	var none []string
+	for _, id := range ids {
+		if !known[id] {
+			none = append(none, id)
+		}
+	}
+	return none
+}
+
+// propsText gives props for people: as they are, or quoted where they are no JSON.
+func propsText(props []byte) string {
+	if json.Valid(props) {
+		return string(props)
+	}
+	return cleanText(string(props))
+}
