@@ -208,21 +208,20 @@ func (b *broker) proven() {
 	}
 }
 
-// stall takes the broker out of use on the hub's time because c has settled nothing for a while. It reports
-// whether that is new.
-func (b *broker) stall(c *conn, cause string) bool {
+// stall takes the broker out of use on the hub's time because c has settled nothing for a while.
+func (b *broker) stall(c *conn, cause string) {
 	b.mu.Lock()
 	if b.conn != c || b.state != Up {
 		b.mu.Unlock()
-		return false
+		return
 	}
+	c.stalled.Store(true)
 	b.setLocked(Stalled, cause)
 	b.doubted = true
 	b.trialAt, b.trialPause = time.Now().Add(firstTrialPause), firstTrialPause
 	b.mu.Unlock()
 	b.log.Warn("broker stalled", "cause", cause, "unsettled", c.unsettled.Load())
 	b.observe(Stalled)
-	return true
 }
 
 // upWith reports whether the broker is up with connection c.

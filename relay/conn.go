@@ -54,6 +54,7 @@ type conn struct {
 	wg     sync.WaitGroup // link goroutines and those they start
 
 	settledAt atomic.Int64 // time of the last settlement, in nanoseconds after born
+	stalled   atomic.Bool  // only trials and patient deliveries are taken
 	unsettled atomic.Int64 // deliveries given to the driver and not settled
 
 	mu       sync.Mutex // guards what follows
@@ -429,6 +430,7 @@ func (c *conn) now() time.Duration { return time.Since(c.born) }
 // progress notes a settlement.
 func (c *conn) progress() {
 	c.settledAt.Store(int64(c.now()))
+	c.stalled.Store(false)
 	c.hooks.progress()
 }
 

@@ -151,7 +151,7 @@ func (s *shipment) awaitDoubts(ctx context.Context) {
 		case <-d.over:
 			s.last[i] = d.attempt
 		case <-timer.C:
-			s.last[i] = attempt{verdict: silent, state: message.Unknown, broker: d.c.name, reason: "no answer from the broker"}
+			s.last[i] = attempt{verdict: silent, state: message.Unknown, broker: d.c.name, reason: noAnswer}
 			return
 		case <-ctx.Done():
 			return

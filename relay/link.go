@@ -64,6 +64,7 @@ type delivery struct {
 	wire    *amqp.Message // nil once transferred
 	size    int64
 	patient bool
+	trial   bool // it is to find out whether a stalled broker settles
 	round   *round
 	index   int
 	link    *link
@@ -94,7 +95,9 @@ func (l *link) submit(d *delivery) (attempt, bool) {
 	switch {
 	case l.retired:
 		return attempt{verdict: unsent, reason: "link closed"}, false
-	case l.stalledAt != 0 && !d.patient && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
+	case l.c.stalled.Load() && !d.patient && !d.trial:
+		return attempt{verdict: unsent, reason: noAnswer}, false
+	case l.stalledAt != 0 && !d.patient && !d.trial && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
 		return attempt{verdict: stuck, reason: "the address stands still"}, false
 	case l.queued > 0 && l.queued+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
@@ -337,7 +340,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 	case errors.As(err, &connErr):
 		a.reason = "connection lost before the broker answered: " + failureText(err)
 		if l.c.blameless() {
-			a.verdict, a.reason = silent, "no answer from the broker"
+			a.verdict, a.reason = silent, noAnswer
 		}
 		if errors.As(err, &local) && local.Condition == amqp.ErrCondConnectionForced {
 			a.alone = lost // an administrator's doing

@@ -97,7 +97,8 @@ func TestOutcomes(t *testing.T) {
 			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 		{name: "never settled", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}}, adjust: quick,
 			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
-		{name: "no credit", behaviour: devbroker.Behaviour{NoCredit: true}, adjust: quick,
+		{name: "no credit", behaviour: devbroker.Behaviour{NoCredit: true},
+			adjust: func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond },
 			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 
 		{name: "too large for the link", broker: devbroker.Options{MaxMessageSize: 1000},
@@ -119,6 +120,9 @@ func TestOutcomes(t *testing.T) {
 			b := startBroker(t, row.broker)
 			w := startRelay(t, row.adjust, b)
 			w.await(0, Up)
+			if row.adjust != nil && row.broker.Product == "" && !row.behaviour.NoCredit { // the link is attached, or that takes up the short time
+				wantAll(t, w.SendPatiently(t.Context(), fresh("build.tag")), message.Accepted, message.Done)
+			}
 			b.Script("#", row.behaviour)
 			msgs := sample(1)
 			if row.change != nil {

@@ -215,7 +215,7 @@ func (s *shipment) visit(ctx context.Context, o offer, wait time.Duration, which
 		}
 		s.asked[i]++
 		d := &delivery{
-			msg: m, wire: s.wires[i], size: int64(m.Size()), patient: s.patient, round: round, index: n,
+			msg: m, wire: s.wires[i], size: int64(m.Size()), patient: s.patient, trial: o.trial, round: round, index: n,
 		}
 		if a, ok := o.c.submit(d); !ok {
 			a.broker = o.c.name
@@ -258,13 +258,13 @@ func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round 
 		case <-look.C:
 			s.r.judgeSilence(o, began, deliveries)
 			if !s.patient || s.r.hasOther(o.b) && o.c.standing(began) {
-				s.giveUp(deliveries, "no answer from the broker")
+				s.giveUp(deliveries, noAnswer)
 				<-round.done
 				return
 			}
 		case <-end.C:
 			s.r.judgeSilence(o, began, deliveries)
-			s.giveUp(deliveries, fmt.Sprintf("no answer from the broker within %v", wait))
+			s.giveUp(deliveries, noAnswer)
 			<-round.done
 			return
 		case <-ctx.Done():
@@ -274,6 +274,8 @@ func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round 
 		}
 	}
 }
+
+const noAnswer = "no answer from the broker"
 
 func (s *shipment) giveUp(deliveries []*delivery, reason string) {
 	for _, d := range deliveries {
@@ -285,17 +287,19 @@ func (s *shipment) giveUp(deliveries []*delivery, reason string) {
 // only some of its links.
 func (r *Relay) judgeSilence(o offer, began time.Duration, deliveries []*delivery) {
 	if o.c.standing(began) {
-		if !o.b.stall(o.c, fmt.Sprintf("nothing settled for %v", (o.c.now()-began).Round(time.Millisecond))) {
+		if !o.b.upWith(o.c) {
 			return
 		}
-		// Before the waiting calls are let go, or the next ones would wait for another silent broker.
+		// The others first, then the broker, then those who wait for it: in any other order a call that
+		// begins meanwhile would wait for another silent broker.
 		for _, other := range r.brokers {
 			if other != o.b {
 				other.doubt(o.c.born.Add(began))
 			}
 		}
+		o.b.stall(o.c, fmt.Sprintf("nothing settled for %v", (o.c.now()-began).Round(time.Millisecond)))
 		for _, l := range o.c.allLinks() {
-			l.stall(attempt{verdict: silent, reason: "no answer from the broker"})
+			l.stall(attempt{verdict: silent, reason: noAnswer})
 		}
 		return
 	}
