@@ -187,7 +187,7 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 func (r *Rules) formBody(rule *boundRule, kwargs []byte, f *found) string {
 	if r.extraLimit > 0 && f.extra != nil && pythonLen(f.extra) > r.extraLimit {
 		var b strings.Builder
-		b.Grow(len(kwargs))
+		b.Grow(len(kwargs) - len(f.extra))
 		b.Write(kwargs[:f.build.start])
 		r.cutExtra(&b, kwargs[f.build.start:f.build.end])
 		b.Write(kwargs[f.build.end:])

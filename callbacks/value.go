@@ -3,7 +3,6 @@ package callbacks
 import (
 	"bytes"
 	"encoding/json"
-	"math"
 	"strconv"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -160,26 +159,4 @@ func keyIs(key []byte, name string) bool {
 	}
 	s, ok := stringValue(key)
 	return ok && s == name
-}
-
-// AppendFloat appends f as Python writes it (repr, and so json.dumps): the shortest digits that give f back, always
-// with a point or an exponent.
-func AppendFloat(dst []byte, f float64) []byte {
-	switch {
-	case math.IsNaN(f):
-		return append(dst, "NaN"...)
-	case math.IsInf(f, 1):
-		return append(dst, "Infinity"...)
-	case math.IsInf(f, -1):
-		return append(dst, "-Infinity"...)
-	}
-	if abs := math.Abs(f); abs != 0 && (abs < 1e-4 || abs >= 1e16) {
-		return strconv.AppendFloat(dst, f, 'e', -1, 64) // two digits of exponent at least, in both languages
-	}
-	start := len(dst)
-	dst = strconv.AppendFloat(dst, f, 'f', -1, 64)
-	if bytes.IndexByte(dst[start:], '.') < 0 {
-		dst = append(dst, ".0"...)
-	}
-	return dst
 }
