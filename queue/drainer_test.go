@@ -1,0 +1,513 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"koji-relay/internal/message"
+)
+
+// fakeSender takes everything, unless told otherwise.
+type fakeSender struct {
+	// mu guards the fields below.
+	mu       sync.Mutex
+	down     bool
+	outcome  func(message.Message) message.Outcome // nil: accepted
+	delay    time.Duration
+	got      []string // message-ids, in the order of sending
+	batches  [][]int
+	canceled bool
+}
+
+func (f *fakeSender) SendPatiently(ctx context.Context, list []message.Message) []message.Outcome {
+	if f.delay > 0 {
+		select {
+		case <-time.After(f.delay):
+		case <-ctx.Done():
+			f.mu.Lock()
+			f.canceled = true
+			f.mu.Unlock()
+			return make([]message.Outcome, len(list))
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	outcomes := make([]message.Outcome, len(list))
+	var batch []int
+	for i, m := range list {
+		batch = append(batch, m.Event)
+		outcomes[i] = message.Outcome{State: message.Accepted, Next: message.Done}
+		if f.down {
+			outcomes[i] = message.Outcome{}
+		} else if f.outcome != nil {
+			outcomes[i] = f.outcome(m)
+		}
+		f.got = append(f.got, m.ID)
+	}
+	f.batches = append(f.batches, batch)
+	return outcomes
+}
+
+func (f *fakeSender) Usable() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.down
+}
+
+func (f *fakeSender) set(change func(*fakeSender)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fakeSender) numbers() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Concat(f.batches...)
+}
+
+// fakeStore keeps the contract in memory; the time is that of the test's bubble.
+type fakeStore struct {
+	Store // panics when a method is called that the drain has no business with
+
+	// mu guards the fields below.
+	mu        sync.Mutex
+	entries   []fakeEntry
+	held      bool
+	lost      bool
+	settleErr error
+	nextErr   error
+	nextCalls int
+	passes    int
+	complete  []bool
+	expiries  int
+}
+
+type fakeEntry struct {
+	Entry
+	next time.Time
+}
+
+func (f *fakeStore) add(list ...message.Unsent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, u := range list {
+		f.entries = append(f.entries, fakeEntry{Entry: Entry{Message: u.Message}})
+	}
+}
+
+func (f *fakeStore) set(change func(*fakeStore)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fakeStore) left() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := []int{}
+	for _, e := range f.entries {
+		list = append(list, e.Message.Event)
+	}
+	return list
+}
+
+func (f *fakeStore) Settle(_ context.Context, list []Settlement) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.settleErr != nil {
+		return f.settleErr
+	}
+	for _, s := range list {
+		i := slices.IndexFunc(f.entries, func(e fakeEntry) bool { return e.Message.ID == s.ID })
+		switch {
+		case i < 0:
+		case s.Action == SetAside:
+			f.entries[i].next, f.entries[i].Attempts, f.entries[i].Tries = time.Now().Add(s.Delay), s.Attempts, s.Tries
+		default:
+			f.entries = slices.Delete(f.entries, i, i+1)
+		}
+	}
+	return nil
+}
+
+func (f *fakeStore) BeginDrain(context.Context) (Pass, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.held {
+		return nil, ErrBusy
+	}
+	f.held = true
+	f.passes++
+	return &fakePass{store: f, given: map[string]bool{}}, nil
+}
+
+type fakePass struct {
+	store *fakeStore
+	given map[string]bool
+}
+
+func (p *fakePass) Next(_ context.Context, l BatchLimits) ([]Entry, error) {
+	f := p.store
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nextCalls++
+	if f.nextErr != nil {
+		return nil, f.nextErr
+	}
+	var batch []Entry
+	for _, e := range f.entries {
+		if len(batch) < l.Messages && !p.given[e.Message.ID] && !e.next.After(time.Now()) {
+			p.given[e.Message.ID] = true
+			batch = append(batch, e.Entry)
+		}
+	}
+	return batch, nil
+}
+
+func (p *fakePass) Held() bool {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	return !p.store.lost
+}
+
+func (p *fakePass) Expire(context.Context, Expiry) (Expired, error) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	p.store.expiries++
+	return Expired{}, nil
+}
+
+func (p *fakePass) End(complete bool) {
+	p.store.mu.Lock()
+	defer p.store.mu.Unlock()
+	p.store.held = false
+	p.store.complete = append(p.store.complete, complete)
+}
+
+// running runs a drain in the test's bubble until the test ends.
+func running(t *testing.T, store Store, sender Sender, o DrainOptions) (*Drainer, context.CancelFunc) {
+	t.Helper()
+	d := NewDrainer(store, sender, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- d.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return d, stop
+}
+
+// advance lets the bubble's clock run, and then everything that happens at that time.
+func advance(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func wantNumbers(t *testing.T, what string, got []int, want ...int) {
+	t.Helper()
+	if !slices.Equal(got, want) && len(got)+len(want) > 0 {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+func TestDrainSendsAllInOrderAndEmptiesTheQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 7)...)
+		running(t, store, sender, DrainOptions{BatchSize: 3})
+		synctest.Wait()
+		wantNumbers(t, "sent", sender.numbers(), 1, 2, 3, 4, 5, 6, 7)
+		wantNumbers(t, "left", store.left())
+		if len(sender.batches) != 3 {
+			t.Errorf("sent in %d batches, want 3", len(sender.batches))
+		}
+	})
+}
+
+func TestDrainIsWokenAndLooksEveryInterval(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		d, _ := running(t, store, sender, DrainOptions{Interval: 10 * time.Second})
+		synctest.Wait()
+		store.add(unsent(1, 1)...)
+		d.Wake()
+		synctest.Wait()
+		wantNumbers(t, "sent after a wake-up", sender.numbers(), 1)
+		store.add(unsent(2, 2)...)
+		advance(11 * time.Second)
+		wantNumbers(t, "sent after an interval", sender.numbers(), 1, 2)
+	})
+}
+
+func TestDrainWaitsWhileNoBrokerIsUpAndKeepsPlaces(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{down: true}
+		store.add(unsent(1, 3)...)
+		d, _ := running(t, store, sender, DrainOptions{})
+		advance(time.Minute)
+		wantNumbers(t, "sent", sender.numbers())
+		sender.set(func(f *fakeSender) { f.down = false })
+		d.Wake()
+		synctest.Wait()
+		wantNumbers(t, "sent", sender.numbers(), 1, 2, 3)
+	})
+}
+
+func TestBrokerLostDuringABatchLeavesTheRestQueued(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 6)...)
+		up := true
+		sender.outcome = func(m message.Message) message.Outcome {
+			if m.Event >= 2 {
+				sender.down = true
+				return message.Outcome{State: message.Unknown}
+			}
+			return message.Outcome{Next: message.Done}
+		}
+		d, _ := running(t, store, sender, DrainOptions{BatchSize: 3})
+		advance(time.Minute)
+		wantNumbers(t, "left", store.left(), 2, 3, 4, 5, 6)
+		if up = store.complete[0]; up {
+			t.Error("the pass counts as complete: the next one would not begin with what is left")
+		}
+		sender.set(func(f *fakeSender) { f.down, f.outcome, f.batches = false, nil, nil })
+		d.Wake()
+		synctest.Wait()
+		wantNumbers(t, "sent then", sender.numbers(), 2, 3, 4, 5, 6)
+	})
+}
+
+func TestRefusedMessageHoldsUpNothingAndBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 5)...)
+		tried := []time.Time{}
+		sender.outcome = func(m message.Message) message.Outcome {
+			switch m.Event {
+			case 2:
+				tried = append(tried, time.Now())
+				return message.Outcome{State: message.Rejected, Next: message.Count, Reason: "not allowed"}
+			case 3:
+				return message.Outcome{State: message.NotSent, Next: message.Dead, Reason: "too large"}
+			}
+			return message.Outcome{Next: message.Done}
+		}
+		buried := map[int]string{}
+		running(t, store, sender, DrainOptions{Observe: func(e Entry, _ message.Outcome, s Settlement) {
+			if s.Action == Bury {
+				buried[e.Message.Event] = s.Reason
+			}
+		}})
+		synctest.Wait()
+		wantNumbers(t, "left at first", store.left(), 2)
+		advance(2 * time.Hour)
+		wantNumbers(t, "left at last", store.left())
+		if len(tried) != DefaultMaxAttempts || tried[7].Sub(tried[0]) < time.Hour {
+			t.Errorf("%d attempts over %v, want %d over an hour or more", len(tried), tried[len(tried)-1].Sub(tried[0]), DefaultMaxAttempts)
+		}
+		if buried[2] != "rejected: not allowed" || buried[3] != "not sent: too large" {
+			t.Errorf("dead letters %v", buried)
+		}
+	})
+}
+
+func TestMessageTurnedAwayForAPassingReasonIsTriedForAsLongAsItTakes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 1)...)
+		tries := 0
+		sender.outcome = func(message.Message) message.Outcome {
+			tries++
+			if tries == 40 {
+				return message.Outcome{Next: message.Done}
+			}
+			return message.Outcome{State: message.Released, Next: message.Later}
+		}
+		running(t, store, sender, DrainOptions{})
+		advance(10 * time.Hour)
+		wantNumbers(t, "left", store.left())
+		if tries != 40 {
+			t.Errorf("%d tries in ten hours, want 40", tries)
+		}
+	})
+}
+
+func TestAcceptedMessageIsNotSentAgainWhileItsDeletionFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{settleErr: errors.New("database is gone")}, &fakeSender{}
+		store.add(unsent(1, 300)...)
+		d, _ := running(t, store, sender, DrainOptions{})
+		advance(5 * time.Minute)
+		before := len(sender.numbers())
+		if before == 0 || before > 300 {
+			t.Fatalf("%d messages sent while nothing could be deleted", before)
+		}
+		if n := d.Status().Unsaved; n != before {
+			t.Errorf("%d outcomes remembered of %d", n, before)
+		}
+		store.set(func(f *fakeStore) { f.settleErr = nil })
+		advance(time.Minute)
+		wantNumbers(t, "left", store.left())
+		sent := sender.numbers()
+		slices.Sort(sent)
+		if len(sent) != 300 || len(slices.Compact(sent)) != 300 {
+			t.Errorf("%d messages sent, want each of 300 once", len(sent))
+		}
+	})
+}
+
+func TestRestOfTheQueueWaitsForOutcomesThatAreNotStored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{settleErr: errors.New("no right to delete")}, &fakeSender{}
+		store.add(unsent(1, 10_000)...)
+		d, _ := running(t, store, sender, DrainOptions{BatchSize: 100})
+		advance(10 * time.Minute)
+		if n := d.Status().Unsaved; n == 0 || n > 300 {
+			t.Errorf("%d outcomes wait in memory, want at most those of three batches", n)
+		}
+	})
+}
+
+func TestLostLockStopsSending(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{lost: true}, &fakeSender{}
+		store.add(unsent(1, 3)...)
+		running(t, store, sender, DrainOptions{})
+		synctest.Wait()
+		wantNumbers(t, "sent without the lock", sender.numbers())
+		store.set(func(f *fakeStore) { f.lost = false })
+		advance(10 * time.Second)
+		wantNumbers(t, "sent with it", sender.numbers(), 1, 2, 3)
+	})
+}
+
+func TestPauseStopsSendingAndResumeGoesOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		d, _ := running(t, store, sender, DrainOptions{})
+		synctest.Wait()
+		d.Pause()
+		store.add(unsent(1, 3)...)
+		d.Wake()
+		advance(5 * time.Minute)
+		wantNumbers(t, "sent while paused", sender.numbers())
+		if store.expiries < 5 {
+			t.Errorf("expiry ran %d times in five minutes of pause", store.expiries)
+		}
+		d.Resume()
+		synctest.Wait()
+		wantNumbers(t, "sent after resume", sender.numbers(), 1, 2, 3)
+	})
+}
+
+func TestExpiryRunsWhileNoBrokerIsUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{down: true}
+		running(t, store, sender, DrainOptions{})
+		advance(10*time.Minute + time.Second)
+		if store.expiries != 11 {
+			t.Errorf("expiry ran %d times in ten minutes, want each minute", store.expiries)
+		}
+	})
+}
+
+func TestRateLimitHolds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 1000)...)
+		running(t, store, sender, DrainOptions{RateLimit: 20})
+		advance(10 * time.Second)
+		if n := len(sender.numbers()); n < 180 || n > 240 {
+			t.Errorf("%d messages sent in ten seconds at 20 a second", n)
+		}
+	})
+}
+
+func TestStopFinishesTheBatchInHand(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{delay: 3 * time.Second}
+		store.add(unsent(1, 250)...)
+		_, stop := running(t, store, sender, DrainOptions{})
+		advance(time.Second)
+		stop()
+		if len(sender.numbers()) != 100 || len(store.left()) != 150 || sender.canceled {
+			t.Errorf("%d sent, %d left, cut short: %v; want 100, 150, false", len(sender.numbers()), len(store.left()), sender.canceled)
+		}
+	})
+}
+
+func TestStopGivesUpOnASilentBroker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{delay: time.Hour}
+		store.add(unsent(1, 250)...)
+		_, stop := running(t, store, sender, DrainOptions{})
+		advance(time.Second)
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > finishTime+saveTime {
+			t.Errorf("stopping took %v", took)
+		}
+		if len(store.left()) != 250 {
+			t.Errorf("%d left, want all 250", len(store.left()))
+		}
+	})
+}
+
+func TestUnreadableRowBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 2)...)
+		store.entries[0].Unreadable = "read the properties: not a JSON object"
+		var buried []Settlement
+		running(t, store, sender, DrainOptions{Observe: func(_ Entry, _ message.Outcome, s Settlement) {
+			if s.Action == Bury {
+				buried = append(buried, s)
+			}
+		}})
+		synctest.Wait()
+		wantNumbers(t, "sent", sender.numbers(), 2)
+		if len(buried) != 1 || buried[0].ID != aMessage(1).ID {
+			t.Errorf("buried %v, want message 1", buried)
+		}
+	})
+}
+
+func TestBusyDrainIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{held: true}, &fakeSender{}
+		store.add(unsent(1, 1)...)
+		running(t, store, sender, DrainOptions{})
+		advance(5 * time.Second)
+		wantNumbers(t, "sent while another drains", sender.numbers())
+		store.set(func(f *fakeStore) { f.held = false })
+		advance(3 * time.Second)
+		wantNumbers(t, "sent then", sender.numbers(), 1)
+	})
+}
