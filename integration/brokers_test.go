@@ -56,7 +56,7 @@ var (
 
 		tlsLogin:    "EXTERNAL",
 		wrongPrefix: "topic://koji",
-		remedy:      "/exchanges/",
+		remedy:      "/topic/koji",
 		released:    true,
 		maxMessage:  1 << 20,
 		queue:       "/queues/%s",

@@ -111,6 +111,13 @@ func (b *inbox) byID() map[string][]delivery {
 	return m
 }
 
+// has reports whether a message with this id came.
+func (b *inbox) has(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.ContainsFunc(b.deliveries, func(d delivery) bool { return d.ID == id })
+}
+
 // waitFor waits until every id has come at least once; t fails with the first missing ones when limit has
 // passed or the subscription broke.
 func (b *inbox) waitFor(t testing.TB, limit time.Duration, ids ...string) {

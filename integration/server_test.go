@@ -42,7 +42,8 @@ type machine interface {
 	kill(ctx context.Context) error // as a power cut
 	freeze(ctx context.Context) error
 	thaw(ctx context.Context) error
-	exec(ctx context.Context, stdin string, args ...string) (string, error)
+	exec(ctx context.Context, args ...string) (string, error)
+	write(ctx context.Context, path string, content []byte) error
 	remove()
 	logs() string
 }
@@ -141,9 +142,9 @@ func (s *server) freeze(t testing.TB) { t.Helper(); s.do(t, "freeze", s.machine.
 func (s *server) thaw(t testing.TB)   { t.Helper(); s.do(t, "thaw", s.machine.thaw) }
 
 // exec runs a command inside the server's machine.
-func (s *server) exec(t testing.TB, stdin string, args ...string) string {
+func (s *server) exec(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := s.machine.exec(within(t, time.Minute), stdin, args...)
+	out, err := s.machine.exec(within(t, time.Minute), args...)
 	if err != nil {
 		t.Fatalf("%s in %s: %v\n%s", strings.Join(args, " "), s.service, err, out)
 	}
@@ -257,13 +258,11 @@ func (m *dockerMachine) thaw(ctx context.Context) error {
 	return err
 }
 
-func (m *dockerMachine) exec(ctx context.Context, stdin string, args ...string) (string, error) {
-	if stdin != "" {
-		if err := m.container.CopyToContainer(ctx, []byte(stdin), "/tmp/stdin", 0o644); err != nil {
-			return "", fmt.Errorf("copy the input: %w", err)
-		}
-		args = append([]string{"sh", "-c", `exec "$@" </tmp/stdin`, "sh"}, args...)
-	}
+func (m *dockerMachine) write(ctx context.Context, path string, content []byte) error {
+	return m.container.CopyToContainer(ctx, content, path, 0o644)
+}
+
+func (m *dockerMachine) exec(ctx context.Context, args ...string) (string, error) {
 	code, out, err := m.container.Exec(ctx, args)
 	if err != nil {
 		return "", err
@@ -377,10 +376,12 @@ func (m *treeMachine) kill(ctx context.Context) error {
 func (m *treeMachine) freeze(context.Context) error { return m.signal(syscall.SIGSTOP) }
 func (m *treeMachine) thaw(context.Context) error   { return m.signal(syscall.SIGCONT) }
 
-func (m *treeMachine) exec(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd := m.command(ctx, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
+func (m *treeMachine) write(_ context.Context, path string, content []byte) error {
+	return os.WriteFile(filepath.Join(m.tree, path), content, 0o644)
+}
+
+func (m *treeMachine) exec(ctx context.Context, args ...string) (string, error) {
+	out, err := m.command(ctx, args...).CombinedOutput()
 	return string(out), err
 }
 

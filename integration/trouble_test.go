@@ -133,8 +133,16 @@ func mustTagCommit(n int) []byte {
 // alarm: RabbitMQ stops reading from publishers when it is short of memory.
 func alarm(t *testing.T, b brokerKind, s *server) {
 	blockedBroker(t, b, s,
-		func() { s.exec(t, "", runScript, "ctl", "set_vm_memory_high_watermark", "0.000001") },
-		func() { s.exec(t, "", runScript, "ctl", "set_vm_memory_high_watermark", "0.6") })
+		func() {
+			s.exec(t, runScript, "ctl", "set_vm_memory_high_watermark", "0.000001")
+			eventually(t, 20*time.Second, "the alarm", func() error {
+				if alarms := s.exec(t, runScript, "ctl", "eval", "rabbit_alarm:get_alarms()."); !strings.Contains(alarms, "memory") {
+					return fmt.Errorf("alarms are %s", alarms)
+				}
+				return nil
+			})
+		},
+		func() { s.exec(t, runScript, "ctl", "set_vm_memory_high_watermark", "0.6") })
 }
 
 func frozen(t *testing.T, b brokerKind, s *server) {
@@ -217,7 +225,11 @@ func declareQueue(t *testing.T, s *server, name string, topics []string) {
 	}
 	definitions := fmt.Sprintf(`{"queues": [{"vhost": "/", "name": %q, "durable": true, "auto_delete": false, "arguments": {}}],
 		"bindings": [%s]}`, name, strings.Join(bindings, ", "))
-	s.exec(t, definitions, runScript, "ctl", "import_definitions")
+	path := "/tmp/" + name + ".json"
+	if err := s.machine.write(within(t, time.Minute), path, []byte(definitions)); err != nil {
+		t.Fatalf("write %s: %v", path, err)
+	}
+	s.exec(t, runScript, "ctl", "import_definitions", path)
 }
 
 func durableSubscriber(t *testing.T, b brokerKind, s *server) {

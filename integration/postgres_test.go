@@ -1,0 +1,77 @@
+package integration
+
+import (
+	"fmt"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const postgresService = "postgres-15"
+
+// startPostgres starts a PostgreSQL of the test's own and waits until it answers.
+func startPostgres(t testing.TB) *server {
+	t.Helper()
+	s := newServer(t, postgresService)
+	t.Cleanup(func() {
+		logOnFailure(t, s)
+		s.remove()
+	})
+	s.awaitPostgres(t)
+	return s
+}
+
+// connString is how to connect to one of its databases.
+func (s *server) connString(database string) string {
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=%s password=%s dbname=%s sslmode=disable", s.port, user, password, database)
+}
+
+func (s *server) awaitPostgres(t testing.TB) {
+	t.Helper()
+	eventually(t, 60*time.Second, s.service+" answers", func() error {
+		var version string
+		if err := s.query(t, "postgres", "SHOW server_version", &version); err != nil {
+			return err
+		}
+		note(t, "PostgreSQL", version, "SHOW server_version")
+		return nil
+	})
+}
+
+// query runs one statement that gives one value.
+func (s *server) query(t testing.TB, database, sql string, result any) error {
+	ctx := within(t, 10*time.Second)
+	db, err := pgx.Connect(ctx, s.connString(database))
+	if err != nil {
+		return err
+	}
+	defer db.Close(ctx)
+	return db.QueryRow(ctx, sql).Scan(result)
+}
+
+// newDatabase creates a database with Koji's own table and the relay's schema, as an administrator does, and
+// gives the settings for it.
+func newDatabase(t testing.TB, s *server, name string) settings {
+	t.Helper()
+	ctx := within(t, 30*time.Second)
+	db, err := pgx.Connect(ctx, s.connString("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(ctx)
+	if _, err := db.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("create the database %s: %v", name, err)
+	}
+	set := settings{"queue.store": "postgres", "queue.database": s.connString(name)}
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRelay(t, set.with(settings{"broker.urls": "amqp://127.0.0.1:1", "broker.topic_prefix": "/topic/koji"}))
+	if out, err := exec.Command(path, "db", "init", "--config", r.conf).CombinedOutput(); err != nil {
+		t.Fatalf("koji-relay db init: %v\n%s", err, out)
+	}
+	return set
+}
