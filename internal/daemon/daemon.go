@@ -44,9 +44,12 @@ type Daemon struct {
 	reloads chan chan error
 	fatal   chan error // the error of a part that ended by itself
 
-	// What outlives a reload; nil with [queue] enabled = off.
-	store   store
-	drainer *queue.Drainer
+	// What outlives a reload. The first two are nil with [queue] enabled = off, the others unless the store is
+	// Postgres.
+	store    store
+	drainer  *queue.Drainer
+	postgres *queue.Postgres
+	outbox   *queue.Outbox
 
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
 }
@@ -54,6 +57,7 @@ type Daemon struct {
 // store is what a queue.Store can do besides.
 type store interface {
 	queue.Store
+	queue.Inspector
 	SetLimits(queue.Limits)
 }
 
@@ -185,13 +189,17 @@ func readToken(path string) (string, error) {
 // enabled and not there would lose what it was meant to keep.
 func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	c := d.opts.Config
-	opened, _, err := OpenStore(ctx, c, d.log)
+	opened, pg, err := OpenStore(ctx, c, d.log)
 	if err != nil || opened == nil {
 		return err
 	}
 	d.store = opened
 	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
 	d.drainer = queue.NewDrainer(opened, &d.current, d.drainOptions(c))
+	if pg != nil {
+		d.postgres = pg
+		d.outbox = queue.NewOutbox(pg, outboxTaker{&d.current}, queue.OutboxOptions{Interval: c.Queue.Interval, Logger: d.log})
+	}
 	return nil
 }
 
@@ -232,6 +240,9 @@ func (d *Daemon) startDrain(parts *stops) {
 		}
 		return nil
 	}))
+	if d.outbox != nil {
+		parts.add(startPart("outbox reader", 5*time.Second, d.fatal, d.outbox.Run))
+	}
 }
 
 // serve starts answering the hub.

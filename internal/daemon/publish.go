@@ -11,6 +11,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/internal/message"
+	"koji-relay/queue"
 )
 
 // sender is the relay's hand-over side: one outcome per message, in order.
@@ -23,6 +24,14 @@ type putter interface {
 	Put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) error
 }
 
+// order is what the publisher needs to keep the order of first attempts; queue.Store and the outbox say how
+// they keep it from there on.
+type order struct {
+	backlog func(ctx context.Context) (queue.Backlog, error)
+	// append puts a commit behind those in the outbox; nil for commits that come from there.
+	append func(ctx context.Context, c message.Commit) error
+}
+
 // publisher deals with commits: translate, send, put what was not accepted. It is the one place that
 // decides what the hub is told, and what it promises is the relay's promise: an event missing from
 // Receipt.NotTaken was accepted by a broker, is committed in the queue, or needs neither.
@@ -30,9 +39,8 @@ type publisher struct {
 	translate func(message.Commit) callbacks.Translation
 	sender    sender
 	queue     putter // nil with [queue] enabled = off
-	// backlog, when set (preserve_order), reports whether older messages wait in the queue; new ones then
-	// go behind them.
-	backlog      func(ctx context.Context) (bool, error)
+	// order, when set (preserve_order), says what new messages would overtake.
+	order        *order
 	storeTimeout time.Duration
 	stored       func()       // called after a put: wakes the drain
 	paused       *atomic.Bool // sending is paused: commits are queued
@@ -55,21 +63,14 @@ func (p *publisher) take(ctx context.Context, c message.Commit, now time.Time) m
 		t.Messages[i].Created = now
 	}
 	receipt := message.Receipt{Skipped: t.Skipped}
-
-	outcomes, sendErr := p.send(ctx, t.Messages)
-	var unsent []message.Unsent
-	for i, o := range outcomes {
-		if o.Next == message.Done {
-			receipt.Sent++
-			p.watch.sent(&t.Messages[i], o)
-			continue
-		}
-		unsent = append(unsent, message.Unsent{Message: t.Messages[i], Outcome: o})
+	unsent, err := p.send(ctx, c, t, &receipt)
+	if errors.Is(err, errAppended) {
+		receipt.Queued = len(t.Messages) + len(t.Undeliverable)
+		return receipt
 	}
 	if len(unsent) == 0 && len(t.Undeliverable) == 0 {
 		return receipt
 	}
-	err := sendErr
 	if err == nil {
 		err = p.put(ctx, unsent, t.Undeliverable)
 	}
@@ -81,29 +82,55 @@ func (p *publisher) take(ctx context.Context, c message.Commit, now time.Time) m
 	return receipt
 }
 
-// send gives the messages to the brokers, unless something stands before them. After an error nothing was
-// sent, and the outcomes say so.
-func (p *publisher) send(ctx context.Context, msgs []message.Message) ([]message.Outcome, error) {
-	if len(msgs) == 0 {
+// errAppended says that the commit went whole behind others in the outbox.
+var errAppended = errors.New("appended to the outbox")
+
+// send gives the messages to the brokers, unless something stands before them, and returns those that are not
+// done. After an error nothing was sent, and unsent holds all.
+func (p *publisher) send(ctx context.Context, c message.Commit, t callbacks.Translation, receipt *message.Receipt) (unsent []message.Unsent, err error) {
+	if len(t.Messages) == 0 {
 		return nil, nil
 	}
-	notSent := make([]message.Outcome, len(msgs)) // the zero Outcome: not sent, wait
-	if p.paused.Load() {
-		return notSent, nil
-	}
-	if p.backlog != nil {
-		lookCtx, cancel := context.WithTimeout(ctx, p.storeTimeout)
-		defer cancel()
-		waiting, err := p.backlog(lookCtx)
-		if err != nil {
-			// Sending now could overtake a message in the queue that cannot be seen.
-			return notSent, fmt.Errorf("look for older messages in the queue (preserve_order): %w", err)
+	wait := p.paused.Load()
+	if p.order != nil {
+		var behind bool
+		if behind, err = p.order.stand(ctx, c, p.storeTimeout); err != nil {
+			wait = true
 		}
-		if waiting {
-			return notSent, nil
-		}
+		wait = wait || behind
 	}
-	return p.sender.Send(ctx, msgs), nil
+	outcomes := make([]message.Outcome, len(t.Messages)) // the zero Outcome: not sent, wait
+	if !wait {
+		outcomes = p.sender.Send(ctx, t.Messages)
+	}
+	for i, o := range outcomes {
+		if o.Next == message.Done {
+			receipt.Sent++
+			p.watch.sent(&t.Messages[i], o)
+			continue
+		}
+		unsent = append(unsent, message.Unsent{Message: t.Messages[i], Outcome: o})
+	}
+	return unsent, err
+}
+
+// stand finds the place of c: behind messages in the queue (true), behind commits in the outbox (errAppended,
+// and it is there now), or first.
+func (o *order) stand(ctx context.Context, c message.Commit, timeout time.Duration) (behind bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	waiting, err := o.backlog(ctx)
+	if err != nil {
+		// Sending now could overtake what cannot be seen.
+		return false, fmt.Errorf("look for older messages (preserve_order): %w", err)
+	}
+	if !waiting.Outbox || o.append == nil {
+		return waiting.Queue, nil
+	}
+	if err := o.append(ctx, c); err != nil {
+		return false, fmt.Errorf("stand behind the outbox (preserve_order): %w", err)
+	}
+	return false, errAppended
 }
 
 var errQueueOff = errors.New("no broker took it and [queue] enabled = off")

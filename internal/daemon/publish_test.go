@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/internal/message"
+	"koji-relay/queue"
 )
 
 // fakeSender answers with one scripted outcome per address and records what it was given.
@@ -57,7 +59,11 @@ var fivePart = callbacks.Translation{
 
 func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
 	return &publisher{
-		translate:    func(message.Commit) callbacks.Translation { return t },
+		translate: func(message.Commit) callbacks.Translation {
+			own := t
+			own.Messages = slices.Clone(t.Messages) // the publisher stamps them
+			return own
+		},
 		sender:       s,
 		queue:        q,
 		storeTimeout: time.Minute,
@@ -155,34 +161,60 @@ func TestAllAcceptedTouchesNoStore(t *testing.T) {
 	}
 }
 
-func TestPreservedOrderPutsNewMessagesBehindTheBacklog(t *testing.T) {
+func TestPreservedOrderPutsNewMessagesBehindOlderOnes(t *testing.T) {
 	t.Parallel()
-	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}}
+	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}, Skipped: 1}
+	down := errors.New("down")
 	for name, tc := range map[string]struct {
-		waiting bool
-		err     error
-		paused  bool
-		want    message.Receipt
-		sent    int
+		backlog    queue.Backlog
+		backlogErr error
+		appendErr  error
+		paused     bool
+		want       message.Receipt
+		sent       int
+		appended   int
 	}{
-		"no backlog: sent at once":             {false, nil, false, message.Receipt{Sent: 1}, 1},
-		"backlog: queued without an attempt":   {true, nil, false, message.Receipt{Queued: 1}, 0},
-		"paused: queued without an attempt":    {false, nil, true, message.Receipt{Queued: 1}, 0},
-		"backlog unknown: refused, not passed": {false, errors.New("down"), false, message.Receipt{NotTaken: []int{0}}, 0},
+		"nothing waits: sent at once": {
+			want: message.Receipt{Sent: 1, Skipped: 1}, sent: 1},
+		"messages wait in the queue: queued without an attempt": {
+			backlog: queue.Backlog{Queue: true}, want: message.Receipt{Queued: 1, Skipped: 1}},
+		"commits wait in the outbox: appended there": {
+			backlog: queue.Backlog{Queue: true, Outbox: true}, want: message.Receipt{Queued: 1, Skipped: 1}, appended: 1},
+		"the outbox cannot be appended to: refused": {
+			backlog: queue.Backlog{Outbox: true}, appendErr: down, want: message.Receipt{NotTaken: []int{0}, Skipped: 1}, appended: 1},
+		"paused: queued without an attempt": {
+			paused: true, want: message.Receipt{Queued: 1, Skipped: 1}},
+		"what waits is unknown: refused, nothing is overtaken": {
+			backlogErr: down, want: message.Receipt{NotTaken: []int{0}, Skipped: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := &fakeSender{outcomes: map[string]message.Outcome{"a": done()}}
 			p := newPublisher(s, &fakeQueue{}, tr)
-			p.backlog = func(context.Context) (bool, error) { return tc.waiting, tc.err }
+			appended := 0
+			p.order = &order{
+				backlog: func(context.Context) (queue.Backlog, error) { return tc.backlog, tc.backlogErr },
+				append:  func(context.Context, message.Commit) error { appended++; return tc.appendErr },
+			}
 			p.paused.Store(tc.paused)
 			got := p.Take(context.Background(), message.Commit{})
 			if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreFields(message.Receipt{}, "Reason")); diff != "" {
 				t.Errorf("receipt (-want +got):\n%s", diff)
 			}
-			if len(s.got) != tc.sent {
-				t.Errorf("%d messages sent, want %d", len(s.got), tc.sent)
+			if len(s.got) != tc.sent || appended != tc.appended {
+				t.Errorf("%d messages sent, %d commits appended; want %d and %d", len(s.got), appended, tc.sent, tc.appended)
 			}
 		})
+	}
+}
+
+func TestCommitsFromTheOutboxStandBehindTheQueueOnly(t *testing.T) {
+	t.Parallel()
+	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}}
+	s := &fakeSender{outcomes: map[string]message.Outcome{"a": done()}}
+	p := newPublisher(s, &fakeQueue{}, tr)
+	p.order = &order{backlog: func(context.Context) (queue.Backlog, error) { return queue.Backlog{Outbox: true}, nil }}
+	if got := p.Take(context.Background(), message.Commit{}); got.Sent != 1 {
+		t.Errorf("receipt %+v, want the message sent", got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"koji-relay/callbacks"
 	"koji-relay/config"
 	"koji-relay/internal/message"
-	"koji-relay/queue"
 	"koji-relay/relay"
 )
 
@@ -49,18 +48,13 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 	}
 	hub, outbox := p, p
 	if d.store != nil && c.Queue.PreserveOrder {
-		hub.backlog = d.backlog(queue.Backlog.Any)
-		// Events from the outbox are older than all but the queue's.
-		outbox.backlog = d.backlog(func(b queue.Backlog) bool { return b.Queue })
+		hub.order = &order{backlog: d.store.Backlog}
+		outbox.order = &order{backlog: d.store.Backlog}
+		if d.postgres != nil {
+			hub.order.append = d.postgres.AppendOutbox
+		}
 	}
 	return &service{relay: r, hub: &hub, outbox: &outbox}, nil
-}
-
-func (d *Daemon) backlog(before func(queue.Backlog) bool) func(context.Context) (bool, error) {
-	return func(ctx context.Context) (bool, error) {
-		b, err := d.store.Backlog(ctx)
-		return before(b), err
-	}
 }
 
 // run keeps the brokers connected until stop, which first waits for the calls under way.
