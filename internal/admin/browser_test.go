@@ -147,7 +147,7 @@ func (b *browser) screenshot(name string) {
 		return
 	}
 	var png []byte
-	b.run(chromedp.FullScreenshot(&png, 100))
+	b.run(chromedp.CaptureScreenshot(&png))
 	if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), png, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
@@ -310,10 +310,10 @@ func TestPageInChromium(t *testing.T) {
 		}
 	})
 	for name, v := range map[string]struct {
-		width  int64
-		scheme string
-	}{"status-light": {1280, "light"}, "status-dark": {1280, "dark"}, "status-phone": {390, "light"}, "status-phone-dark": {390, "dark"}} {
-		b.view(v.width, 844, v.scheme)
+		width, height int64
+		scheme        string
+	}{"status-light": {1280, 1620, "light"}, "status-dark": {1280, 1620, "dark"}, "status-phone": {390, 1620, "dark"}} {
+		b.view(v.width, v.height, v.scheme)
 		b.screenshot(name)
 	}
 	b.view(1280, 900, "light")
