@@ -1,0 +1,478 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/internal/message"
+	"koji-relay/internal/pgtest"
+)
+
+func query[T any](tb testing.TB, connString, sql string, args ...any) T {
+	tb.Helper()
+	conn, err := pgx.Connect(tb.Context(), connString)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer closeConn(conn)
+	var value T
+	if err := conn.QueryRow(tb.Context(), sql, args...).Scan(&value); err != nil {
+		tb.Fatal(err)
+	}
+	return value
+}
+
+// protonmsgInsert stores rows as the plugin does.
+func protonmsgInsert(tb testing.TB, conn string, first, last int) {
+	tb.Helper()
+	pgtest.SQL(tb, conn, fmt.Sprintf(`INSERT INTO proton_queue (address, props, body)
+		SELECT 'build.tag', format('{"type": "Tag", "n": %%s}', i)::json, format('{"n": %%s,  "f": 1.0}', i)::json
+		FROM generate_series(%d, %d) i`, first, last))
+}
+
+// eventually polls until ok, to a deadline.
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			tb.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+func props(entries []Entry) []int {
+	list := []int{}
+	for _, e := range entries {
+		for _, p := range e.Message.Props {
+			if p.Key == "n" {
+				list = append(list, int(p.Value.(int64)))
+			}
+		}
+	}
+	return list
+}
+
+func TestRowsOfProtonmsgDrainAmongOurs(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	protonmsgInsert(t, conn, 1, 3)
+	s := openPostgres(t, conn, Limits{})
+	put(t, s, unsent(4, 5)...)
+	protonmsgInsert(t, conn, 6, 7)
+	got := drained(t, s)
+	if n := props(got); !slices.Equal(n, []int{1, 2, 3, 4, 5, 6, 7}) {
+		t.Fatalf("drained %v, want 1 to 7", n)
+	}
+	first := got[0].Message
+	if first.Body != `{"n": 1,  "f": 1.0}` || first.Address != "build.tag" || first.Created.IsZero() {
+		t.Errorf("a row of protonmsg came as %+v", first)
+	}
+	if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-`).MatchString(first.ID) {
+		t.Errorf("its message-id %q is no UUIDv5", first.ID)
+	}
+	// Another process, later, must find the same ids.
+	again := drained(t, openPostgres(t, conn, Limits{}))
+	for i := range got {
+		if got[i].Message.ID != again[i].Message.ID {
+			t.Errorf("the id of row %d changed from %s to %s", i, got[i].Message.ID, again[i].Message.ID)
+		}
+	}
+	for _, e := range got {
+		mustSettle(t, s, Settlement{ID: e.Message.ID})
+	}
+	if n := query[int](t, conn, "SELECT count(*) FROM proton_queue"); n != 0 {
+		t.Errorf("%d rows are left", n)
+	}
+}
+
+func TestRowOfProtonmsgWithoutTimeDrains(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	pgtest.SQL(t, conn, `INSERT INTO proton_queue (created_ts, address, props, body) VALUES
+		(NULL, 'a', '{"n": 1}', '1'), ('infinity', 'a', '{"n": 2}', '1'), (now(), 'a', '[]', '1'), (now(), 'a', '{"n": 4}', '1')`)
+	s := openPostgres(t, conn, Limits{})
+	got := drained(t, s)
+	if n := props(got); !slices.Equal(n, []int{1, 2, 4}) || got[2].Unreadable == "" {
+		t.Fatalf("drained %+v, want 1, 2, an unreadable row, 4", got)
+	}
+	for _, e := range got {
+		mustSettle(t, s, Settlement{ID: e.Message.ID, Action: Bury, Reason: e.Unreadable})
+	}
+	if n := len(list(t, s, Dead, ListOptions{})); n != 4 {
+		t.Errorf("%d dead letters, want 4", n)
+	}
+}
+
+// TestProtonmsgDrainsWhatWePut makes the plugin's own statements.
+func TestProtonmsgDrainsWhatWePut(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	put(t, s, unsent(1, 2)...)
+	if body := query[string](t, conn, `SELECT body::text FROM proton_queue ORDER BY id LIMIT 1`); body != aMessage(1).Body {
+		t.Errorf("protonmsg reads the body %q, want %q", body, aMessage(1).Body)
+	}
+	if n := query[int](t, conn, `SELECT (props->>'n')::int FROM proton_queue ORDER BY id LIMIT 1`); n != 1 {
+		t.Errorf("protonmsg reads the property n as %d, want 1", n)
+	}
+	pgtest.SQL(t, conn, `DELETE FROM proton_queue WHERE id IN (SELECT min(id) FROM proton_queue)`)
+	if got := numbers(drained(t, s)); !slices.Equal(got, []int{2}) {
+		t.Errorf("drained %v after protonmsg drained 1, want 2", got)
+	}
+	if n := query[int](t, conn, `SELECT count(*) FROM koji_relay.delivery`); n != 1 {
+		t.Errorf("%d rows of delivery are left, want 1: the orphan is swept", n)
+	}
+}
+
+func TestPutAfterTheRowWasDeletedByOthersStoresItAgain(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	put(t, s, unsent(1, 2)...)
+	pgtest.SQL(t, conn, `TRUNCATE proton_queue RESTART IDENTITY`)
+	put(t, s, unsent(1, 2)...)
+	if got := numbers(drained(t, s)); !slices.Equal(got, []int{1, 2}) {
+		t.Errorf("drained %v, want 1 and 2: what was put last is in the queue", got)
+	}
+}
+
+func TestRowCommittedLateIsDrained(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	slow, err := pgx.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(slow)
+	tx, err := slow.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `INSERT INTO proton_queue (address, props, body) VALUES ('a', '{"n": 1}', '1')`); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, unsent(2, 3)...)
+	sender := &countingSender{}
+	drainAll(t, s, sender, 2)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := props(drained(t, s)); !slices.Equal(got, []int{1}) {
+		t.Errorf("drained %v, want 1, which was committed behind the cursor", got)
+	}
+}
+
+func TestDrainLockIsTheOneOfProtonmsg(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	plugin, err := pgx.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(plugin)
+	lock := func() bool {
+		tx, err := plugin.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		var name string
+		err = tx.QueryRow(t.Context(), `SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`).Scan(&name)
+		return err == nil
+	}
+	pass, err := s.BeginDrain(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lock() {
+		t.Error("protonmsg got the lock during our pass")
+	}
+	pass.End(true)
+	if !lock() {
+		t.Error("protonmsg does not get the lock after our pass")
+	}
+	if _, err := plugin.Exec(t.Context(), `BEGIN; SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BeginDrain(t.Context()); !errors.Is(err, ErrBusy) {
+		t.Errorf("a pass during protonmsg's drain gave %v, want ErrBusy", err)
+	}
+}
+
+func TestRelaysShareAnAdvisoryLockWhereKojiHasNone(t *testing.T) {
+	t.Parallel()
+	for name, setup := range map[string]string{
+		"no table": SchemaSQL(),
+		"no row":   kojiTables + "; DELETE FROM locks;" + SchemaSQL(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := pgtest.Database(t, setup)
+			a, b := openPostgres(t, conn, Limits{}), openPostgres(t, conn, Limits{})
+			pass, err := a.BeginDrain(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.BeginDrain(t.Context()); !errors.Is(err, ErrBusy) {
+				t.Errorf("the second relay got %v, want ErrBusy", err)
+			}
+			pass.End(true)
+			if pass, err = b.BeginDrain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			pass.End(true)
+		})
+	}
+}
+
+func TestLockOutlivesAShortIdleTimeoutOfTheServer(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	pgtest.SQL(t, conn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout = ''100ms''', current_database()); END $$`)
+	s := openPostgres(t, conn, Limits{})
+	pass, err := s.BeginDrain(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pass.End(true)
+	began := time.Now()
+	var oldest float64
+	eventually(t, "the lock was renewed", func() bool {
+		age := query[float64](t, conn, `SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::float8 FROM pg_stat_activity
+			WHERE application_name = 'koji-relay' AND datname = current_database() AND state LIKE 'idle in transaction%'`)
+		oldest = max(oldest, age)
+		return time.Since(began) > renewEvery+500*time.Millisecond
+	})
+	if !pass.Held() {
+		t.Error("the lock was lost")
+	}
+	if oldest == 0 || oldest > 10 {
+		t.Errorf("the lock's transaction grew %.1f s old, want more than 0 and at most 10", oldest)
+	}
+}
+
+func TestKilledLockSessionIsNoticedAndFreesTheLock(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	pass, err := s.BeginDrain(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'koji-relay'
+		AND datname = current_database()`)
+	eventually(t, "the pass noticed", func() bool { return !pass.Held() })
+	pass.End(false)
+	put(t, s, unsent(1, 1)...)
+	if got := numbers(drained(t, s)); !slices.Equal(got, []int{1}) {
+		t.Errorf("drained %v, want 1", got)
+	}
+}
+
+func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.StartCluster(t)
+	conn := cluster.ConnString("postgres")
+	pgtest.SQL(t, conn, kojiTables+SchemaSQL())
+	s := openPostgres(t, conn, Limits{})
+	put(t, s, unsent(1, 2)...)
+	cluster.Kill()
+	began := time.Now()
+	if err := s.Put(t.Context(), unsent(3, 3), nil); err == nil || !strings.Contains(err.Error(), "put 1 messages") {
+		t.Errorf("put without a server gave %v, want an error that names it", err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("that took %v", took)
+	}
+	cluster.Start(t)
+	put(t, s, unsent(3, 3)...)
+	if got := numbers(drained(t, s)); !slices.Equal(got, []int{1, 2, 3}) {
+		t.Errorf("drained %v, want 1, 2, 3", got)
+	}
+	cluster.Signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := s.Put(ctx, unsent(4, 4), nil)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "put 1 messages") {
+		t.Errorf("put to a frozen server gave %v, want a deadline that names it", err)
+	}
+	cluster.Signal(syscall.SIGCONT)
+	put(t, s, unsent(4, 4)...)
+	if got := numbers(drained(t, s)); !slices.Equal(got, []int{1, 2, 3, 4}) {
+		t.Errorf("drained %v, want 1 to 4", got)
+	}
+}
+
+func TestServerThatIsDownAtStartIsNoError(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.StartCluster(t)
+	conn := cluster.ConnString("postgres")
+	pgtest.SQL(t, conn, kojiTables+SchemaSQL())
+	cluster.Kill()
+	s := openPostgres(t, conn, Limits{})
+	if err := s.Put(t.Context(), unsent(1, 1), nil); err == nil {
+		t.Error("put without a server gave no error")
+	}
+	cluster.Start(t)
+	put(t, s, unsent(1, 1)...)
+}
+
+func TestOpenRefusesWhatWaitingDoesNotMend(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	plain := pgtest.Database(t, "CREATE TABLE other ()")
+	newer := pgtest.Database(t, kojiTables+SchemaSQL()+"INSERT INTO koji_relay.version (version) VALUES (9999);")
+	for name, test := range map[string]struct{ conn, want string }{
+		"not a connection string": {"host=a password=secret sslmode=maybe", "sslmode is invalid"},
+		"no schema":               {plain, "run 'koji-relay db init'"},
+		"newer schema":            {newer, "made by a newer koji-relay"},
+		"no such database":        {conn + " dbname=nosuch", "nosuch"},
+		"no such role":            {conn + " user=nosuch password=secret", "nosuch"},
+	} {
+		s, err := OpenPostgres(t.Context(), PostgresOptions{ConnString: test.conn})
+		if err == nil {
+			s.Close()
+			t.Errorf("%s: opened", name)
+			continue
+		}
+		if !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v; want %q and no password", name, err, test.want)
+		}
+	}
+}
+
+// TestRoleWithThePrintedGrantsDoesEverything runs the statements of every operation with no more rights than printed.
+func TestRoleWithThePrintedGrantsDoesEverything(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	relay, hub := fmt.Sprintf("relay %d", time.Now().UnixNano()), fmt.Sprintf("hub %d", time.Now().UnixNano())
+	grants, err := GrantsSQL(relay, hub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	quote := func(s string) string { return pgx.Identifier{s}.Sanitize() }
+	pgtest.SQL(t, conn, "CREATE ROLE "+quote(relay)+" LOGIN; CREATE ROLE "+quote(hub)+" LOGIN;"+grants)
+	t.Cleanup(func() {
+		pgtest.SQL(t, conn, "DROP OWNED BY "+quote(relay)+", "+quote(hub)+"; DROP ROLE "+quote(relay)+", "+quote(hub))
+	})
+	granted := func(role string) string { return conn + " user='" + role + "'" }
+	protonmsgInsert(t, conn, 100, 101)
+	contract := func(open func(Limits) Store) {
+		s := filled(t, open)
+		for _, step := range []func() error{
+			func() error { _, err := s.Stats(t.Context()); return err },
+			func() error { _, err := s.Retry(t.Context(), Dead, Selection{All: true}); return err },
+			func() error { _, err := s.Retry(t.Context(), Queue, Selection{All: true}); return err },
+			func() error { _, err := s.Drop(t.Context(), Dead, Selection{All: true}); return err },
+			func() error { _, err := s.Backlog(t.Context()); return err },
+		} {
+			if err := step(); err != nil {
+				t.Error(err)
+			}
+		}
+		got := drained(t, s)
+		if len(got) != 5 {
+			t.Errorf("drained %d, want 5", len(got))
+		}
+		mustSettle(t, s, Settlement{ID: got[0].Message.ID, Action: Bury, Reason: "r"}, Settlement{ID: got[1].Message.ID})
+		expire(t, s, Expiry{MaxAge: time.Nanosecond, ToDead: true, DeadMaxAge: time.Hour})
+		expire(t, s, Expiry{MaxAge: time.Nanosecond})
+	}
+	contract(func(l Limits) Store { return openPostgres(t, granted(relay), l) })
+	pgtest.SQL(t, granted(hub), insertEvents(commitID(1), 0, 2)+"; SELECT pg_notify('koji_relay', '')")
+	taker := &fakeTaker{}
+	readingOutbox(t, openPostgres(t, granted(relay), Limits{}), taker)
+	eventually(t, "the outbox was read", func() bool { return taker.count() == 2 })
+	if err := openPostgres(t, granted(relay), Limits{}).AppendOutbox(t.Context(), message.Commit{ID: commitID(2),
+		Events: []message.Event{{Number: 0, Callback: "postTag", Kwargs: raw("{}")}}}); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the outbox was read", func() bool { return taker.count() == 3 })
+}
+
+func TestSchemaIsInitialisedOnceAndRemovedWithoutKojisTable(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, "CREATE TABLE other ()")
+	s, err := OpenSchema(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if made, err := s.Init(t.Context()); err != nil || len(made) != 2 {
+		t.Errorf("init made %v, %v; want the table and the schema", made, err)
+	}
+	if made, err := s.Init(t.Context()); err != nil || len(made) != 0 {
+		t.Errorf("a second init made %v, %v; want nothing", made, err)
+	}
+	if from, to, err := s.Upgrade(t.Context()); err != nil || from != to {
+		t.Errorf("upgrade went from %d to %d, %v", from, to, err)
+	}
+	put(t, openPostgres(t, conn, Limits{}), unsent(1, 1)...)
+	st, err := s.Status(t.Context())
+	if err != nil || st.Version != SchemaVersion() || !st.QueueTable || st.Queued != 1 || st.LockRow {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if err := s.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st, err = s.Status(t.Context())
+	if err != nil || st.Version != 0 || !st.QueueTable || st.Queued != 1 {
+		t.Errorf("status after remove %+v, %v; want Koji's table with its row", st, err)
+	}
+	if _, _, err := s.Upgrade(t.Context()); !errors.Is(err, ErrSchema) {
+		t.Errorf("upgrade of nothing gave %v, want ErrSchema", err)
+	}
+}
+
+// TestConcurrentPutsDoNotWaitForTheDrain puts during a pass: its lock is not on the rows.
+func TestPutDoesNotWaitForTheDrain(t *testing.T) {
+	t.Parallel()
+	s := openPostgres(t, hubDatabase(t), Limits{})
+	pass, err := s.BeginDrain(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pass.End(true)
+	put(t, s, unsent(1, 1)...)
+	if got, err := pass.Next(t.Context(), testLimits); err != nil || len(got) != 1 {
+		t.Errorf("the pass got %v, %v; want what was put during it", got, err)
+	}
+}
+
+func TestListenerHearsPutsOfOthersOnly(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	a, b := openPostgres(t, conn, Limits{}), openPostgres(t, conn, Limits{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard, done := make(chan bool, 100), make(chan bool)
+	go func() {
+		defer close(done)
+		a.ListenQueue(ctx, func() { heard <- true })
+	}()
+	<-heard // connected
+	pgtest.SQL(t, conn, insertEvents(commitID(1), 0, 2)+"; SELECT pg_notify('koji_relay', '')")
+	put(t, b, unsent(1, 1)...)
+	<-heard
+	cancel()
+	<-done
+	if n := len(heard); n != 0 {
+		t.Errorf("heard %d more: an insert into the outbox is no put", n)
+	}
+}
