@@ -95,8 +95,8 @@ func TestLyingBrokerAcceptsAndLoses(t *testing.T) {
 			t.Error(state)
 		}
 	}
-	if n := b.Depth("q"); n != 1 {
-		t.Errorf("%d messages in the queue", n)
+	if n := b.Depth("q"); n != 1 || b.Pending() != 1 {
+		t.Errorf("%d messages in the queue, %d in all", n, b.Pending())
 	}
 }
 

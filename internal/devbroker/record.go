@@ -61,6 +61,20 @@ func (b *Broker) Depth(queue string) int {
 	return 0
 }
 
+// Pending is the number of messages in all queues that outlive their consumers, those that a consumer holds
+// unsettled not counted.
+func (b *Broker) Pending() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, q := range b.queues {
+		if q.lasting {
+			n += len(q.ready)
+		}
+	}
+	return n
+}
+
 // WaitReceived blocks until the broker has received n messages in all, or ctx ends.
 func (b *Broker) WaitReceived(ctx context.Context, n int) error {
 	return b.Wait(ctx, func(s Stats) bool { return s.Messages >= n })
