@@ -82,7 +82,7 @@ func (f *File) List(ctx context.Context, box Box, o ListOptions, each func(Item)
 		c, err := view(ctx, f, "list "+box.String(), func(tx fileTx) (chunk, error) {
 			var c chunk
 			var err error
-			c.items, c.last, err = tx.list(box, o.Address, from, limit)
+			c.items, c.last, err = tx.list(box, ListOptions{Address: o.Address, Newest: o.Newest, Limit: limit}, from)
 			return c, err
 		})
 		if err != nil || len(c.items) == 0 {
@@ -99,20 +99,28 @@ func (f *File) List(ctx context.Context, box Box, o ListOptions, each func(Item)
 	return nil
 }
 
-// list gives up to limit items whose key in the walk of box comes after from, and the key of the last one.
-func (tx fileTx) list(box Box, address string, from []byte, limit int) (items []Item, last []byte, err error) {
+// list gives up to o.Limit items that come after from in the walk of box, and the key of the last one.
+func (tx fileTx) list(box Box, o ListOptions, from []byte) (items []Item, last []byte, err error) {
 	walk := "state"
 	if box == Dead {
 		walk = "died"
 	}
 	c := tx.in(walk).Cursor()
-	k, _ := c.First()
+	first, next := c.First, c.Next
+	if o.Newest {
+		first, next = c.Last, c.Prev
+	}
+	k, _ := first()
 	if from != nil {
-		if k, _ = c.Seek(from); string(k) == string(from) {
-			k, _ = c.Next()
+		k, _ = c.Seek(from)
+		switch {
+		case k == nil && o.Newest:
+			k, _ = c.Last() // what from named is gone, and so is all after it
+		case string(k) == string(from) || o.Newest:
+			k, _ = next()
 		}
 	}
-	for ; k != nil && len(items) < limit; k, _ = c.Next() {
+	for ; k != nil && len(items) < o.Limit; k, _ = next() {
 		var it Item
 		if box == Dead {
 			it, err = tx.deadItem(string(k[8:]))
@@ -123,7 +131,7 @@ func (tx fileTx) list(box Box, address string, from []byte, limit int) (items []
 			return nil, nil, err
 		}
 		last = append([]byte(nil), k...)
-		if address == "" || it.Message.Address == address {
+		if o.Address == "" || it.Message.Address == o.Address {
 			it.Props, it.Body = "", nil
 			items = append(items, it)
 		}

@@ -13,7 +13,7 @@ import (
 type Inspector interface {
 	// Stats counts everything, which takes time that grows with the queue (for a million messages about a second).
 	Stats(ctx context.Context) (Stats, error)
-	// List calls each for the items of box, oldest first, without Body. An error of each ends it and is returned.
+	// List calls each for the items of box, oldest first unless asked otherwise, without Body. An error of each ends it and is returned.
 	List(ctx context.Context, box Box, o ListOptions, each func(Item) error) error
 	// Show gives one item with Body; ErrNotFound when box does not hold it.
 	Show(ctx context.Context, box Box, id string) (Item, error)
@@ -61,6 +61,7 @@ type TopicStats struct {
 type ListOptions struct {
 	Address string // only this one; empty = all
 	Limit   int    // 0 = all
+	Newest  bool   // newest first
 }
 
 // Selection names items, or all of a box.

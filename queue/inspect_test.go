@@ -98,7 +98,15 @@ func TestListNarrowsAndKeepsOrder(t *testing.T) {
 		if got := len(list(t, s, Dead, ListOptions{Limit: 2})); got != 2 {
 			t.Errorf("2 of the dead letters asked for, got %d", got)
 		}
+		if got := events(list(t, s, Dead, ListOptions{Newest: true, Limit: 1})); !slices.Equal(got, []int{4}) {
+			t.Errorf("the newest dead letter is %v, want 4", got)
+		}
 		put(t, s, unsent(10, 10+2*listChunk)...)
+		newest := events(list(t, s, Queue, ListOptions{Newest: true}))
+		slices.Reverse(newest)
+		if len(newest) != 2*listChunk+3 || !slices.IsSorted(newest) {
+			t.Errorf("the list of the newest has %d items, want %d in falling order", len(newest), 2*listChunk+3)
+		}
 		if got := events(list(t, s, Queue, ListOptions{})); len(got) != 2*listChunk+3 || !slices.IsSorted(got) {
 			t.Errorf("a long list has %d items, want %d in order", len(got), 2*listChunk+3)
 		}

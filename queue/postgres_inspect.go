@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -84,12 +85,15 @@ func (p *Postgres) List(ctx context.Context, box Box, o ListOptions, each func(I
 		left = math.MaxInt
 	}
 	at := listPlace{queueID: math.MinInt64}
+	if o.Newest {
+		at = listPlace{queueID: math.MaxInt64, died: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
+	}
 	for left > 0 {
 		var items []Item
 		err := p.do(ctx, "list "+box.String(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 			from := at
 			var err error
-			items, err = listSome(ctx, conn, box, o.Address, &from, min(left, listChunk))
+			items, err = listSome(ctx, conn, box, ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, listChunk)}, &from)
 			if err == nil {
 				at = from
 			}
@@ -130,13 +134,17 @@ const (
 		(octet_length(d.body) + 256)::bigint, d.attempts, 0, NULL::timestamptz, d.reason, d.address IS NULL`
 )
 
-func listSome(ctx context.Context, conn *pgx.Conn, box Box, address string, at *listPlace, limit int) ([]Item, error) {
+func listSome(ctx context.Context, conn *pgx.Conn, box Box, o ListOptions, at *listPlace) ([]Item, error) {
 	sql, args := `SELECT `+queueItem+`, ''::bytea, ''::bytea FROM koji_relay.delivery d
-		WHERE d.queue_id > $1 AND ($2 = '' OR d.address = $2) ORDER BY d.queue_id LIMIT $3`, []any{at.queueID, address, limit}
+		WHERE d.queue_id > $1 AND ($2 = '' OR d.address = $2) ORDER BY d.queue_id LIMIT $3`, []any{at.queueID, o.Address, o.Limit}
 	if box == Dead {
 		sql = `SELECT ` + deadItem + `, ''::bytea, ''::bytea FROM koji_relay.dead_letter d
 			WHERE (d.died, d.message_id) > ($1, $2) AND ($3 = '' OR d.address = $3) ORDER BY d.died, d.message_id LIMIT $4`
-		args = []any{at.died, at.id, address, limit}
+		args = []any{at.died, at.id, o.Address, o.Limit}
+	}
+	if o.Newest {
+		sql = strings.NewReplacer(" > ", " < ", "queue_id LIMIT", "queue_id DESC LIMIT",
+			"d.died, d.message_id LIMIT", "d.died DESC, d.message_id DESC LIMIT").Replace(sql)
 	}
 	items, last, err := readItems(ctx, conn, sql, args...)
 	if n := len(items); err == nil && n > 0 {

@@ -211,7 +211,7 @@ func (s *Schema) Upgrade(ctx context.Context) (from, to int, err error) {
 // the messages in it stay.
 func (s *Schema) Remove(ctx context.Context) error {
 	return s.change(ctx, "remove schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "DROP SCHEMA IF EXISTS koji_relay CASCADE")
+		_, err := tx.Exec(ctx, RemoveSQL)
 		return err
 	})
 }
@@ -251,12 +251,31 @@ func SchemaSQL() string {
 	b.WriteString("BEGIN;\n\n-- Koji has this table since 1.25; it is created only where it is absent.\n")
 	b.WriteString(strings.Replace(createQueueTable, "CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1))
 	b.WriteString(";\n\nCREATE SCHEMA koji_relay;\n\n")
-	for i, step := range schemaSteps {
-		b.WriteString(step)
-		fmt.Fprintf(&b, "INSERT INTO koji_relay.version (version) VALUES (%d);\n\n", i+1)
-	}
+	writeSteps(&b, 0)
 	b.WriteString("COMMIT;\n")
 	return b.String()
+}
+
+// UpgradeSQL is what Upgrade does to a schema of version from, as a script for psql.
+func UpgradeSQL(from int) string {
+	if from >= SchemaVersion() {
+		return fmt.Sprintf("-- Nothing to do: schema koji_relay has version %d.\n", from)
+	}
+	var b strings.Builder
+	b.WriteString("BEGIN;\n\n")
+	writeSteps(&b, from)
+	b.WriteString("COMMIT;\n")
+	return b.String()
+}
+
+// RemoveSQL is what Remove does.
+const RemoveSQL = "DROP SCHEMA IF EXISTS koji_relay CASCADE;\n"
+
+func writeSteps(b *strings.Builder, from int) {
+	for i := from; i < len(schemaSteps); i++ {
+		b.WriteString(schemaSteps[i])
+		fmt.Fprintf(b, "INSERT INTO koji_relay.version (version) VALUES (%d);\n\n", i+1)
+	}
 }
 
 // GrantsSQL is what the roles of the relay and of the hub need beyond connecting, as a script for psql. A role that owns
