@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"koji-relay/internal/message"
 )
 
@@ -88,8 +86,7 @@ func newBroker(r *Relay, e endpoint) *broker {
 // supervise keeps the broker connected until ctx ends. tried is called after the first attempt.
 func (b *broker) supervise(ctx context.Context, tried func()) {
 	defer tried()
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = 200*time.Millisecond, 10*time.Second, 1.7
+	pause := newPause()
 	logged := ""
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
@@ -131,7 +128,7 @@ func (b *broker) hooks() connHooks {
 		progress: b.proven,
 		doubt:    func(d *delivery) { b.r.doubts.add(d) },
 		late:     b.r.late,
-		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.name) },
+		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.name, false) },
 		notice:   b.notice,
 		settled: func(d *delivery, a attempt) {
 			if f := b.r.opts.Observer.Settled; f != nil {
@@ -319,8 +316,7 @@ func (b *broker) status() BrokerStatus {
 	s := BrokerStatus{Broker: b.e.name, State: b.state, Since: b.since, Reason: b.cause}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.peer.product, c.peer.version, c.dialect.name, c.mechanism
-		s.Target, _ = c.dialect.target(b.r.opts.TopicPrefix, sampleAddress)
-		s.MaxMessageSize, s.Unsettled = c.maxSize, c.unsettled.Load()
+		s.Target, s.MaxMessageSize, s.Unsettled = c.target, c.maxSize, c.unsettled.Load()
 		c.mu.Lock()
 		s.Links = len(c.links)
 		c.mu.Unlock()

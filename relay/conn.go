@@ -2,13 +2,11 @@ package relay
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -46,7 +44,11 @@ type conn struct {
 	peer      peer
 	dialect   *dialect
 	mechanism string
-	tls       *tls.ConnectionState // nil without TLS
+	stage     string               // what open and greet are at, for the probe
+	offered   []string             // SASL mechanisms
+	tls       *tls.ConnectionState // nil without TLS, and until it is set up
+	remote    string               // the peer's IP address and port
+	target    string               // of the sample address
 	maxSize   uint64               // of a message, on the sample link; 0 = no limit
 	born      time.Time
 
@@ -84,207 +86,10 @@ type refusal struct {
 	until   time.Time
 }
 
-type attachRequest struct {
-	target string
-	reply  chan<- attachReply // buffered: the asker may be gone
-}
-
-type attachReply struct {
-	sender  *amqp.Sender
-	session *amqp.Session
-	err     error
-}
-
 // errDropped is the cause of a connection that we ended ourselves.
 type errDropped struct{ reason string }
 
 func (e errDropped) Error() string { return e.reason }
-
-// dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx bounds all of it;
-// after it the connection does not depend on ctx.
-func dial(ctx context.Context, o *Options, e endpoint, log *slog.Logger, hooks connHooks) (c *conn, err error) {
-	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
-	defer cancel()
-	c = &conn{
-		opts: o, name: e.name, log: log, hooks: hooks, born: time.Now(),
-		attach:   make(chan attachRequest),
-		links:    map[string]*link{},
-		refusals: map[string]refusal{},
-	}
-	if err = c.open(ctx, e); err == nil {
-		if err = c.greet(ctx); err != nil {
-			c.hangUp()
-		}
-	}
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !isAuth(err) {
-		err = fmt.Errorf("no answer within %v (connect_timeout): %w", o.ConnectTimeout, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// open does TCP, TLS, SASL and the AMQP open frame.
-func (c *conn) open(ctx context.Context, e endpoint) error {
-	user, password, err := c.opts.credentials(e)
-	if err != nil {
-		return err
-	}
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", e.name)
-	if err != nil {
-		return fmt.Errorf("connect: %w", withoutAddress(err))
-	}
-	var nc = raw
-	who := login{policy: c.opts.SASL, user: user, password: password}
-	fail := func(err error) error {
-		_ = nc.Close()
-		return err
-	}
-	if e.tls {
-		cfg, err := c.opts.tlsConfig(e.host)
-		if err != nil {
-			return fail(err)
-		}
-		client := tls.Client(raw, cfg)
-		nc = client
-		if err := client.HandshakeContext(ctx); err != nil {
-			return fail(fmt.Errorf("set up TLS: %w", err))
-		}
-		state := client.ConnectionState()
-		c.tls = &state
-		who.certificate = c.opts.Cert != ""
-	}
-	// The deadline bounds reads and writes; ending ctx early moves it into the past.
-	deadline, _ := ctx.Deadline()
-	_ = nc.SetDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	c.mechanism, err = who.negotiate(nc)
-	if err != nil || !stop() {
-		if err == nil {
-			err = context.Cause(ctx)
-		}
-		return fail(err)
-	}
-	_ = nc.SetDeadline(time.Time{})
-
-	c.tap = &tap{Conn: nc}
-	c.amqp, err = amqp.NewConn(ctx, c.tap, &amqp.ConnOptions{
-		// Random, since ActiveMQ refuses a second connection under one name.
-		ContainerID:  "koji-relay-" + rand.Text()[:16],
-		HostName:     e.host,
-		IdleTimeout:  c.opts.IdleTimeout,
-		WriteTimeout: c.opts.SendTimeout,
-		Properties:   map[string]any{"product": "koji-relay"},
-	})
-	if err != nil {
-		return fail(fmt.Errorf("open AMQP connection: %w", err))
-	}
-	c.peer = newPeer(c.amqp.Properties())
-	return nil
-}
-
-func isAuth(err error) bool {
-	var auth *AuthError
-	return errors.As(err, &auth)
-}
-
-// withoutAddress strips "dial tcp 10.0.0.1:5672:", which the log line has already said, off a dial error.
-func withoutAddress(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Err != nil {
-		return op.Err
-	}
-	return err
-}
-
-// greet chooses the dialect and begins the sessions.
-func (c *conn) greet(ctx context.Context) (err error) {
-	if c.dialect, err = chooseDialect(c.opts.Dialect, c.opts.TopicPrefix, c.peer); err != nil {
-		return err
-	}
-	if c.main, err = c.amqp.NewSession(ctx, nil); err != nil {
-		return fmt.Errorf("begin session: %w", err)
-	}
-	target, err := c.dialect.target(c.opts.TopicPrefix, sampleAddress)
-	if err != nil {
-		return err
-	}
-	c.maxSize, err = c.try(ctx, target)
-	if err != nil {
-		return fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", target, err)
-	}
-	return nil
-}
-
-// senderOptions are those of every link.
-func (c *conn) senderOptions() *amqp.SenderOptions {
-	return &amqp.SenderOptions{TargetCapabilities: c.dialect.capabilities}
-}
-
-// try attaches to target in the scratch session, where a refusal hurts nobody.
-func (c *conn) try(ctx context.Context, target string) (maxSize uint64, err error) {
-	if c.scratch == nil {
-		if c.scratch, err = c.amqp.NewSession(ctx, nil); err != nil {
-			c.scratch = nil
-			return 0, fmt.Errorf("begin session: %w", err)
-		}
-	}
-	s, err := c.scratch.NewSender(ctx, target, c.senderOptions())
-	if err != nil {
-		// Whether or not the session survived, the next try gets a fresh one.
-		session := c.scratch
-		c.scratch = nil
-		c.wg.Go(func() { c.bounded(session.Close) })
-		return 0, err
-	}
-	maxSize = s.MaxMessageSize()
-	c.wg.Go(func() { c.bounded(s.Close) })
-	return maxSize, nil
-}
-
-// bounded runs the close of a session or link, which waits for the peer. Its error says nothing new: where the
-// peer does not answer, the watch over the connection finds out.
-func (c *conn) bounded(end func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), c.opts.ConnectTimeout)
-	defer cancel()
-	_ = end(ctx)
-}
-
-// attachSender opens a link to target in the main session, in a new one if that has ended.
-func (c *conn) attachSender(ctx context.Context, target string) attachReply {
-	ctx, cancel := context.WithTimeout(ctx, c.opts.ConnectTimeout)
-	defer cancel()
-	if _, err := c.try(ctx, target); err != nil {
-		return attachReply{err: c.unanswered(ctx, err)}
-	}
-	for again := true; ; again = false {
-		if c.main == nil || c.ended.Load() == c.main {
-			session, err := c.amqp.NewSession(ctx, nil)
-			if err != nil {
-				return attachReply{err: c.unanswered(ctx, err)}
-			}
-			c.main = session
-		}
-		s, err := c.main.NewSender(ctx, target, c.senderOptions())
-		if err == nil {
-			return attachReply{sender: s, session: c.main}
-		}
-		var ended *amqp.SessionError
-		if !errors.As(err, &ended) || !again {
-			return attachReply{err: c.unanswered(ctx, err)}
-		}
-		c.main = nil
-	}
-}
-
-// unanswered drops the connection if err means that the broker does not answer.
-func (c *conn) unanswered(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		c.drop(fmt.Sprintf("an attach was not answered within %v (connect_timeout)", c.opts.ConnectTimeout))
-	}
-	return err
-}
 
 // serve works until the connection ends or ctx does, closes everything, and says why it ended.
 func (c *conn) serve(ctx context.Context) error {
@@ -326,18 +131,6 @@ func (c *conn) healthy() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cause == nil
-}
-
-// attachLoop serves link goroutines, one at a time.
-func (c *conn) attachLoop(ctx context.Context) {
-	for {
-		select {
-		case req := <-c.attach:
-			req.reply <- c.attachSender(ctx, req.target)
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // watch waits for the end of the connection and looks after deliveries that nobody settles.
@@ -499,31 +292,6 @@ func (c *conn) refuse(address string, a attempt) {
 		clear(c.refusals)
 	}
 	c.refusals[address] = refusal{attempt: a, until: time.Now().Add(refusalTime)}
-}
-
-// tap remembers how reading ended, which the driver's error does not let one ask.
-type tap struct {
-	net.Conn
-	mu  sync.Mutex // guards err
-	err error
-}
-
-func (t *tap) Read(p []byte) (int, error) {
-	n, err := t.Conn.Read(p)
-	if err != nil {
-		t.mu.Lock()
-		if t.err == nil {
-			t.err = err
-		}
-		t.mu.Unlock()
-	}
-	return n, err
-}
-
-func (t *tap) readError() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.err
 }
 
 // submit queues d on the link of its address. If it cannot, the attempt says why.

@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/Azure/go-amqp"
 )
 
 // Values of Options.Dialect.
@@ -55,7 +58,9 @@ type dialect struct {
 	automatic    func(prefix string, p peer) bool // does auto choose it? nil: only by name
 	capabilities []string                         // of the link's target
 	target       func(prefix, address string) (string, error)
-	source       func(prefix, pattern string) (string, error) // for receivers; see subscribe.go
+	source       func(prefix, pattern string) (string, error) // for receivers
+	// queue, where a broker receives from queues only, makes one for the patterns and gives its address.
+	queue func(ctx context.Context, c *amqp.Conn, prefix string, patterns []string) (string, error)
 }
 
 // dialects: auto takes the first row that fits, so the last one fits all. A new broker is a new row.
@@ -64,7 +69,7 @@ var dialects = []dialect{
 		name:      DialectRabbitMQ,
 		automatic: func(prefix string, p peer) bool { return p.rabbitmq() && p.major() >= 4 },
 		target:    exchangesTarget,
-		source:    exchangesSource,
+		queue:     temporaryQueue,
 	},
 	{
 		name:      "rabbitmq-v1", // the AMQP 1.0 plugin of RabbitMQ 3
@@ -79,7 +84,7 @@ var dialects = []dialect{
 		},
 		capabilities: []string{"topic"},
 		target:       activemqTarget,
-		source:       activemqSource,
+		source:       activemqTarget, // its wildcards are * and #
 	},
 	{
 		name:      "activemq",
@@ -92,7 +97,7 @@ var dialects = []dialect{
 		name:      DialectRabbitMQ,
 		automatic: func(prefix string, _ peer) bool { return strings.HasPrefix(prefix, "/exchanges/") },
 		target:    exchangesTarget,
-		source:    exchangesSource,
+		queue:     temporaryQueue,
 	},
 	{
 		name:      DialectLiteral,
@@ -234,11 +239,5 @@ func activemqSource(prefix, pattern string) (string, error) {
 }
 
 func topicSource(prefix, pattern string) (string, error) {
-	return topicTarget(prefix, pattern)
-}
-
-// exchangesSource: version 2 addresses name queues only, so a receiver uses version 1, which RabbitMQ 4.0 to 4.2
-// still accept.
-func exchangesSource(prefix, pattern string) (string, error) {
 	return topicTarget(prefix, pattern)
 }

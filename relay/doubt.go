@@ -10,7 +10,8 @@ import (
 
 const (
 	maxSuspects = 8192
-	// suspicion lapses, for the case that nobody calls SendPatiently, which clears it up.
+	// suspicionTime is when a mere suspicion lapses, for the case that nobody calls SendPatiently, which clears
+	// it up.
 	suspicionTime = 10 * time.Minute
 	// maxRemembered bounds the ids accepted after their caller had gone; 2 MB.
 	maxRemembered = 16384
@@ -25,11 +26,12 @@ type suspects struct {
 type suspicion struct {
 	since  time.Time
 	broker string // where it was
+	proven bool   // it was alone: it is to blame
 }
 
 func newSuspects() *suspects { return &suspects{ids: map[string]suspicion{}} }
 
-func (s *suspects) add(id, broker string) {
+func (s *suspects) add(id, broker string, proven bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.ids) >= maxSuspects {
@@ -38,14 +40,14 @@ func (s *suspects) add(id, broker string) {
 			break
 		}
 	}
-	s.ids[id] = suspicion{time.Now(), broker}
+	s.ids[id] = suspicion{time.Now(), broker, proven}
 }
 
 func (s *suspects) get(id string) (broker string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	about, ok := s.ids[id]
-	if ok && time.Since(about.since) > suspicionTime {
+	if ok && !about.proven && time.Since(about.since) > suspicionTime {
 		delete(s.ids, id)
 		return "", false
 	}

@@ -49,7 +49,7 @@ func TestWireForm(t *testing.T) {
 		{"float", nil, message.Prop{Key: "weight", Value: 1.5},
 			header + properties + "005374" + "d10000001500000002" + "a106" + text("weight") + "823ff8000000000000" + body + text(m.Body)},
 
-		{"durable, priority, ttl", func(o *Options) { o.Durable, o.Priority, o.TTL = true, 7, 1500 * time.Millisecond },
+		{"durable, priority, ttl", func(o *Options) { o.Durable, o.Priority, o.TTL = true, 7, 1500*time.Millisecond },
 			message.Prop{Key: "id", Value: true},
 			"005370" + "d00000000c00000003" + "41" + "5007" + "70000005dc" + properties +
 				"005374" + "d10000000900000002" + "a102" + text("id") + "41" + body + text(m.Body)},

@@ -99,7 +99,7 @@ func TestOutcomes(t *testing.T) {
 			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 		{name: "no credit", behaviour: devbroker.Behaviour{NoCredit: true},
 			adjust: func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond },
-			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
+			state:  message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 
 		{name: "too large for the link", broker: devbroker.Options{MaxMessageSize: 1000},
 			change: func(m *message.Message) { m.Body = strings.Repeat("x", 2000) },

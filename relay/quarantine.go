@@ -33,7 +33,7 @@ func (s *shipment) quarantine(ctx context.Context) {
 			s.r.suspect.clear(s.msgs[i].ID)
 		}
 		if a.verdict == refused && a.state == message.Unknown {
-			s.r.suspect.add(s.msgs[i].ID, a.broker) // found out: it stays in quarantine
+			s.r.suspect.add(s.msgs[i].ID, a.broker, true) // found out: it stays in quarantine
 		}
 	}
 }

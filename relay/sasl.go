@@ -87,49 +87,49 @@ func (l login) choose(offered []string) (mechanism string, response []byte, err 
 }
 
 // negotiate runs the SASL layer on conn, whose deadline the caller has set. It reads no byte beyond it.
-func (l login) negotiate(conn net.Conn) (mechanism string, err error) {
+func (l login) negotiate(conn net.Conn) (mechanism string, offered []string, err error) {
 	if _, err := conn.Write(saslHeader); err != nil {
-		return "", fmt.Errorf("send SASL header: %w", err)
+		return "", offered, fmt.Errorf("send SASL header: %w", err)
 	}
 	header := make([]byte, len(saslHeader))
 	if _, err := io.ReadFull(conn, header); err != nil {
-		return "", fmt.Errorf("read SASL header: %w", err)
+		return "", offered, fmt.Errorf("read SASL header: %w", err)
 	}
 	if !bytes.Equal(header, saslHeader) {
-		return "", fmt.Errorf("read SASL header: the peer answered %q, so it does not speak AMQP 1.0 with SASL on "+
+		return "", offered, fmt.Errorf("read SASL header: the peer answered %q, so it does not speak AMQP 1.0 with SASL on "+
 			"this port", header)
 	}
 	fields, err := readSASL(conn, saslMechanisms)
 	if err != nil {
-		return "", err
+		return "", offered, err
 	}
-	offered, err := parseMechanisms(fields)
+	offered, err = parseMechanisms(fields)
 	if err != nil {
-		return "", err
+		return "", offered, err
 	}
 	mechanism, response, err := l.choose(offered)
 	if err != nil {
-		return "", err
+		return "", offered, err
 	}
 	if _, err := conn.Write(initFrame(mechanism, response)); err != nil {
-		return "", fmt.Errorf("send SASL init: %w", err)
+		return "", offered, fmt.Errorf("send SASL init: %w", err)
 	}
 	fields, err = readSASL(conn, saslOutcome)
 	if errors.Is(err, io.EOF) {
 		// Several brokers just hang up on a wrong password.
-		return "", &AuthError{Mechanism: mechanism, Offered: offered, Reason: "the broker hung up"}
+		return "", offered, &AuthError{Mechanism: mechanism, Offered: offered, Reason: "the broker hung up"}
 	}
 	if err != nil {
-		return "", err
+		return "", offered, err
 	}
 	code, err := parseOutcome(fields)
 	if err != nil {
-		return "", err
+		return "", offered, err
 	}
 	if code != 0 {
-		return "", &AuthError{Mechanism: mechanism, Offered: offered, Reason: outcomeText(code)}
+		return "", offered, &AuthError{Mechanism: mechanism, Offered: offered, Reason: outcomeText(code)}
 	}
-	return mechanism, nil
+	return mechanism, offered, nil
 }
 
 func outcomeText(code byte) string {

@@ -176,7 +176,7 @@ func TestPeerThatIsNoBrokerIsNamed(t *testing.T) {
 		_, _ = there.Write([]byte("HTTP/1.1 400 Bad Request\r\n"))
 		_ = there.Close()
 	}()
-	_, err := login{policy: SASLAuto}.negotiate(here)
+	_, _, err := login{policy: SASLAuto}.negotiate(here)
 	if err == nil || !strings.Contains(err.Error(), "does not speak AMQP 1.0") {
 		t.Errorf("error %v", err)
 	}
@@ -193,7 +193,7 @@ func TestHangingUpOnALoginIsARefusal(t *testing.T) {
 		_, _ = io.ReadFull(there, make([]byte, len(initFrame("PLAIN", []byte("\x00u\x00p")))))
 		_ = there.Close()
 	}()
-	_, err := login{policy: SASLAuto, user: "u", password: "p"}.negotiate(here)
+	_, _, err := login{policy: SASLAuto, user: "u", password: "p"}.negotiate(here)
 	var auth *AuthError
 	if !errors.As(err, &auth) || auth.Mechanism != "PLAIN" || !strings.Contains(err.Error(), "hung up") {
 		t.Errorf("error %v", err)

@@ -1,0 +1,101 @@
+package relay
+
+import (
+	"crypto/tls"
+	"strings"
+	"testing"
+	"time"
+
+	"koji-relay/internal/devbroker"
+)
+
+func probeOptions(b *devbroker.Broker) Options {
+	return Options{Brokers: []Broker{{URL: b.URL()}}, TopicPrefix: "/topic/koji", ConnectTimeout: 5 * time.Second}
+}
+
+func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	b := startBroker(t, devbroker.Options{
+		Product: "RabbitMQ", Version: "4.0.5", MaxMessageSize: 1 << 24, Mechanisms: []string{"PLAIN", "EXTERNAL"},
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool()},
+	})
+	o := probeOptions(b)
+	o.CACert, o.Cert = a.write("ca.pem", a.cert), a.writePair("client.pem", a.issue("hub"))
+	r := Probe(t.Context(), o, 0)
+	if r.Err != nil {
+		t.Fatalf("%s: %v", r.Stage, r.Err)
+	}
+	if r.Broker != b.Addr() || r.Remote != b.Addr() || r.Login != "EXTERNAL" || strings.Join(r.Offered, " ") != "PLAIN EXTERNAL" ||
+		r.Product != "RabbitMQ" || r.Version != "4.0.5" || r.Dialect != DialectRabbitMQ ||
+		r.Target != "/exchanges/amq.topic/koji.build.tag" || r.MaxSize != 1<<24 || !r.Credit || r.RoundTrip <= 0 {
+		t.Errorf("%+v", r)
+	}
+	if r.TLS == nil || r.TLS.Server.Names[1] != "127.0.0.1" || !strings.Contains(r.TLS.Server.Issuer, "test CA") || !strings.Contains(r.Client.Subject, "hub") {
+		t.Errorf("TLS %+v, client %+v", r.TLS, r.Client)
+	}
+	if len(r.Warnings) != 2 { // both certificates end within the hour
+		t.Errorf("warnings %q", r.Warnings)
+	}
+	if n := b.Stats().Messages; n != 0 {
+		t.Errorf("%d messages were sent", n)
+	}
+}
+
+func TestProbeNamesTheStageThatFails(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	stopped := startBroker(t, devbroker.Options{})
+	stopped.Stop()
+	for _, row := range []struct {
+		name, stage, want string
+		broker            *devbroker.Broker
+		adjust            func(*Options)
+	}{
+		{"nobody there", stageTCP, "connection refused", stopped, nil},
+		{"TLS", stageTLS, "unknown authority", startBroker(t, devbroker.Options{
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}), nil},
+		{"client certificate", stageTLS, "read cert", startBroker(t, devbroker.Options{
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}),
+			func(o *Options) { o.Cert = "/nonexistent" }},
+		{"login", stageSASL, "refused the credentials", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
+			func(o *Options) { o.User, o.Password = "u", "wrong-s3cret" }},
+		{"prefix", stagePrefix, "set topic_prefix = /topic/koji", startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "3.10.8"}),
+			func(o *Options) { o.TopicPrefix = "koji" }},
+		{"options", "read options", "topic_prefix is empty", stopped, func(o *Options) { o.TopicPrefix = "" }},
+	} {
+		o := probeOptions(row.broker)
+		if row.adjust != nil {
+			row.adjust(&o)
+		}
+		r := Probe(t.Context(), o, 0)
+		if r.Err == nil || r.Stage != row.stage || !strings.Contains(r.Err.Error(), row.want) || strings.Contains(r.Err.Error(), "s3cret") {
+			t.Errorf("%s: at %q: %v", row.name, r.Stage, r.Err)
+		}
+	}
+	refusing := startBroker(t, devbroker.Options{})
+	refusing.Script("#", refuse(devbroker.RefuseSession, "amqp:unauthorized-access"))
+	if r := Probe(t.Context(), probeOptions(refusing), 0); r.Stage != stageAttach || !strings.Contains(r.Err.Error(), "permissions") {
+		t.Errorf("attach: at %q: %v", r.Stage, r.Err)
+	}
+	silent := startBroker(t, devbroker.Options{})
+	silent.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageOpen})
+	o := probeOptions(silent)
+	o.ConnectTimeout = 100 * time.Millisecond
+	if r := Probe(t.Context(), o, 0); r.Stage != stageOpen || !strings.Contains(r.Err.Error(), "connect_timeout") {
+		t.Errorf("silent: at %q: %v", r.Stage, r.Err)
+	}
+	if r := Probe(t.Context(), o, 1); r.Err == nil {
+		t.Error("no error for a broker that is not configured")
+	}
+}
+
+func TestProbeSeesABlockedPublisher(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	b.Script("#", devbroker.Behaviour{NoCredit: true})
+	r := Probe(t.Context(), probeOptions(b), 0)
+	if r.Err != nil || r.Credit || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "no credit") {
+		t.Errorf("%+v", r)
+	}
+}

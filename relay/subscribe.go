@@ -1,0 +1,263 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/Azure/go-amqp"
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Arrival is a message as a subscriber received it.
+type Arrival struct {
+	Broker   string // host:port
+	Received time.Time
+	Address  string // the topic without prefix where the broker tells it, else the pattern it came by
+	ID       string // message-id
+	Created  time.Time
+	Props    map[string]any // application-properties
+	Body     string
+	Section  string // of the body: value, data, sequence or none
+	Durable  bool
+	Priority uint8
+	TTL      time.Duration
+}
+
+// subscribeCredit is how many messages a broker may have on their way to us.
+const subscribeCredit = 200
+
+// Subscribe receives on all brokers of o what matches the patterns (of topics without prefix: * is one word, # any
+// number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends, which is no
+// error, or deliver returns an error, which is returned. It connects again to brokers that go away, and logs why.
+//
+// Nothing is kept on a broker for a subscriber that is away. RabbitMQ 4 needs the permission to declare a queue of its
+// own and to bind it; RabbitMQ 3 the same for its plugin's sake.
+func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(Arrival) error) error {
+	if err := o.complete(); err != nil {
+		return err
+	}
+	if len(patterns) == 0 {
+		patterns = []string{"#"}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s := &subscriber{opts: &o, patterns: patterns, deliver: deliver, end: cancel}
+	var wg sync.WaitGroup
+	for _, b := range o.Brokers {
+		e, err := parseEndpoint(b.URL)
+		if err != nil {
+			cancel(err)
+			break
+		}
+		wg.Go(func() { s.follow(ctx, e) })
+	}
+	wg.Wait()
+	var ended deliverError
+	if errors.As(context.Cause(ctx), &ended) {
+		return ended.error
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// deliverError is what deliver returned.
+type deliverError struct{ error }
+
+type subscriber struct {
+	opts     *Options
+	patterns []string
+	end      context.CancelCauseFunc
+
+	mu      sync.Mutex // serialises deliver
+	deliver func(Arrival) error
+}
+
+// follow keeps subscribed to one broker until ctx ends.
+func (s *subscriber) follow(ctx context.Context, e endpoint) {
+	log := s.opts.Logger.With("broker", e.name)
+	pause := newPause()
+	logged := ""
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.receive(ctx, e, log, func() { logged = "" })
+		if ctx.Err() != nil {
+			return
+		}
+		if cause := err.Error(); cause != logged {
+			log.Warn("not subscribed", "cause", cause)
+			logged = cause
+		}
+		if time.Since(began) >= seasoned {
+			pause.Reset()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause.NextBackOff()):
+		}
+	}
+}
+
+// newPause is how often a broker that is away is tried again.
+func newPause() *backoff.ExponentialBackOff {
+	p := backoff.NewExponentialBackOff()
+	p.InitialInterval, p.MaxInterval, p.Multiplier = 200*time.Millisecond, 10*time.Second, 1.7
+	return p
+}
+
+// receive works on one connection until it or ctx ends, and says why it ended.
+func (s *subscriber) receive(ctx context.Context, e endpoint, log *slog.Logger, subscribed func()) error {
+	c := newConn(s.opts, e, log, connHooks{})
+	receivers, err := s.attach(ctx, c, e)
+	if c.amqp != nil {
+		defer c.hangUp()
+	}
+	if err != nil {
+		return err
+	}
+	subscribed()
+	log.Info("subscribed", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name)
+
+	receiving, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for pattern, r := range receivers {
+		wg.Go(func() { cancel(s.drain(receiving, e.name, pattern, r)) })
+	}
+	wg.Wait()
+	if remote := c.amqp.Err(); remote != nil {
+		return c.endCause()
+	}
+	return context.Cause(receiving)
+}
+
+// attach connects, within ConnectTimeout, and gives the receivers by pattern.
+func (s *subscriber) attach(ctx context.Context, c *conn, e endpoint) (map[string]*amqp.Receiver, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.ConnectTimeout)
+	defer cancel()
+	if err := c.open(ctx, e); err != nil {
+		return nil, c.inTime(ctx, err)
+	}
+	var err error
+	if c.dialect, err = chooseDialect(s.opts.Dialect, s.opts.TopicPrefix, c.peer); err != nil {
+		return nil, err
+	}
+	c.stage = stageAttach
+	session, err := c.amqp.NewSession(ctx, nil)
+	if err != nil {
+		return nil, c.inTime(ctx, fmt.Errorf("begin session: %w", err))
+	}
+	receivers := map[string]*amqp.Receiver{}
+	options := &amqp.ReceiverOptions{Credit: subscribeCredit, SourceCapabilities: c.dialect.capabilities}
+	if c.dialect.queue != nil {
+		source, err := c.dialect.queue(ctx, c.amqp, s.opts.TopicPrefix, s.patterns)
+		if err != nil {
+			return nil, c.inTime(ctx, err)
+		}
+		r, err := session.NewReceiver(ctx, source, options)
+		if err != nil {
+			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w", source, err))
+		}
+		return map[string]*amqp.Receiver{strings.Join(s.patterns, " "): r}, nil
+	}
+	for _, pattern := range s.patterns {
+		source, err := c.dialect.source(s.opts.TopicPrefix, pattern)
+		if err != nil {
+			return nil, err
+		}
+		if receivers[pattern], err = session.NewReceiver(ctx, source, options); err != nil {
+			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's "+
+				"permission to read", source, err))
+		}
+	}
+	return receivers, nil
+}
+
+// drain delivers what one receiver gets, until an error or the end of ctx.
+func (s *subscriber) drain(ctx context.Context, broker, pattern string, r *amqp.Receiver) error {
+	for {
+		m, err := r.Receive(ctx, nil)
+		if err != nil {
+			return fmt.Errorf("receive: %s", failureText(err))
+		}
+		if err := s.pass(newArrival(broker, pattern, s.opts.TopicPrefix, m)); err != nil {
+			s.end(deliverError{err})
+			return err
+		}
+		if err := r.AcceptMessage(ctx, m); err != nil {
+			return fmt.Errorf("accept: %s", failureText(err))
+		}
+	}
+}
+
+func (s *subscriber) pass(a Arrival) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deliver(a)
+}
+
+func newArrival(broker, pattern, prefix string, m *amqp.Message) Arrival {
+	a := Arrival{
+		Broker: broker, Received: time.Now(), Props: m.ApplicationProperties, Address: pattern, Priority: 4, Section: "none",
+	}
+	if m.Header != nil {
+		a.Durable, a.Priority, a.TTL = m.Header.Durable, m.Header.Priority, m.Header.TTL
+	}
+	if p := m.Properties; p != nil {
+		if p.MessageID != nil {
+			a.ID = fmt.Sprint(p.MessageID)
+		}
+		if p.CreationTime != nil {
+			a.Created = *p.CreationTime
+		}
+	}
+	if topic := topicOf(m); topic != "" {
+		a.Address = withoutPrefix(prefix, topic)
+	}
+	switch {
+	case m.Value != nil:
+		a.Section, a.Body = BodyValue, fmt.Sprint(m.Value)
+	case len(m.Data) > 0:
+		a.Section = BodyData
+		for _, part := range m.Data {
+			a.Body += string(part)
+		}
+	case len(m.Sequence) > 0:
+		a.Section, a.Body = "sequence", fmt.Sprint(m.Sequence)
+	}
+	return a
+}
+
+// topicOf finds where a message was sent to. Brokers tell it in different places.
+func topicOf(m *amqp.Message) string {
+	for _, key := range []string{"x-routing-key"} { // RabbitMQ 4
+		if topic, _ := m.Annotations[key].(string); topic != "" {
+			return topic
+		}
+	}
+	if p := m.Properties; p != nil {
+		if p.To != nil && *p.To != "" { // ActiveMQ
+			return *p.To
+		}
+		if p.Subject != nil {
+			return *p.Subject
+		}
+	}
+	return ""
+}
+
+// withoutPrefix cuts the prefix, in whatever spelling, off a topic.
+func withoutPrefix(prefix, topic string) string {
+	key := strings.TrimPrefix(prefix, "topic://")
+	if _, k, ok := exchangeOf(prefix); ok {
+		key = k
+	}
+	topic = topic[strings.LastIndex(topic, "/")+1:]
+	return strings.TrimPrefix(topic, key+".")
+}

@@ -1,0 +1,158 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
+)
+
+// subscribe runs Subscribe until the test ends; what arrives comes from the channel.
+func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-chan Arrival {
+	t.Helper()
+	arrivals := make(chan Arrival, 100)
+	o := Options{TopicPrefix: "/topic/koji"}
+	for _, b := range brokers {
+		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- Subscribe(ctx, o, patterns, func(a Arrival) error { arrivals <- a; return nil })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("subscribe: %v", err)
+		}
+	})
+	return arrivals
+}
+
+// linked waits until n receivers are attached in all.
+func linked(t *testing.T, b *devbroker.Broker, n int) {
+	t.Helper()
+	poll(t, "receivers are attached", func() bool { return b.Stats().Links >= n })
+}
+
+func TestSubscriberGetsWhatMatches(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	arrivals := subscribe(t, []string{"build.*", "repo.done"}, b)
+	linked(t, b, 2)
+	w := startRelay(t, func(o *Options) { o.Durable, o.TTL = true, time.Hour }, b)
+	msgs := sample(4, "build.tag", "task.open", "repo.done", "pre.build.tag")
+	wantAll(t, w.Send(t.Context(), msgs), message.Accepted, message.Done)
+	var ids []string
+	for range 2 {
+		a := <-arrivals
+		ids = append(ids, a.ID)
+		if a.Broker != b.Addr() || a.Props["type"] != "Tag" || a.Section != BodyValue || !a.Durable || a.Priority != 4 ||
+			a.TTL != time.Hour || a.Created.IsZero() || a.Body == "" {
+			t.Errorf("arrival %+v", a)
+		}
+	}
+	slices.Sort(ids)
+	if want := []string{msgs[0].ID, msgs[2].ID}; !slices.Equal(ids, want) {
+		t.Errorf("received %v, not %v", ids, want)
+	}
+}
+
+func TestSubscriberConnectsAgain(t *testing.T) {
+	t.Parallel()
+	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
+	arrivals := subscribe(t, nil, a, b)
+	linked(t, a, 1)
+	linked(t, b, 1)
+	a.Stop()
+	w := startRelay(t, nil, b)
+	wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
+	if got := <-arrivals; got.Broker != b.Addr() {
+		t.Errorf("arrival %+v", got)
+	}
+	if err := a.Start(); err != nil {
+		t.Fatal(err)
+	}
+	linked(t, a, 2)
+	w = startRelay(t, nil, a)
+	wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
+	if got := <-arrivals; got.Broker != a.Addr() {
+		t.Errorf("arrival %+v", got)
+	}
+}
+
+func TestSubscriberEndsWithItsReader(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	enough := errors.New("enough")
+	done := make(chan error, 1)
+	go func() {
+		done <- Subscribe(context.Background(), Options{TopicPrefix: "/topic/koji", Brokers: []Broker{{b.URL()}}}, nil,
+			func(Arrival) error { return enough })
+	}()
+	linked(t, b, 1)
+	w := startRelay(t, nil, b)
+	wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
+	if err := <-done; !errors.Is(err, enough) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestSources(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		dialect, prefix string
+		peer            peer
+		want            string // of build.# , empty = a queue
+	}{
+		{DialectAuto, "/topic/koji", rabbit310, "/topic/koji.build.#"},
+		{DialectAuto, "/exchange/bus/koji", rabbit310, "/exchange/bus/koji.build.#"},
+		{DialectAuto, "/topic/koji", rabbit40, ""},
+		{DialectAuto, "koji", activemq, "topic://koji.build.>"},
+		{DialectAuto, "koji", artemis, "topic://koji.build.#"},
+		{DialectArtemis, "koji", artemis, "koji.build.#"},
+		{DialectAuto, "koji", unknown, "topic://koji.build.>"},
+		{DialectAuto, "/topic/koji", unknown, "/topic/koji.build.#"},
+	} {
+		d, err := chooseDialect(row.dialect, row.prefix, row.peer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if d.queue == nil {
+			if got, err = d.source(row.prefix, "build.#"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got != row.want {
+			t.Errorf("%+v: %q", row, got)
+		}
+	}
+}
+
+func TestTopicIsFoundWhereBrokersTellIt(t *testing.T) {
+	t.Parallel()
+	to := func(s string) *amqp.Message { return &amqp.Message{Properties: &amqp.MessageProperties{To: &s}} }
+	for _, row := range []struct {
+		prefix string
+		m      *amqp.Message
+		want   string
+	}{
+		{"/topic/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}}, "build.tag"},
+		{"/exchanges/bus/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}}, "build.tag"},
+		{"topic://koji", to("topic://koji.build.tag"), "build.tag"},
+		{"koji", to("koji.build.tag"), "build.tag"},
+		{"topic://VirtualTopic.eng.brew", to("topic://VirtualTopic.eng.brew.build.tag"), "build.tag"},
+		{"/topic/koji", &amqp.Message{}, "build.*"},
+	} {
+		if got := newArrival("b", "build.*", row.prefix, row.m).Address; got != row.want {
+			t.Errorf("%s: %q, not %q", row.prefix, got, row.want)
+		}
+	}
+}
