@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"koji-relay/internal/daemon"
+	"koji-relay/relay"
+)
+
+func tailCommand() *cobra.Command {
+	var asJSON bool
+	var count int
+	cmd := &cobra.Command{
+		Use:   "tail [PATTERN...]",
+		Short: "Show messages as they arrive from the brokers",
+		Long: `Subscribe on every configured broker and print each message that arrives, until
+interrupted. A PATTERN is of topics without topic_prefix: * stands for one word, #
+for any number of words; without one everything is shown.
+
+A line has the time of arrival, the topic, what it is about, and the message-id;
+with several brokers, the broker as well. Connections that end are opened again; why
+they ended is told on standard error.
+
+Messages sent while tail is not connected are not shown. A message that matches two
+patterns may be shown twice. RabbitMQ 3 does not say to which topic a message went:
+the pattern is shown in its place. On RabbitMQ the user needs the permission to
+configure, write and read queues of its own; and while tail runs, the topics that it
+watches count as bound.
+
+Exit codes: 0 interrupted, or --count reached; 2 unusable arguments or configuration.`,
+		Example: `  koji-relay tail
+  koji-relay tail 'build.*' 'task.#'
+  koji-relay tail --json --count 1 build.tag`,
+	}
+	path := addConfigFlag(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all of each message, as one line of JSON")
+	cmd.Flags().IntVar(&count, "count", 0, "end after so many messages (0 = never)")
+	cmd.RunE = func(cmd *cobra.Command, patterns []string) error {
+		if err := checkTail(patterns, count); err != nil {
+			return err
+		}
+		cfg, err := loadVerifiedConfig(*path)
+		if err != nil {
+			return err
+		}
+		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		t := &tail{out: cmd.OutOrStdout(), json: asJSON, left: count, broker: len(cfg.Broker.URLs) > 1}
+		return t.run(cmd.Context(), daemon.RelayOptions(cfg, log), patterns)
+	}
+	return cmd
+}
+
+func checkTail(patterns []string, count int) error {
+	if count < 0 {
+		return usageError{fmt.Errorf("--count %d: give a number of messages, or 0 for no end", count)}
+	}
+	for _, p := range patterns {
+		for word := range strings.SplitSeq(p, ".") {
+			if word == "" || strings.ContainsAny(word, "*#") && len(word) > 1 {
+				return usageError{fmt.Errorf("pattern %q: words are separated by single dots, and * and # stand for whole words", p)}
+			}
+		}
+	}
+	return nil
+}
+
+// tail prints arrivals; its functions are called one at a time.
+type tail struct {
+	out    io.Writer
+	json   bool
+	broker bool // show which
+	left   int  // 0 = no end
+}
+
+// errEnough ends the subscription when all that was asked for has been shown.
+var errEnough = errors.New("count reached")
+
+func (t *tail) run(ctx context.Context, o relay.Options, patterns []string) error {
+	err := relay.Subscribe(ctx, o, patterns, t.show)
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+func (t *tail) show(a relay.Arrival) error {
+	var err error
+	if t.json {
+		err = t.showJSON(a)
+	} else {
+		_, err = fmt.Fprintln(t.out, t.line(a))
+	}
+	if err != nil {
+		return fmt.Errorf("print a message: %w", err)
+	}
+	if t.left > 0 {
+		if t.left--; t.left == 0 {
+			return errEnough
+		}
+	}
+	return nil
+}
+
+func (t *tail) showJSON(a relay.Arrival) error {
+	out := struct {
+		Received  time.Time      `json:"received"`
+		Broker    string         `json:"broker"`
+		Address   string         `json:"address"`
+		MessageID string         `json:"message_id"`
+		Created   *time.Time     `json:"created"`
+		Durable   bool           `json:"durable"`
+		Priority  uint8          `json:"priority"`
+		TTL       float64        `json:"ttl"` // seconds
+		Props     map[string]any `json:"props"`
+		Section   string         `json:"section"`
+		Body      string         `json:"body"`
+	}{a.Received, a.Broker, a.Address, a.ID, nil, a.Durable, a.Priority, a.TTL.Seconds(), a.Props, a.Section, a.Body}
+	if !a.Created.IsZero() {
+		out.Created = &a.Created
+	}
+	enc := json.NewEncoder(t.out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(out)
+}
+
+// line is for people: what came from the network is made fit for a terminal.
+func (t *tail) line(a relay.Arrival) string {
+	var b strings.Builder
+	b.WriteString(a.Received.Local().Format("15:04:05.000"))
+	if t.broker {
+		fmt.Fprintf(&b, "  %s", a.Broker)
+	}
+	fmt.Fprintf(&b, "  %-16s  %s  %s", printable(a.Address), printable(summary(a.Props)), printable(a.ID))
+	return b.String()
+}
+
+// summary tells what a message is about from its properties, in the order that reads best.
+func summary(props map[string]any) string {
+	var parts []string
+	text := func(key string) string {
+		if v, ok := props[key]; ok && v != nil {
+			return fmt.Sprint(v)
+		}
+		return ""
+	}
+	if kind := text("type"); kind != "" {
+		parts = append(parts, kind)
+	}
+	if name := text("name"); name != "" {
+		parts = append(parts, strings.Join(strings.FieldsFunc(
+			name+"\x00"+text("version")+"\x00"+text("release"), func(r rune) bool { return r == 0 }), "-"))
+	}
+	for _, key := range []string{"importType", "method", "id", "build_id", "repo_id", "task_id", "package", "action", "tag", "sigkey", "user"} {
+		if v := text(key); v != "" {
+			parts = append(parts, key+"="+v)
+		}
+	}
+	if state := text("new"); state != "" {
+		if old := text("old"); old != "" {
+			state = old + "->" + state
+		}
+		parts = append(parts, state)
+	}
+	if len(parts) == 0 {
+		return "-"
+	}
+	return strings.Join(parts, " ")
+}
+
+// printable replaces what could steer a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '\uFFFD'
+	}, s)
+}
