@@ -28,7 +28,8 @@ type brokerKind struct {
 	released     bool              // answers released for a topic that nobody subscribed to
 	maxMessage   int               // bytes of the largest message it takes; 0 = more than the tests try
 	queue        string            // RabbitMQ: where to read a queue that was declared by other means
-	blockable    bool              // has an alarm that stops publishers
+	alarmBlocks  bool              // RabbitMQ: publishers are stopped by a memory alarm
+	full         []string          // Artemis: prefixes whose addresses stop or refuse publishers when they are full
 }
 
 // rabbit reports whether the broker is a RabbitMQ.
@@ -46,7 +47,7 @@ var (
 		remedy:      "/topic/koji",
 		maxMessage:  1 << 20,
 		queue:       "/amq/queue/%s",
-		blockable:   true,
+		alarmBlocks: false, // the plugin goes on reading, whatever the broker's log says
 	}
 	rabbitmq40 = brokerKind{
 		service: "rabbitmq-4.0",
@@ -60,7 +61,7 @@ var (
 		released:    true,
 		maxMessage:  1 << 20,
 		queue:       "/queues/%s",
-		blockable:   true,
+		alarmBlocks: true,
 	}
 	activemqClassic = brokerKind{
 		service: "activemq-classic",
@@ -82,6 +83,7 @@ var (
 		tlsPrefix: "topic://%s", // its acceptor has multicastPrefix=topic://
 		tlsLogin:  "EXTERNAL",
 		selectors: true,
+		full:      []string{"blocked.%s", "full.%s"}, // see images/conf/artemis/broker.xml
 	}
 	brokerKinds = []brokerKind{rabbitmq310, rabbitmq40, activemqClassic, artemis}
 )

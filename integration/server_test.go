@@ -23,6 +23,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 	"github.com/testcontainers/testcontainers-go"
+	tcexec "github.com/testcontainers/testcontainers-go/exec"
 )
 
 // server is one real server of ours. It keeps its ports and its data through kill and start.
@@ -263,7 +264,7 @@ func (m *dockerMachine) write(ctx context.Context, path string, content []byte) 
 }
 
 func (m *dockerMachine) exec(ctx context.Context, args ...string) (string, error) {
-	code, out, err := m.container.Exec(ctx, args)
+	code, out, err := m.container.Exec(ctx, args, tcexec.Multiplexed())
 	if err != nil {
 		return "", err
 	}
