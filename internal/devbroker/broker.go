@@ -57,6 +57,9 @@ type Options struct {
 	// ReleaseUnrouted releases messages that no queue wants, as RabbitMQ 4 does; otherwise they are
 	// accepted and gone.
 	ReleaseUnrouted bool
+	// FillTo puts the address that a message was sent to into its property "to", where that is empty, as
+	// ActiveMQ does. Nothing else of the message changes.
+	FillTo bool
 	// MaxQueueBytes bounds each queue, default 64 MiB; above it a message is rejected with
 	// amqp:resource-limit-exceeded. MaxRecordBytes bounds what Received remembers, default 64 MiB;
 	// negative = remember nothing.

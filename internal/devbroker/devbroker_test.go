@@ -158,9 +158,9 @@ func TestScriptedOutcomesReachTheSender(t *testing.T) {
 	}
 	cause := devbroker.Cause{Condition: "amqp:resource-limit-exceeded", Description: "full"}
 	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject, Cause: cause}})
-	state := outcome(t, s, text("x", "body")).(*amqp.StateRejected)
-	if state.Error == nil || string(state.Error.Condition) != cause.Condition || state.Error.Description != "full" {
-		t.Errorf("rejected with %v", state.Error)
+	state, ok := outcome(t, s, text("x", "body")).(*amqp.StateRejected)
+	if !ok || state.Error == nil || string(state.Error.Condition) != cause.Condition || state.Error.Description != "full" {
+		t.Errorf("rejected with %+v", state)
 	}
 }
 

@@ -112,7 +112,11 @@ func (l *link) complete(d *delivery) {
 
 // take routes the message; what the queues say may change the verdict.
 func (l *link) take(d *delivery) {
-	switch l.s.c.b.route(d.to, d.payload) {
+	payload := d.payload
+	if l.s.c.b.opts.FillTo && l.target != "" {
+		payload = fillTo(payload, l.target)
+	}
+	switch l.s.c.b.route(d.to, payload) {
 	case unrouted:
 		if l.s.c.b.opts.ReleaseUnrouted {
 			d.verdict.Outcome = Release

@@ -3,7 +3,6 @@ package devbroker
 import (
 	"context"
 	"fmt"
-	"strconv"
 )
 
 // Received is one complete message as it came from a sender.
@@ -138,38 +137,4 @@ func (b *Broker) record(r Received) {
 func recordSize(r Received) int {
 	const overhead = 200
 	return overhead + len(r.Payload) + len(r.Target)
-}
-
-// bareProperties reads message-id and to from an encoded message, whose other sections stay as they are.
-// Anything that cannot be decoded gives empty strings: the broker passes messages on unseen.
-func bareProperties(payload []byte) (id, to string) {
-	d := decoder{rest: payload}
-	for len(d.rest) > 0 {
-		v, err := d.value()
-		section, ok := v.(described)
-		if err != nil || !ok || section.code() > codeProperties {
-			return "", ""
-		}
-		if section.code() != codeProperties {
-			continue
-		}
-		f := fieldsOf("properties", section.value)
-		to = fieldOr(f, 2, "")
-		return idText(f.at(0)), to
-	}
-	return "", ""
-}
-
-func idText(id any) string {
-	switch id := id.(type) {
-	case string:
-		return id
-	case uint64:
-		return strconv.FormatUint(id, 10)
-	case uuid:
-		return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
-	case []byte:
-		return string(id)
-	}
-	return ""
 }

@@ -193,6 +193,25 @@ func TestFrameLimitsAreKept(t *testing.T) {
 	}
 }
 
+func TestToIsFilledAndNothingElseChanges(t *testing.T) {
+	t.Parallel()
+	const header, annotations, value = "005370c0020141", "005372c10100", "005377a10178"
+	for name, c := range map[string]struct{ before, after string }{
+		"no properties":    {header + annotations + value, header + annotations + "005373c007034040a1026162" + value},
+		"empty properties": {header + "00537345" + value, header + "005373c007034040a1026162" + value},
+		"message-id":       {"005373c00401a10131" + value, "005373c00903a1013140a1026162" + value},
+		"id and subject":   {"005373c0080453014040a10173" + value, "005373c00b04530140a1026162a10173" + value},
+		"to is there":      {"005373c006034040a10178" + value, "005373c006034040a10178" + value},
+		"foreign types":    {"005373c0030151ff" + value, "005373c0030151ff" + value},
+		"nothing":          {"", "005373c007034040a1026162"},
+		"not a message":    {"ff", "ff"},
+	} {
+		if got := fillTo(unhex(t, c.before), "ab"); !bytes.Equal(got, unhex(t, c.after)) {
+			t.Errorf("%s: %x", name, got)
+		}
+	}
+}
+
 // FuzzFrame reads whatever comes as a frame, a performative and a message: no panic, no runaway memory. What
 // can be decoded and encoded again decodes to the same.
 func FuzzFrame(f *testing.F) {
@@ -207,7 +226,12 @@ func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameSASL, 0, codeSASLInit, []any{symbol("PLAIN"), []byte("\x00u\x00p")}, nil))
 	f.Add([]byte("\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		bareProperties(data)
+		id, to := bareProperties(data)
+		if filled := fillTo(data, "address"); !bytes.Equal(filled, data) {
+			if newID, newTo := bareProperties(filled); to != "" || newID != id || newTo != "address" {
+				t.Fatalf("filled %x: id %q became %q, to %q became %q", data, id, newID, to, newTo)
+			}
+		}
 		frame, err := readFrame(bytes.NewReader(data), 1<<16)
 		if err != nil {
 			return
