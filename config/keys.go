@@ -200,8 +200,6 @@ var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
 // notYet are the keys that are read and checked, but that nothing acts on so far.
 var notYet = map[string]bool{
 	"message.exclude_tags": true,
-	"relay.control":        true,
-	"relay.admin":          true,
 }
 
 const (

@@ -43,7 +43,7 @@ var layers = []layer{
 		[]string{"github.com/coreos/go-systemd/v22", "github.com/prometheus/client_golang", "golang.org/x/sync"},
 		"daemon builds the parts; drivers stay behind them"},
 	{"cmd/koji-relay",
-		[]string{"callbacks", "config", "internal/daemon", "internal/devbroker", "internal/message", "queue", "relay"},
+		[]string{"callbacks", "config", "internal/admin", "internal/daemon", "internal/devbroker", "internal/message", "queue", "relay"},
 		[]string{"github.com/spf13/cobra", "golang.org/x/sync", "golang.org/x/term"},
 		"commands parse flags and print; what they do is done by the packages below"},
 	{"internal/failpoint", nil, nil,

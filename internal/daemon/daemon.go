@@ -21,6 +21,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/internal/admin"
 	"koji-relay/internal/ingest"
 	"koji-relay/queue"
 )
@@ -52,6 +53,9 @@ type Daemon struct {
 	outbox   *queue.Outbox
 
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
+	effective     atomic.Pointer[effective]
+	phase         atomic.Pointer[admin.Phase]
+	started       time.Time
 }
 
 // store is what a queue.Store can do besides.
@@ -63,14 +67,20 @@ type store interface {
 
 // New prepares a daemon; nothing is opened until Run.
 func New(opts Options) *Daemon {
-	return &Daemon{
+	d := &Daemon{
 		opts:    opts,
 		log:     opts.Logger,
 		watch:   newWatch(opts.Version),
 		reloads: make(chan chan error),
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
+		started: time.Now(),
 	}
+	d.effective.Store(&effective{config: opts.Config, loaded: d.started})
+	d.enter(admin.Starting)
+	return d
 }
+
+func (d *Daemon) enter(p admin.Phase) { d.phase.Store(&p) }
 
 // Run serves until intake ends, then finishes: the socket closes, requests in flight get their answers, the
 // drain stops, brokers and store are closed. When finish ends it stops waiting for any of that. It returns
@@ -93,10 +103,15 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.current.exchange(s, s.run(d.fatal))
 	parts.add(part{"sending", 20 * time.Second, func(ctx context.Context) error { return d.current.part.stop(ctx) }})
 	d.startDrain(parts)
+	if err := d.serveAdmin(parts); err != nil {
+		return err
+	}
 	d.serve(listeners, parts)
+	d.enter(admin.Running)
 	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", addresses(listeners))
 	d.notify(systemd.SdNotifyReady)
 	defer d.notify(systemd.SdNotifyStopping)
+	defer d.enter(admin.Stopping)
 	return d.wait(intake)
 }
 
@@ -257,17 +272,51 @@ func (d *Daemon) serve(listeners []listener, parts *stops) {
 		Logger:           d.log,
 	})
 	for _, l := range listeners {
-		go func() {
-			if err := server.Serve(l); err != nil {
-				fail(d.fatal, err)
-			}
-		}()
+		d.serveOn(l, server.Serve)
 	}
 	parts.add(part{"hub API", 10 * time.Second, func(ctx context.Context) error {
 		err := server.Shutdown(ctx)
 		server.Close() // what Shutdown gave up on
 		return err
 	}})
+}
+
+// serveAdmin opens the control socket and the read-only port.
+func (d *Daemon) serveAdmin(parts *stops) error {
+	c := d.opts.Config.Relay
+	server := admin.New(admin.Options{
+		Source:  d.status,
+		Metrics: d.watch.metrics,
+		Recent:  d.watch.recent,
+		Control: d.control(),
+		Logger:  d.log,
+	})
+	parts.add(startPart("status", time.Second, d.fatal, server.Run))
+	parts.add(part{"admin", 3 * time.Second, server.Shutdown})
+	if c.Control != "" {
+		l, err := ingest.ListenUnix(ingest.SocketOptions{Path: c.Control, Mode: 0o600})
+		if err != nil {
+			return fmt.Errorf("open the control socket: %w", err)
+		}
+		d.serveOn(l, server.ServeControl)
+	}
+	if c.Admin != "" {
+		l, err := net.Listen("tcp", c.Admin)
+		if err != nil {
+			return fmt.Errorf("listen on [relay] admin = %s: %w; set another port, or nothing to do without", c.Admin, err)
+		}
+		d.serveOn(l, server.Serve)
+	}
+	return nil
+}
+
+// serveOn serves until the server's shutdown; an error before ends the daemon.
+func (d *Daemon) serveOn(l net.Listener, serve func(net.Listener) error) {
+	go func() {
+		if err := serve(l); err != nil {
+			fail(d.fatal, err)
+		}
+	}()
 }
 
 // notify tells systemd; without systemd it does nothing.

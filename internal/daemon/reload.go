@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"koji-relay/config"
+	"koji-relay/internal/admin"
 )
 
 // Reload reads the configuration again and puts it in force. On any error the old one stays. It blocks until
@@ -27,17 +28,37 @@ func (d *Daemon) Reload(ctx context.Context) error {
 	}
 }
 
-// reload builds the next service beside the one in force, hands over to it, and stops the old one.
+// reload puts the configuration of the file in force and remembers the result.
 func (d *Daemon) reload() error {
-	next, err := d.opts.Load()
+	was := d.effective.Load()
+	now := *was
+	now.reload = admin.Reload{Time: time.Now()}
+	next, err := d.exchange()
 	if err != nil {
+		now.reload.Errors = strings.Split(err.Error(), "\n")
+		d.effective.Store(&now)
 		d.log.Error("reload refused: the old configuration stays", "error", err)
 		return err
 	}
+	now.config, now.loaded = next, now.reload.Time
+	now.reload.OK = true
+	now.reload.NeedRestart = needRestart(d.opts.Config, next)
+	now.reload.Changed = changedKeys(was.config, next, now.reload.NeedRestart)
+	d.effective.Store(&now)
+	d.log.Info("reloaded", "config", next.Path, "changed", strings.Join(now.reload.Changed, " "),
+		"need_restart", strings.Join(now.reload.NeedRestart, " "))
+	return nil
+}
+
+// exchange builds the next service beside the one in force, hands over to it, and stops the old one.
+func (d *Daemon) exchange() (*config.Config, error) {
+	next, err := d.opts.Load()
+	if err != nil {
+		return nil, err
+	}
 	s, err := d.newService(next)
 	if err != nil {
-		d.log.Error("reload refused: the old configuration stays", "error", err)
-		return err
+		return nil, err
 	}
 	d.setLevel(next)
 	if d.store != nil {
@@ -56,12 +77,7 @@ func (d *Daemon) reload() error {
 	if err := old.stop(finish); err != nil {
 		d.log.Warn("stop what the old configuration ran", "error", err)
 	}
-	if keys := needRestart(d.opts.Config, next); len(keys) > 0 {
-		d.log.Warn("reloaded; some changes take effect at the next restart only", "keys", strings.Join(keys, " "))
-	} else {
-		d.log.Info("reloaded", "config", next.Path)
-	}
-	return nil
+	return next, nil
 }
 
 // needRestart names the keys that differ between the configuration the process started with and next, and

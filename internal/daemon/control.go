@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"koji-relay/internal/admin"
+	"koji-relay/queue"
+)
+
+// control is what an administrator can change in a running daemon, as the control socket's handler wants it.
+type control struct {
+	*Daemon
+	admin.QueueControl
+}
+
+func (d *Daemon) control() admin.Control {
+	if d.store == nil {
+		return control{d, noQueue{}}
+	}
+	return control{d, NewQueueControl(d.store)}
+}
+
+func (c control) Reload(ctx context.Context) admin.Reload {
+	if err := c.Daemon.Reload(ctx); ctx.Err() != nil {
+		return admin.Reload{Time: time.Now(), Errors: []string{err.Error()}}
+	}
+	return c.effective.Load().reload
+}
+
+func (c control) SetLogLevel(_ context.Context, level string) error {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return &admin.Error{Code: admin.CodeBadRequest, Text: "log level " + level + " is none of debug, info, warn, error"}
+	}
+	c.opts.Level.Set(l)
+	c.log.Info("log level changed until the next start or reload", "log_level", strings.ToLower(l.String()))
+	return nil
+}
+
+func (c control) Pause(_ context.Context, what admin.Pausable) error {
+	return c.pause(what, true)
+}
+
+func (c control) Resume(_ context.Context, what admin.Pausable) error {
+	return c.pause(what, false)
+}
+
+// pause halts or resumes the drain, or all sending, which includes the drain.
+func (c control) pause(what admin.Pausable, on bool) error {
+	if on && c.drainer == nil {
+		return errNoQueue
+	}
+	if what == admin.Publish {
+		c.publishPaused.Store(on)
+	}
+	switch {
+	case c.drainer == nil:
+	case on:
+		c.drainer.Pause()
+	default:
+		c.drainer.Resume()
+	}
+	c.log.Info("paused or resumed by the administrator", "what", string(what), "paused", on)
+	return nil
+}
+
+var errNoQueue = &admin.Error{Code: admin.CodeRefused, Text: "there is no queue: [queue] enabled = off"}
+
+// queueControl does what the commands ask on a store, in a running relay or without one.
+type queueControl struct{ store queue.Inspector }
+
+// NewQueueControl is for the commands that work on the store while no relay runs.
+func NewQueueControl(store queue.Inspector) admin.QueueControl { return queueControl{store} }
+
+func box(b admin.Box) queue.Box {
+	if b == admin.DeadBox {
+		return queue.Dead
+	}
+	return queue.Queue
+}
+
+// explain gives the errors that the control socket knows their codes.
+func explain(err error) error {
+	if errors.Is(err, queue.ErrNotFound) {
+		return &admin.Error{Code: admin.CodeNotFound, Text: err.Error()}
+	}
+	return err
+}
+
+func (q queueControl) List(ctx context.Context, b admin.Box, o admin.ListOptions, each func(admin.Item) error) error {
+	return explain(q.store.List(ctx, box(b), queue.ListOptions{Address: o.Address, Limit: o.Limit}, func(it queue.Item) error {
+		return each(item(b, it))
+	}))
+}
+
+func (q queueControl) Show(ctx context.Context, b admin.Box, id string) (admin.Item, error) {
+	it, err := q.store.Show(ctx, box(b), id)
+	if err != nil {
+		return admin.Item{}, explain(err)
+	}
+	shown := item(b, it)
+	shown.Body = string(it.Body)
+	if json.Valid([]byte(it.Props)) {
+		shown.Props = json.RawMessage(it.Props)
+	}
+	return shown, nil
+}
+
+func item(b admin.Box, it queue.Item) admin.Item {
+	m := &it.Message
+	shown := admin.Item{
+		MessageID: m.ID, Address: m.Address, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Created: m.Created,
+		Size: it.Size, Attempts: it.Attempts, NextAttempt: it.NextAttempt, Reason: it.Reason,
+	}
+	if b == admin.DeadBox {
+		shown.Died = it.Queued
+	}
+	return shown
+}
+
+func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
+	c, err := q.store.Retry(ctx, box(b), queue.Selection(which))
+	return admin.Changed(c), explain(err)
+}
+
+func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
+	c, err := q.store.Drop(ctx, box(b), queue.Selection(which))
+	return admin.Changed(c), explain(err)
+}
+
+func (q queueControl) Export(ctx context.Context, w io.Writer) error {
+	return queue.Export(ctx, q.store, w)
+}
+
+func (q queueControl) Import(ctx context.Context, r io.Reader) (admin.Imported, error) {
+	done, err := queue.Import(ctx, q.store, r)
+	return admin.Imported(done), err
+}
+
+// noQueue answers the queue's commands where there is none.
+type noQueue struct{}
+
+func (noQueue) List(context.Context, admin.Box, admin.ListOptions, func(admin.Item) error) error {
+	return errNoQueue
+}
+
+func (noQueue) Show(context.Context, admin.Box, string) (admin.Item, error) {
+	return admin.Item{}, errNoQueue
+}
+
+func (noQueue) Retry(context.Context, admin.Box, admin.Selection) (admin.Changed, error) {
+	return admin.Changed{}, errNoQueue
+}
+
+func (noQueue) Drop(context.Context, admin.Box, admin.Selection) (admin.Changed, error) {
+	return admin.Changed{}, errNoQueue
+}
+
+func (noQueue) Export(context.Context, io.Writer) error { return errNoQueue }
+
+func (noQueue) Import(context.Context, io.Reader) (admin.Imported, error) {
+	return admin.Imported{}, errNoQueue
+}

@@ -1,0 +1,121 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"koji-relay/config"
+	"koji-relay/internal/admin"
+	"koji-relay/queue"
+)
+
+// effective is the configuration in force and how it came to be.
+type effective struct {
+	config *config.Config
+	loaded time.Time
+	reload admin.Reload // the last attempt; zero when there was none
+}
+
+// shownDeadLetters is how many of the newest dead letters the status has.
+const shownDeadLetters = 20
+
+// status is what an administrator can see, asked for by the admin server.
+func (d *Daemon) status(ctx context.Context) admin.Status {
+	e := d.effective.Load()
+	host, _ := os.Hostname() // shown where it is known
+	s := admin.Status{
+		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started, Phase: *d.phase.Load(),
+		Paused:   admin.Paused{Publish: d.publishPaused.Load()},
+		Brokers:  d.current.brokers(),
+		Queue:    admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store, Ordered: e.config.Queue.PreserveOrder},
+		LogLevel: strings.ToLower(d.opts.Level.Level().String()),
+
+		Certificates: certificates(e.config),
+		Config:       admin.Config{Path: e.config.Path, Loaded: e.loaded, Reload: e.reload},
+	}
+	for _, set := range e.config.Settings() {
+		s.Config.Settings = append(s.Config.Settings, admin.Setting{Section: set.Section, Key: set.Key, Value: set.Value, Source: set.Source})
+	}
+	for _, w := range e.config.Warnings {
+		s.Config.Warnings = append(s.Config.Warnings, w.String())
+	}
+	if d.store != nil {
+		s.Paused.Drain = d.drainer.Status().Paused
+		d.queueStatus(ctx, &s)
+	}
+	return s
+}
+
+// queueStatus adds what the store knows. A store that does not answer in time leaves its numbers unknown.
+func (d *Daemon) queueStatus(ctx context.Context, s *admin.Status) {
+	stats, err := d.store.Stats(ctx)
+	if err != nil {
+		s.Queue.Error = err.Error()
+		s.Outbox.Error = err.Error()
+		return
+	}
+	q := &s.Queue
+	q.Usable, q.Known = true, true
+	q.Depth, q.Bytes, q.Oldest = stats.Depth, stats.Bytes, stats.Oldest
+	q.SetAside, q.NextAttempt = stats.SetAside, stats.NextAttempt
+	q.MaxBytes = d.effective.Load().config.Queue.MaxBytes
+	q.DeadLetters, q.DeadLettersByReason = stats.Dead, stats.DeadReasons
+	for _, t := range stats.Topics {
+		q.ByTopic = append(q.ByTopic, admin.Topic(t))
+	}
+	if d.outbox != nil {
+		s.Outbox = admin.Outbox{Known: true, Depth: stats.Outbox, Oldest: stats.OutboxOldest, Error: d.outbox.Status().Error}
+	}
+	s.DeadLetters = d.newestDeadLetters(ctx)
+}
+
+func (d *Daemon) newestDeadLetters(ctx context.Context) []admin.DeadLetter {
+	var newest []admin.DeadLetter
+	err := d.store.List(ctx, queue.Dead, queue.ListOptions{Newest: true, Limit: shownDeadLetters}, func(it queue.Item) error {
+		m := &it.Message
+		newest = append(newest, admin.DeadLetter{
+			MessageID: m.ID, Time: it.Queued, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
+			Address: m.Address, Attempts: it.Attempts, Reason: it.Reason,
+		})
+		return nil
+	})
+	if err != nil {
+		return nil // the next look will tell
+	}
+	return newest
+}
+
+// brokers describes the brokers of the service in force. The first that is up is the one in use.
+func (c *current) brokers() []admin.Broker {
+	s := c.acquire()
+	defer s.users.Done()
+	var all []admin.Broker
+	active := false
+	for _, b := range s.relay.Status() {
+		up := admin.BrokerState(b.State) == admin.Up
+		all = append(all, admin.Broker{
+			Name: b.Broker, State: admin.BrokerState(b.State), Since: b.Since, Active: up && !active,
+			Product: b.Product, Version: b.Version, Dialect: b.Dialect, Reason: b.Reason, InFlight: int(b.Unsettled),
+		})
+		active = active || up
+	}
+	return all
+}
+
+// changedKeys names the keys that take effect: their values differ, and no restart is needed.
+func changedKeys(before, after *config.Config, needRestart []string) []string {
+	old := make(map[string]string)
+	for _, s := range before.Settings() {
+		old[s.Section+"."+s.Key] = s.Value
+	}
+	var keys []string
+	for _, s := range after.Settings() {
+		if old[s.Section+"."+s.Key] != s.Value && !slices.Contains(needRestart, s.Key) {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
