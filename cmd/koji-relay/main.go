@@ -79,7 +79,7 @@ Exit codes: 0 done; 1 what was asked for failed, or a check found a problem;
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand())
+	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand())
 	return root
 }
 
