@@ -79,7 +79,8 @@ Exit codes: 0 done; 1 what was asked for failed, or a check found a problem;
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand())
+	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand(),
+		queueCommand(), deadCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand())
 	return root
 }
 

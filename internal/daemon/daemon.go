@@ -41,6 +41,7 @@ type Daemon struct {
 	opts    Options
 	log     *slog.Logger
 	watch   *watch
+	admin   *admin.Server // set before anything else runs that would use it
 	current current
 	reloads chan chan error
 	fatal   chan error // the error of a part that ended by itself
@@ -80,7 +81,12 @@ func New(opts Options) *Daemon {
 	return d
 }
 
-func (d *Daemon) enter(p admin.Phase) { d.phase.Store(&p) }
+func (d *Daemon) enter(p admin.Phase) {
+	d.phase.Store(&p)
+	if d.admin != nil {
+		d.admin.Refresh() // so that /ready does not lag behind
+	}
+}
 
 // Run serves until intake ends, then finishes: the socket closes, requests in flight get their answers, the
 // drain stops, brokers and store are closed. When finish ends it stops waiting for any of that. It returns
@@ -291,6 +297,7 @@ func (d *Daemon) serveAdmin(parts *stops) error {
 		Control: d.control(),
 		Logger:  d.log,
 	})
+	d.admin = server
 	parts.add(startPart("status", time.Second, d.fatal, server.Run))
 	parts.add(part{"admin", 3 * time.Second, server.Shutdown})
 	if c.Control != "" {

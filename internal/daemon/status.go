@@ -30,7 +30,7 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started, Phase: *d.phase.Load(),
 		Paused:   admin.Paused{Publish: d.publishPaused.Load()},
 		Brokers:  d.current.brokers(),
-		Queue:    admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store, Ordered: e.config.Queue.PreserveOrder},
+		Queue:    admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store, Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes},
 		LogLevel: strings.ToLower(d.opts.Level.Level().String()),
 
 		Certificates: certificates(e.config),
@@ -44,37 +44,49 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	}
 	if d.store != nil {
 		s.Paused.Drain = d.drainer.Status().Paused
-		d.queueStatus(ctx, &s)
+		describeQueue(ctx, d.store, &s)
+	}
+	if d.outbox != nil && s.Outbox.Error == "" {
+		s.Outbox.Error = d.outbox.Status().Error
 	}
 	return s
 }
 
-// queueStatus adds what the store knows. A store that does not answer in time leaves its numbers unknown.
-func (d *Daemon) queueStatus(ctx context.Context, s *admin.Status) {
-	stats, err := d.store.Stats(ctx)
+// StoppedStatus is what can be seen of c's queue while no relay runs.
+func StoppedStatus(ctx context.Context, c *config.Config, store queue.Inspector) admin.Status {
+	s := admin.Status{
+		Generated: time.Now(),
+		Queue:     admin.Queue{Enabled: c.Queue.Enabled, Store: c.Queue.Store, Ordered: c.Queue.PreserveOrder, MaxBytes: c.Queue.MaxBytes},
+		Config:    admin.Config{Path: c.Path},
+	}
+	describeQueue(ctx, store, &s)
+	return s
+}
+
+// describeQueue adds what the store knows. A store that does not answer in time leaves its numbers unknown.
+func describeQueue(ctx context.Context, store queue.Inspector, s *admin.Status) {
+	stats, err := store.Stats(ctx)
 	if err != nil {
-		s.Queue.Error = err.Error()
-		s.Outbox.Error = err.Error()
+		s.Queue.Error, s.Outbox.Error = err.Error(), err.Error()
 		return
 	}
 	q := &s.Queue
 	q.Usable, q.Known = true, true
 	q.Depth, q.Bytes, q.Oldest = stats.Depth, stats.Bytes, stats.Oldest
 	q.SetAside, q.NextAttempt = stats.SetAside, stats.NextAttempt
-	q.MaxBytes = d.effective.Load().config.Queue.MaxBytes
 	q.DeadLetters, q.DeadLettersByReason = stats.Dead, stats.DeadReasons
 	for _, t := range stats.Topics {
 		q.ByTopic = append(q.ByTopic, admin.Topic(t))
 	}
-	if d.outbox != nil {
-		s.Outbox = admin.Outbox{Known: true, Depth: stats.Outbox, Oldest: stats.OutboxOldest, Error: d.outbox.Status().Error}
+	if q.Store == config.StorePostgres {
+		s.Outbox = admin.Outbox{Known: true, Depth: stats.Outbox, Oldest: stats.OutboxOldest}
 	}
-	s.DeadLetters = d.newestDeadLetters(ctx)
+	s.DeadLetters = newestDeadLetters(ctx, store)
 }
 
-func (d *Daemon) newestDeadLetters(ctx context.Context) []admin.DeadLetter {
+func newestDeadLetters(ctx context.Context, store queue.Inspector) []admin.DeadLetter {
 	var newest []admin.DeadLetter
-	err := d.store.List(ctx, queue.Dead, queue.ListOptions{Newest: true, Limit: shownDeadLetters}, func(it queue.Item) error {
+	err := store.List(ctx, queue.Dead, queue.ListOptions{Newest: true, Limit: shownDeadLetters}, func(it queue.Item) error {
 		m := &it.Message
 		newest = append(newest, admin.DeadLetter{
 			MessageID: m.ID, Time: it.Queued, Commit: m.Commit, Event: m.Event, Callback: m.Callback,

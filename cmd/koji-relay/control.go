@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"koji-relay/config"
+	"koji-relay/internal/admin"
+	"koji-relay/internal/daemon"
+)
+
+// The commands of this file steer a running relay through its control socket.
+
+// runningRelay gives a client for the relay that runs with the configuration at path.
+func runningRelay(path string) (*admin.Client, error) {
+	cfg, err := loadConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	return admin.NewClient(cfg.Relay.Control), nil
+}
+
+func reloadCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Make the running relay read its configuration again",
+		Long: `Make the running relay read its configuration again. A file with a mistake changes
+nothing. Prints the keys that changed, and those that take effect at the next
+restart only.`,
+		Example: `  koji-relay reload`,
+		Args:    cobra.NoArgs,
+	}
+	path := addConfigFlag(cmd)
+	asJSON := addJSONFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, err := runningRelay(*path)
+		if err != nil {
+			return err
+		}
+		result, err := client.Reload(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			if err := printJSON(cmd.OutOrStdout(), result); err != nil {
+				return err
+			}
+		} else {
+			printReload(cmd, result)
+		}
+		if !result.OK {
+			return errReported
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printReload(cmd *cobra.Command, r admin.Reload) {
+	out := cmd.OutOrStdout()
+	switch {
+	case !r.OK:
+		fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay: the old configuration stays in force:")
+		for _, e := range r.Errors {
+			fmt.Fprintln(cmd.ErrOrStderr(), "  "+e)
+		}
+	case len(r.Changed)+len(r.NeedRestart) == 0:
+		fmt.Fprintln(out, "reloaded: nothing has changed")
+	default:
+		if len(r.Changed) > 0 {
+			fmt.Fprintln(out, "changed:", strings.Join(r.Changed, " "))
+		}
+		if len(r.NeedRestart) > 0 {
+			fmt.Fprintln(out, "need a restart:", strings.Join(r.NeedRestart, " "))
+		}
+	}
+}
+
+func logLevelCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:       "log-level LEVEL",
+		Short:     "Change the log level of the running relay",
+		Long:      "Change the log level of the running relay until its next start or reload.\nLEVEL is debug, info, warn or error.",
+		Example:   "  koji-relay log-level debug",
+		Args:      oneArgument("LEVEL"),
+		ValidArgs: []string{"debug", "info", "warn", "error"},
+	}
+	path := addConfigFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, err := runningRelay(*path)
+		if err != nil {
+			return err
+		}
+		return client.SetLogLevel(cmd.Context(), args[0])
+	}
+	return cmd
+}
+
+func pauseCommand() *cobra.Command {
+	return pausingCommand("pause", "Halt the drain, or all sending",
+		`Halt the drain of the queue; new commits are still sent at once. With --publish
+halt all sending: commits are taken and queued. It lasts until resume or the next
+start of the relay.`,
+		(*admin.Client).Pause)
+}
+
+func resumeCommand() *cobra.Command {
+	return pausingCommand("resume", "End a pause", "End a pause of the drain, or with --publish of all sending.",
+		(*admin.Client).Resume)
+}
+
+func pausingCommand(name, short, long string, do func(*admin.Client, context.Context, admin.Pausable) error) *cobra.Command {
+	var publish bool
+	cmd := &cobra.Command{
+		Use: name, Short: short, Long: long, Args: cobra.NoArgs,
+		Example: fmt.Sprintf("  koji-relay %s\n  koji-relay %s --publish", name, name),
+	}
+	path := addConfigFlag(cmd)
+	cmd.Flags().BoolVar(&publish, "publish", false, "all sending, not only the drain")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, err := runningRelay(*path)
+		if err != nil {
+			return err
+		}
+		what := admin.Drain
+		if publish {
+			what = admin.Publish
+		}
+		return do(client, cmd.Context(), what)
+	}
+	return cmd
+}
+
+// openQueue gives the queue's commands what they work on: the running relay, or, where none runs, the store
+// itself. release must be called.
+func openQueue(ctx context.Context, path string) (q admin.QueueControl, status func(context.Context) (admin.Status, error), release func(), err error) {
+	cfg, err := loadConfig(path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	client := admin.NewClient(cfg.Relay.Control)
+	_, err = client.Status(ctx)
+	if err == nil {
+		return client, client.Status, func() {}, nil
+	}
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return nil, nil, nil, err
+	}
+	return openStoppedQueue(ctx, cfg)
+}
+
+func openStoppedQueue(ctx context.Context, cfg *config.Config) (admin.QueueControl, func(context.Context) (admin.Status, error), func(), error) {
+	store, _, err := daemon.OpenStore(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if store == nil {
+		return nil, nil, nil, usageError{errors.New("there is no queue: [queue] enabled = off")}
+	}
+	status := func(ctx context.Context) (admin.Status, error) { return daemon.StoppedStatus(ctx, cfg, store), nil }
+	return daemon.NewQueueControl(store), status, func() { store.Close() }, nil
+}
