@@ -184,7 +184,7 @@ func TestFrozenConnectionLeavesTheOthersAlone(t *testing.T) {
 func TestConnectionThatReadsNoMoreStillBeats(t *testing.T) {
 	t.Parallel()
 	b := start(t, devbroker.Options{})
-	c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypeAnonymous(), IdleTimeout: 200 * time.Millisecond})
+	c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypeAnonymous(), IdleTimeout: 600 * time.Millisecond})
 	s, err := session(t, c).NewSender(soon(t), "koji.build.tag", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +201,7 @@ func TestConnectionThatReadsNoMoreStillBeats(t *testing.T) {
 	select {
 	case <-c.Done():
 		t.Fatalf("connection ended: %v", c.Err())
-	case <-time.After(time.Second):
+	case <-time.After(2 * time.Second):
 	}
 	b.Thaw()
 	if state, err := unread.Wait(soon(t)); err != nil || !accepted(state) {
@@ -248,11 +248,11 @@ func TestCreditIsWithdrawnMidway(t *testing.T) {
 func TestHeartbeatsKeepAnIdleClientConnected(t *testing.T) {
 	t.Parallel()
 	b := start(t, devbroker.Options{})
-	c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypeAnonymous(), IdleTimeout: 200 * time.Millisecond})
+	c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypeAnonymous(), IdleTimeout: 600 * time.Millisecond})
 	select {
 	case <-c.Done():
 		t.Fatalf("connection ended: %v", c.Err())
-	case <-time.After(time.Second):
+	case <-time.After(2 * time.Second):
 	}
 	b.Freeze()
 	select {
