@@ -78,6 +78,9 @@ func (c *conn) attachSender(ctx context.Context, target string) attachReply {
 			if err != nil {
 				return attachReply{err: c.unanswered(ctx, err)}
 			}
+			if c.main != nil || !again {
+				c.log.Info("session replaced")
+			}
 			c.main = session
 		}
 		s, err := c.main.NewSender(ctx, target, c.senderOptions())
@@ -89,6 +92,13 @@ func (c *conn) attachSender(ctx context.Context, target string) attachReply {
 			return attachReply{err: c.unanswered(ctx, err)}
 		}
 		c.main = nil
+	}
+}
+
+// sessionEnded notes that links found the main session dead.
+func (c *conn) sessionEnded(session *amqp.Session, err error) {
+	if c.ended.Swap(session) != session {
+		c.log.Warn("session ended", "cause", failureText(err))
 	}
 }
 

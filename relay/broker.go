@@ -3,7 +3,10 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"koji-relay/internal/message"
@@ -54,8 +57,10 @@ type BrokerStatus struct {
 	Target  string // an example: where build.tag goes
 	// MaxMessageSize is in bytes; 0 = no limit.
 	MaxMessageSize uint64
-	Links          int
-	Unsettled      int64 // messages that it has and has not answered
+	// CertExpires is when the broker's certificate ends, and ClientCertExpires when ours does; zero without TLS.
+	CertExpires, ClientCertExpires time.Time
+	Links                          int
+	Unsettled                      int64 // messages that it has and has not answered
 }
 
 // broker is one endpoint with its supervisor.
@@ -63,6 +68,10 @@ type broker struct {
 	r   *Relay
 	e   endpoint
 	log *slog.Logger
+
+	// unproven and troubled keep what each settlement asks for off the mutex: whether state or doubted would
+	// change by it, and whether there are notices.
+	unproven, troubled atomic.Bool
 
 	mu          sync.Mutex // guards what follows
 	state       BrokerState
@@ -73,13 +82,13 @@ type broker struct {
 	doubted     bool // it has to prove itself by a settlement
 	trialAt     time.Time
 	trialPause  time.Duration
-	notices     map[string]string // address -> trouble that was logged
+	notices     map[string]*notice // by address
 }
 
 func newBroker(r *Relay, e endpoint) *broker {
 	return &broker{
 		r: r, e: e, log: r.log.With("broker", e.name),
-		state: Down, since: time.Now(), cause: "not connected yet", notices: map[string]string{},
+		state: Down, since: time.Now(), cause: "not connected yet", notices: map[string]*notice{},
 	}
 }
 
@@ -153,6 +162,7 @@ func (b *broker) setLocked(s BrokerState, cause string) {
 	if b.state != s {
 		b.state, b.since = s, time.Now()
 	}
+	b.unproven.Store(s == Stalled || b.doubted)
 	if s != Connecting { // while it tries again, the last cause is what one wants to know
 		b.cause = cause
 	}
@@ -191,9 +201,13 @@ func (b *broker) disconnected() {
 
 // proven is called at each settlement, so it is quick when there is nothing to prove.
 func (b *broker) proven() {
+	if !b.unproven.Load() {
+		return
+	}
 	b.mu.Lock()
 	was := b.state
 	b.doubted = false
+	b.unproven.Store(false)
 	if was == Stalled {
 		b.setLocked(Up, "")
 	}
@@ -213,8 +227,8 @@ func (b *broker) stall(c *conn, cause string) {
 		return
 	}
 	c.stalled.Store(true)
-	b.setLocked(Stalled, cause)
 	b.doubted = true
+	b.setLocked(Stalled, cause)
 	b.trialAt, b.trialPause = time.Now().Add(firstTrialPause), firstTrialPause
 	b.mu.Unlock()
 	b.log.Warn("broker stalled", "cause", cause, "unsettled", c.unsettled.Load())
@@ -286,26 +300,53 @@ func (b *broker) claim(o offer, patient bool) bool {
 	return true
 }
 
-// notice logs trouble with an address once, and its end once.
-func (b *broker) notice(address, cause string) {
+// notice is the log's state for one address.
+type notice struct {
+	kind   string // of trouble, empty = none
+	cause  string
+	logged time.Time
+	silent bool // came back soon after it was over: not logged again, nor is its end
+}
+
+// noticePause keeps an address that is in and out of trouble, such as one bad message among good ones, from filling
+// the log.
+const noticePause = time.Minute
+
+// notice logs trouble with an address once, and its end once. An empty kind is the end; kinds tell troubles apart, while
+// causes may differ from message to message.
+func (b *broker) notice(address, kind, cause string) {
+	if kind == "" && !b.troubled.Load() {
+		return
+	}
 	b.mu.Lock()
-	last := b.notices[address]
-	switch {
-	case cause == last:
+	n := b.notices[address]
+	if n == nil {
+		n = &notice{}
+	}
+	if n.kind == kind {
 		b.mu.Unlock()
 		return
-	case cause == "":
-		delete(b.notices, address)
-	default:
+	}
+	last := *n
+	n.kind = kind
+	if kind != "" {
+		n.cause, n.silent = cause, time.Since(n.logged) < noticePause
+		if !n.silent {
+			n.logged = time.Now()
+		}
 		if len(b.notices) > 4*maxLinks {
 			clear(b.notices)
 		}
-		b.notices[address] = cause
+		b.notices[address] = n
 	}
+	silent := n.silent
+	b.troubled.Store(slices.ContainsFunc(slices.Collect(maps.Values(b.notices)), func(n *notice) bool { return n.kind != "" }))
 	b.mu.Unlock()
-	if cause == "" {
-		b.log.Info("address works again", "address", address, "cause", last)
-	} else {
+	switch {
+	case silent:
+	case kind == "":
+		b.log.Info("address works again", "address", address, "cause", last.cause)
+	default:
 		b.log.Warn("address in trouble", "address", address, "cause", cause)
 	}
 }
@@ -317,6 +358,7 @@ func (b *broker) status() BrokerStatus {
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.peer.product, c.peer.version, c.dialect.name, c.mechanism
 		s.Target, s.MaxMessageSize, s.Unsettled = c.target, c.maxSize, c.unsettled.Load()
+		s.CertExpires, s.ClientCertExpires = c.certExpires()
 		c.mu.Lock()
 		s.Links = len(c.links)
 		c.mu.Unlock()

@@ -46,6 +46,7 @@ type conn struct {
 	mechanism string
 	stage     string               // what open and greet are at, for the probe
 	offered   []string             // SASL mechanisms
+	client    *tls.Certificate     // ours, nil without
 	tls       *tls.ConnectionState // nil without TLS, and until it is set up
 	remote    string               // the peer's IP address and port
 	target    string               // of the sample address
@@ -56,6 +57,7 @@ type conn struct {
 	wg     sync.WaitGroup // link goroutines and those they start
 
 	settledAt atomic.Int64 // time of the last settlement, in nanoseconds after born
+	stopped   atomic.Bool  // ended because the relay stops
 	stalled   atomic.Bool  // only trials and patient deliveries are taken
 	unsettled atomic.Int64 // deliveries given to the driver and not settled
 
@@ -73,12 +75,12 @@ type conn struct {
 
 // connHooks are what a connection tells its owner.
 type connHooks struct {
-	progress func()                       // a delivery was settled
-	doubt    func(d *delivery)            // its caller stops waiting though it is with the broker
-	late     func(d *delivery, a attempt) // the answer to such a delivery, or its loss
-	lost     func(m *message.Message)     // it was unsettled when something ended
-	settled  func(d *delivery, a attempt) // for metrics
-	notice   func(address, cause string)  // one address is in trouble; an empty cause ends it
+	progress func()                            // a delivery was settled
+	doubt    func(d *delivery)                 // its caller stops waiting though it is with the broker
+	late     func(d *delivery, a attempt)      // the answer to such a delivery, or its loss
+	lost     func(m *message.Message)          // it was unsettled when something ended
+	settled  func(d *delivery, a attempt)      // for metrics
+	notice   func(address, kind, cause string) // one address is in trouble; an empty kind ends it
 }
 
 type refusal struct {
@@ -96,6 +98,7 @@ func (c *conn) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	c.wg.Go(func() { c.attachLoop(ctx) })
 	err := c.watch(ctx)
+	c.stopped.Store(ctx.Err() != nil)
 	c.mu.Lock()
 	c.closing = true
 	c.mu.Unlock()
@@ -162,7 +165,7 @@ func (c *conn) overdue() time.Duration {
 		case now-oldest < limit:
 			next = min(next, limit-(now-oldest))
 		case time.Duration(c.settledAt.Load()) > oldest:
-			c.hooks.notice(l.address, fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
+			c.hooks.notice(l.address, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
 			l.reset()
 		default:
 			c.drop(fmt.Sprintf("nothing settled within %v (send_timeout)", limit))
@@ -214,7 +217,7 @@ func (c *conn) blameless() bool {
 		return false
 	}
 	var ours errDropped
-	return errors.As(c.endCause(), &ours)
+	return c.stopped.Load() || errors.As(c.endCause(), &ours)
 }
 
 // now is the time since c was opened: monotonic, and cheap to keep in an atomic.

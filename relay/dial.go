@@ -81,7 +81,7 @@ func (c *conn) open(ctx context.Context, e endpoint) (err error) {
 		if nc, err = c.secure(ctx, nc, e.host); err != nil {
 			return err
 		}
-		who.certificate = c.opts.Cert != ""
+		who.certificate = c.client != nil
 	}
 	c.stage = stageSASL
 	if err := c.logIn(ctx, nc, who); err != nil {
@@ -106,17 +106,29 @@ func (c *conn) open(ctx context.Context, e endpoint) (err error) {
 
 // secure puts TLS around nc. nc is returned even with an error.
 func (c *conn) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, error) {
-	cfg, err := c.opts.tlsConfig(host)
+	cfg, client, err := c.opts.tlsConfig(host)
+	c.client = client
 	if err != nil {
 		return nc, err
 	}
-	client := tls.Client(nc, cfg)
-	if err := client.HandshakeContext(ctx); err != nil {
+	secured := tls.Client(nc, cfg)
+	if err := secured.HandshakeContext(ctx); err != nil {
 		return nc, fmt.Errorf("set up TLS: %w", err)
 	}
-	state := client.ConnectionState()
+	state := secured.ConnectionState()
 	c.tls = &state
-	return client, nil
+	return secured, nil
+}
+
+// certExpires tells when the certificates in use end.
+func (c *conn) certExpires() (server, client time.Time) {
+	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
+		server = c.tls.PeerCertificates[0].NotAfter
+	}
+	if c.client != nil && c.client.Leaf != nil {
+		client = c.client.Leaf.NotAfter
+	}
+	return server, client
 }
 
 // logIn runs the SASL layer, bounded by ctx.

@@ -71,7 +71,7 @@ type doubts struct {
 }
 
 type doubt struct {
-	c       *conn
+	l       *link
 	over    chan struct{} // closed when attempt is there
 	attempt attempt
 }
@@ -83,14 +83,14 @@ func newDoubts() *doubts {
 func (s *doubts) add(d *delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open[d.msg.ID] = &doubt{c: d.link.c, over: make(chan struct{})}
+	s.open[d.msg.ID] = &doubt{l: d.link, over: make(chan struct{})}
 }
 
 // resolve takes a late answer, or the loss of a delivery.
 func (s *doubts) resolve(d *delivery, a attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if open := s.open[d.msg.ID]; open != nil && open.c == d.link.c {
+	if open := s.open[d.msg.ID]; open != nil && open.l.c == d.link.c {
 		open.attempt = a
 		close(open.over)
 		delete(s.open, d.msg.ID)
@@ -116,12 +116,16 @@ func (s *doubts) accepted(id string) (broker string, ok bool) {
 	return broker, ok
 }
 
-// with reports whether id is unsettled on c.
-func (s *doubts) with(id string, c *conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.open[id]
-	return d != nil && d.c == c
+// with reports whether id is unsettled on c, as an attempt: unsent if the broker may answer yet.
+func (s *doubts) with(id string, c *conn) (attempt, bool) {
+	d := s.get(id)
+	if d == nil || d.l.c != c {
+		return attempt{}, false
+	}
+	if !c.stalled.Load() && d.l.stalled() {
+		return standsStill, true
+	}
+	return attempt{verdict: unsent, state: message.Unknown, broker: c.name, reason: noAnswer}, true
 }
 
 func (s *doubts) get(id string) *doubt {
@@ -137,11 +141,14 @@ func (r *Relay) late(d *delivery, a attempt) {
 		"commit", d.msg.Commit, "event", d.msg.Event, "state", a.state.String(), "cause", a.reason)
 }
 
-// awaitDoubts waits for the answers to messages that no other broker took meanwhile.
+// awaitDoubts waits for answers to messages that a broker has and no other took meanwhile. Where the broker settles
+// others it does not wait for long: no message holds up the rest.
 func (s *shipment) awaitDoubts(ctx context.Context) {
-	timer := time.NewTimer(s.r.opts.SendTimeout)
-	defer timer.Stop()
+	began := time.Now()
 	for _, i := range s.open {
+		if v := s.last[i].verdict; v != unsent && v != silent {
+			continue
+		}
 		d := s.r.doubts.get(s.msgs[i].ID)
 		if d == nil { // answered meanwhile, or never in doubt
 			if broker, ok := s.r.doubts.accepted(s.msgs[i].ID); ok {
@@ -149,15 +156,19 @@ func (s *shipment) awaitDoubts(ctx context.Context) {
 			}
 			continue
 		}
+		wait, otherwise := s.r.opts.SendTimeout, s.last[i]
+		if !d.l.c.stalled.Load() {
+			wait, otherwise = s.r.opts.HandoffTimeout, standsStill
+		}
+		timer := time.NewTimer(time.Until(began.Add(wait)))
 		select {
 		case <-d.over:
 			s.last[i] = d.attempt
 		case <-timer.C:
-			s.last[i] = attempt{verdict: silent, state: message.Unknown, broker: d.c.name, reason: noAnswer}
-			return
+			s.last[i] = otherwise
 		case <-ctx.Done():
-			return
 		}
+		timer.Stop()
 	}
 }
 

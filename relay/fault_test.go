@@ -86,7 +86,7 @@ func TestSessionIsReplacedWithoutReconnecting(t *testing.T) {
 	sessions := b.Stats().Sessions
 	b.Inflict("koji.build.tag", devbroker.EndSession, devbroker.Cause{Condition: "amqp:internal-error"})
 	poll(t, "messages are accepted again", func() bool {
-		return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done
+		return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done && b.Stats().Sessions > sessions
 	})
 	poll(t, "messages are accepted again", func() bool {
 		return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done

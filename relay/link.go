@@ -42,6 +42,7 @@ type link struct {
 	queued    int64       // bytes of those
 	unsettled map[*delivery]struct{}
 	settledAt time.Duration // since conn.born; of this link
+	settledTo time.Duration // the latest takenAt of a settled delivery
 	stalledAt time.Duration // 0 = not stalled
 	sender    *sender       // nil = attach first
 	retired   bool
@@ -98,7 +99,7 @@ func (l *link) submit(d *delivery) (attempt, bool) {
 	case l.c.stalled.Load() && !d.patient && !d.trial:
 		return attempt{verdict: unsent, reason: noAnswer}, false
 	case l.stalledAt != 0 && !d.patient && !d.trial && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
-		return attempt{verdict: stuck, reason: "the address stands still"}, false
+		return attempt{verdict: stuck, reason: standsStill.reason}, false
 	case l.queued > 0 && l.queued+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
 		return attempt{verdict: unsent, reason: "too many bytes wait for this address"}, false
@@ -211,7 +212,7 @@ func (l *link) attached() (*sender, attempt) {
 // refuse gives all that is queued the reason for which the broker did not let us attach.
 func (l *link) refuse(a attempt) {
 	l.c.refuse(l.address, a)
-	l.c.hooks.notice(l.address, a.reason)
+	l.c.hooks.notice(l.address, "refused link", a.reason)
 	l.mu.Lock()
 	l.retired = true
 	l.mu.Unlock()
@@ -282,6 +283,12 @@ var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
 // alive reports whether s can still send. A link that ended while it was idle must not make a suspect of the next
 // message, which the broker never saw.
 func (l *link) alive(s *sender) bool {
+	l.mu.Lock()
+	busy := s.unsettled > 0 // those would tell
+	l.mu.Unlock()
+	if busy {
+		return true
+	}
 	_, err := s.amqp.SendWithReceipt(context.Background(), unsendable, nil)
 	var (
 		linkErr    *amqp.LinkError
@@ -290,7 +297,7 @@ func (l *link) alive(s *sender) bool {
 	)
 	switch {
 	case errors.As(err, &sessionErr):
-		l.c.ended.Store(s.session)
+		l.c.sessionEnded(s.session, err)
 	case errors.As(err, &linkErr), errors.As(err, &connErr):
 	default:
 		return true
@@ -349,10 +356,9 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		if sessionErr.RemoteErr != nil {
 			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.peer)
 		}
-		l.c.ended.Store(s.session)
+		l.c.sessionEnded(s.session, err)
 		l.ended(s)
 		a.reason = "session ended before the broker answered: " + failureText(err)
-		l.c.hooks.notice(l.address, "session ended: "+failureText(err))
 	case errors.As(err, &linkErr):
 		a = l.linkFailed(s, linkErr)
 	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
@@ -379,7 +385,7 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
 			a.verdict = a.alone
 		}
 	}
-	l.c.hooks.notice(l.address, "link ended: "+failureText(err))
+	l.c.hooks.notice(l.address, "link ended", "link ended: "+failureText(err))
 	return a
 }
 
@@ -408,14 +414,17 @@ func (l *link) retireSender(s *sender) {
 
 // settle ends a delivery that was given to the driver. answered tells whether the broker did it.
 func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
+	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
+		a.verdict = dropped
+	}
 	l.mu.Lock()
 	delete(l.unsettled, d)
 	s.unsettled--
 	closing := s.retired && s.unsettled == 0
 	recovered := answered && l.stalledAt != 0
 	if answered {
-		l.settledAt = l.c.now()
-		l.stalledAt = 0
+		l.settledAt, l.stalledAt = l.c.now(), 0
+		l.settledTo = max(l.settledTo, d.takenAt)
 	}
 	l.mu.Unlock()
 	l.c.unsettled.Add(-1)
@@ -423,8 +432,11 @@ func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
 	if answered {
 		l.c.progress()
 	}
-	if recovered || a.verdict == accepted {
-		l.c.hooks.notice(l.address, "")
+	switch {
+	case recovered || a.verdict == accepted:
+		l.c.hooks.notice(l.address, "", "")
+	case a.verdict <= unroutable && a.verdict != unsent:
+		l.c.hooks.notice(l.address, a.state.String()+a.verdict.String(), a.reason)
 	}
 	l.finish(d, a)
 	if closing {
@@ -435,9 +447,6 @@ func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
 // finish reports d's end to its round, or to whom it concerns when the round has been left.
 func (l *link) finish(d *delivery, a attempt) {
 	a.broker = l.c.name
-	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
-		a.verdict = dropped
-	}
 	l.c.hooks.settled(d, a)
 	if a.verdict == lost {
 		l.c.hooks.lost(d.msg) // before the caller can send it again
@@ -550,11 +559,30 @@ func (l *link) stall(a attempt) {
 	}
 }
 
-// standing reports whether the link has settled nothing since the given time though something waits.
+// standing reports whether the link has settled nothing since the given time though something waits. What has been
+// overtaken by later settlements does not count: it says something about that message, not about the link.
 func (l *link) standing(since time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.waiting() && l.settledAt < since
+	if l.settledAt >= since && l.settledAt > 0 {
+		return false
+	}
+	if l.live > 0 {
+		return true
+	}
+	for d := range l.unsettled {
+		if d.takenAt >= l.settledTo {
+			return true
+		}
+	}
+	return false
+}
+
+// overtaken reports whether d is unsettled for so long although the broker has settled later ones.
+func (l *link) overtaken(d *delivery, wait time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return d.taken && !d.over && d.takenAt < l.settledTo && l.c.now()-d.takenAt >= wait/2
 }
 
 // reset ends the sender, whose deliveries the broker does not settle. They are not to blame.
@@ -576,6 +604,12 @@ func (l *link) reset() {
 			}
 		})
 	}
+}
+
+func (l *link) stalled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stalledAt != 0
 }
 
 func (l *link) isRetired() bool {

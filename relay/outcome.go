@@ -26,6 +26,11 @@ const (
 	accepted
 )
 
+func (v verdict) String() string {
+	return [...]string{"unsent", "too large", "refused", "busy", "unroutable", "stuck", "silent", "lost", "unencodable",
+		"dropped", "accepted"}[v]
+}
+
 // attempt is a verdict with what a person needs to understand it.
 type attempt struct {
 	verdict verdict

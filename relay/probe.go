@@ -87,16 +87,6 @@ func Probe(ctx context.Context, o Options, broker int) Report {
 
 // probe goes through the stages and closes the connection.
 func (c *conn) probe(ctx context.Context, e endpoint, r *Report) error {
-	if c.opts.Cert != "" && e.tls {
-		pair, err := loadCertificate(c.opts.Cert, c.opts.Key)
-		if err != nil {
-			c.stage = stageTLS
-			return err
-		}
-		if pair.Leaf != nil {
-			r.Client = &CertReport{Subject: pair.Leaf.Subject.String(), Issuer: pair.Leaf.Issuer.String(), Expires: pair.Leaf.NotAfter}
-		}
-	}
 	if err := c.open(ctx, e); err != nil {
 		return err
 	}
@@ -158,7 +148,9 @@ func (c *conn) report(r *Report) {
 		}
 		warn("the broker's certificate", leaf.NotAfter)
 	}
-	if r.Client != nil {
+	if c.client != nil && c.client.Leaf != nil {
+		leaf := c.client.Leaf
+		r.Client = &CertReport{Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Expires: leaf.NotAfter}
 		warn("the client certificate", r.Client.Expires)
 	}
 	if c.dialect != nil && c.dialect.name == DialectLiteral && c.peer.rabbitmq() {

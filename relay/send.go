@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,19 +137,34 @@ func (s *shipment) tour(ctx context.Context) {
 		if wait <= 0 {
 			return
 		}
-		if o.trial && s.patient {
-			s.prove(ctx, o, wait)
-			if !o.b.upWith(o.c) {
-				continue
-			}
+		if !s.patient {
+			s.visit(ctx, o, wait, s.open)
+			continue
 		}
-		s.visit(ctx, o, wait, s.open)
+		if o.trial {
+			s.prove(ctx, o, wait)
+		}
+		s.visitInParts(ctx, o, wait)
+	}
+}
+
+// patientWindow is how many messages of one patient call are with a broker at a time. What the hub hands over
+// meanwhile waits behind no more than these.
+const patientWindow = 200
+
+// visitInParts visits with all open messages as long as the broker is up.
+func (s *shipment) visitInParts(ctx context.Context, o offer, wait time.Duration) {
+	for part := range slices.Chunk(slices.Clone(s.open), patientWindow) {
+		if ctx.Err() != nil || !o.b.upWith(o.c) {
+			return
+		}
+		s.visit(ctx, o, wait, part)
 	}
 }
 
 // prove sends messages one by one until the broker settles one, or has one that it does not settle.
 func (s *shipment) prove(ctx context.Context, o offer, wait time.Duration) {
-	for _, i := range append([]int(nil), s.open...) {
+	for _, i := range slices.Clone(s.open) {
 		if s.visit(ctx, o, wait, []int{i}); o.b.upWith(o.c) || o.c.unsettled.Load() > 0 || ctx.Err() != nil {
 			return
 		}
@@ -203,15 +219,17 @@ func (r *Relay) pick(tried []*broker, patient, hadTrial bool) (offer, bool) {
 
 // visit tries the open messages named by which on one broker, and takes those with a final attempt off s.open.
 func (s *shipment) visit(ctx context.Context, o offer, wait time.Duration, which []int) {
-	which = append([]int(nil), which...)
+	which = slices.Clone(which) // it may be s.open, which changes below
 	round := newRound(len(which))
 	deliveries := make([]*delivery, 0, len(which))
 	began := o.c.now()
 	for n, i := range which {
 		m := &s.msgs[i]
-		if s.patient && s.r.doubts.with(m.ID, o.c) {
-			round.finish(n, s.last[i]) // it is there already
-			continue
+		if s.patient {
+			if a, there := s.r.doubts.with(m.ID, o.c); there {
+				round.finish(n, a)
+				continue
+			}
 		}
 		s.asked[i]++
 		d := &delivery{
@@ -245,33 +263,31 @@ func (s *shipment) final(a attempt) bool {
 }
 
 // wait returns when the round is complete, which it makes it when the time is over.
-func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round *round, deliveries []*delivery, began time.Duration) {
+func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round *round, deliveries []*delivery, since time.Duration) {
 	end := time.NewTimer(wait)
 	defer end.Stop()
 	// Patient callers look for silence as early as others: that spares the hub from finding out.
-	look := time.NewTimer(min(wait, s.r.opts.HandoffTimeout))
+	look := time.NewTicker(max(min(wait, s.r.opts.HandoffTimeout), 1))
 	defer look.Stop()
 	for {
 		select {
 		case <-round.done:
 			return
 		case <-look.C:
-			s.r.judgeSilence(o, began, deliveries)
-			if !s.patient || s.r.hasOther(o.b) && o.c.standing(began) {
-				s.giveUp(deliveries, noAnswer)
-				<-round.done
-				return
+			s.r.judgeSilence(o, since, deliveries)
+			if s.patient && !(s.r.hasOther(o.b) && o.c.standing(since)) {
+				since = o.c.now()
+				continue
 			}
-		case <-end.C:
-			s.r.judgeSilence(o, began, deliveries)
 			s.giveUp(deliveries, noAnswer)
-			<-round.done
-			return
+		case <-end.C:
+			s.r.judgeSilence(o, since, deliveries)
+			s.giveUp(deliveries, noAnswer)
 		case <-ctx.Done():
 			s.giveUp(deliveries, "given up by the caller")
-			<-round.done
-			return
 		}
+		<-round.done
+		return
 	}
 }
 
@@ -297,23 +313,35 @@ func (r *Relay) judgeSilence(o offer, began time.Duration, deliveries []*deliver
 				other.doubt(o.c.born.Add(began))
 			}
 		}
-		o.b.stall(o.c, fmt.Sprintf("nothing settled for %v", (o.c.now()-began).Round(time.Millisecond)))
+		o.b.stall(o.c, fmt.Sprintf("nothing settled for %v: it hangs, or an alarm (memory, "+
+			"disk) makes it block publishers", (o.c.now()-began).Round(time.Millisecond)))
 		for _, l := range o.c.allLinks() {
 			l.stall(attempt{verdict: silent, reason: noAnswer})
 		}
 		return
 	}
+	// A patient caller does not wait for such a link either: it would hold up the rest.
 	seen := map[*link]bool{}
 	for _, d := range deliveries {
-		if l := d.link; !seen[l] {
-			seen[l] = true
-			if l.standing(began) {
-				o.b.notice(l.address, "nothing settled while other addresses work")
-				l.stall(attempt{verdict: stuck, reason: "the address stands still"})
-			}
+		l := d.link
+		if d.patient && l.overtaken(d, r.opts.HandoffTimeout) {
+			l.giveUp(d, attempt{verdict: stuck, reason: "not settled while later messages were"})
+			continue
 		}
+		if standing, known := seen[l]; known && !standing {
+			continue
+		} else if !known {
+			if seen[l] = l.standing(began); !seen[l] {
+				continue
+			}
+			o.b.notice(l.address, "standing", "nothing settled while other addresses work")
+			l.stall(standsStill)
+		}
+		l.giveUp(d, standsStill)
 	}
 }
+
+var standsStill = attempt{verdict: stuck, state: message.Unknown, reason: "the address stands still"}
 
 // hasOther reports whether a broker other than b could be used instead.
 func (r *Relay) hasOther(b *broker) bool {

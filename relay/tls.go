@@ -10,31 +10,28 @@ import (
 
 // tlsConfig reads the certificate files anew, so that a renewed certificate is used from the next connection on.
 // The server must have a certificate for the URL's host name.
-func (o *Options) tlsConfig(serverName string) (*tls.Config, error) {
-	cfg := &tls.Config{ServerName: serverName, MinVersion: tls.VersionTLS12}
+func (o *Options) tlsConfig(serverName string) (cfg *tls.Config, client *tls.Certificate, err error) {
+	cfg = &tls.Config{ServerName: serverName, MinVersion: tls.VersionTLS12}
 	if o.CACert != "" {
 		text, err := os.ReadFile(o.CACert)
 		if err != nil {
-			return nil, fmt.Errorf("read cacert: %w", err)
+			return nil, nil, fmt.Errorf("read cacert: %w", err)
 		}
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("read cacert: %s holds no PEM certificate", o.CACert)
+			return nil, nil, fmt.Errorf("read cacert: %s holds no PEM certificate", o.CACert)
 		}
 	}
 	if o.Cert == "" {
-		return cfg, nil
+		return cfg, nil, nil
 	}
-	certificate, err := loadCertificate(o.Cert, o.Key)
-	if err != nil {
-		return nil, err
+	if client, err = loadCertificate(o.Cert, o.Key); err != nil {
+		return nil, nil, err
 	}
 	// Given outright and not only for matching acceptable CAs: several brokers announce no CA names, or wrong
 	// ones, and a certificate that is not sent makes an error that names anything but that.
-	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		return certificate, nil
-	}
-	return cfg, nil
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return client, nil }
+	return cfg, client, nil
 }
 
 // loadCertificate reads a client certificate, its chain, and its key from cert or from a file of its own.

@@ -30,6 +30,7 @@ func benchBroker(b *testing.B) string {
 func benchRelay(b *testing.B) *Relay {
 	r, err := New(Options{
 		Brokers: []Broker{{URL: benchBroker(b)}}, TopicPrefix: "/topic/koji", Priority: 4, HandoffTimeout: 20 * time.Second,
+		Unroutable: UnroutableDrop, // nobody subscribes
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -153,6 +154,10 @@ func BenchmarkHundredMessageCommits(b *testing.B) {
 			workers = append(workers, open())
 		}
 		run(b, func(worker int) { rawCommit(b, workers[worker], &Options{Priority: 4}, msgs) })
+	})
+	b.Run("raw on the same links", func(b *testing.B) {
+		senders, msgs := rawSenders(b)(), benchCommit(100)
+		run(b, func(int) { rawCommit(b, senders, &Options{Priority: 4}, msgs) })
 	})
 }
 

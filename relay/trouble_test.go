@@ -1,0 +1,255 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
+)
+
+// logged runs a relay whose log can be read.
+func logged(t *testing.T, adjust func(*Options), brokers ...*devbroker.Broker) (*world, *lockedBuffer) {
+	log := &lockedBuffer{}
+	w := startRelay(t, func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(log, nil))
+		if adjust != nil {
+			adjust(o)
+		}
+	}, brokers...)
+	return w, log
+}
+
+func wantLines(t *testing.T, log *lockedBuffer, want int, text string) {
+	t.Helper()
+	if n := strings.Count(log.String(), text); n != want {
+		t.Errorf("%q is logged %d times, not %d:\n%s", text, n, want, log.String())
+	}
+}
+
+func TestBrokerTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, nil, b)
+	w.await(0, Up)
+	b.Stop()
+	w.await(0, Down)
+	for range 3 { // connection attempts that fail
+		w.await(0, Connecting)
+		w.await(0, Down)
+	}
+	if err := b.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.await(0, Up)
+	wantLines(t, log, 2, "broker connected")
+	// Once for the lost connection, once for the refused ones.
+	wantLines(t, log, 2, "broker down")
+	wantLines(t, log, 1, "connection refused")
+}
+
+func TestAddressTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, nil, b)
+	w.await(0, Up)
+	b.Script("koji.task.open", reject("amqp:resource-limit-exceeded"))
+	wantAll(t, w.Send(t.Context(), sample(50, "task.open")), message.Rejected, message.Later)
+	wantAll(t, w.Send(t.Context(), sample(50, "build.tag")), message.Accepted, message.Done)
+	wantLines(t, log, 1, "address in trouble")
+	wantLines(t, log, 1, "amqp:resource-limit-exceeded: because")
+	wantLines(t, log, 0, "address works again")
+	b.Script("koji.task.open", devbroker.Behaviour{})
+	wantAll(t, w.Send(t.Context(), sample(50, "task.open")), message.Accepted, message.Done)
+	wantLines(t, log, 1, "address works again")
+	// One bad message among good ones does not fill the log.
+	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject}, Containing: `{"n": 7}`})
+	for range 20 {
+		w.Send(t.Context(), sample(20, "task.open"))
+	}
+	wantLines(t, log, 1, "address in trouble")
+	wantLines(t, log, 1, "address works again")
+}
+
+func TestEndOfASessionIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, nil, b)
+	addresses := []string{"build.tag", "task.open", "repo.done", "build.untag"}
+	wantAll(t, w.Send(t.Context(), sample(40, addresses...)), message.Accepted, message.Done)
+	sessions := b.Stats().Sessions
+	b.Inflict("#", devbroker.EndSession, devbroker.Cause{Condition: "amqp:internal-error", Description: "oops"})
+	poll(t, "the session is replaced", func() bool {
+		w.Send(t.Context(), fresh("build.tag"))
+		return b.Stats().Sessions > sessions
+	})
+	for _, address := range addresses {
+		poll(t, "messages are accepted again", func() bool { return w.Send(t.Context(), fresh(address))[0].Next == message.Done })
+	}
+	wantLines(t, log, 1, "session ended\"")
+	wantLines(t, log, 1, "session replaced")
+}
+
+func TestStallIsLoggedOnceWithItsLikelyCause(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, func(o *Options) { o.HandoffTimeout = 100 * time.Millisecond }, b)
+	w.await(0, Up)
+	b.Script("#", held)
+	for range 100 {
+		w.Send(t.Context(), sample(1))
+	}
+	wantLines(t, log, 1, "broker stalled")
+	wantLines(t, log, 1, "alarm")
+	b.Script("#", devbroker.Behaviour{})
+	b.SettleHeld()
+	w.await(0, Up)
+	wantLines(t, log, 1, "broker settles again")
+}
+
+// What RabbitMQ 3 does to publishers under a memory alarm.
+func TestBrokerThatStopsReadingCostsOneHandoffTimeout(t *testing.T) {
+	t.Parallel()
+	const handoff = 300 * time.Millisecond
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = handoff }, b)
+	wantAll(t, w.Send(t.Context(), fresh("build.tag")), message.Accepted, message.Done)
+	b.Inflict("", devbroker.StopReading, devbroker.Cause{})
+	slow := 0
+	for n := 0; n < 50 || w.Status()[0].State == Up; n++ {
+		big := fresh("build.tag")
+		big[0].Body = strings.Repeat("x", 500_000) // fills the socket's buffers
+		began := time.Now()
+		w.Send(t.Context(), big)
+		if time.Since(began) > handoff/2 {
+			slow++
+		}
+	}
+	if slow != 1 {
+		t.Errorf("%d calls were slow", slow)
+	}
+	b.Thaw()
+	w.await(0, Up)
+	poll(t, "messages are accepted again", func() bool { return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done })
+}
+
+func TestCreditWithdrawnInTheMiddleStopsOnlyItsAddress(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, b)
+	stop := make(chan struct{})
+	others := make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				others <- n
+				return
+			default:
+				if w.Send(context.Background(), fresh("build.tag"))[0].Next == message.Done {
+					n++
+				}
+			}
+		}
+	}()
+	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.WithdrawCredit}, Skip: 9, Times: 1})
+	done := 0
+	var last []message.Message
+	for {
+		last = fresh("task.open")
+		if w.Send(t.Context(), last)[0].Next != message.Done {
+			break
+		}
+		done++
+	}
+	close(stop)
+	if n := <-others; done < 10 || n < 10 || w.Status()[0].State != Up {
+		t.Errorf("%d were accepted, and %d for another address; %+v", done, n, w.Status()[0])
+	}
+	b.Script("koji.task.open", devbroker.Behaviour{})
+	poll(t, "the last is accepted", func() bool { return w.SendPatiently(t.Context(), last)[0].Next == message.Done })
+}
+
+func TestDrainIsNotHeldUpByOneAddress(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 200 * time.Millisecond }, b)
+	w.await(0, Up)
+	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // the hub goes on meanwhile: the broker settles
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				w.Send(context.Background(), fresh("build.tag"))
+			}
+		}
+	}()
+	began := time.Now()
+	outs := w.SendPatiently(t.Context(), sample(300, "task.open", "build.tag", "repo.done"))
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the drain waited %v for one address", took)
+	}
+	for i, o := range outs {
+		want := message.Done
+		if i%3 == 0 {
+			want = message.Later
+		}
+		if o.Next != want {
+			t.Errorf("message %d: %+v", i, o)
+		}
+	}
+}
+
+// 1,000 unsettled messages come back one by one: the session that ended takes nobody's message with it.
+func TestDrainDeliversAllAfterALostConnection(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, nil, b)
+	w.await(0, Up)
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 150, Times: 1})
+	msgs := sample(1000, "build.tag", "task.open")
+	left := msgs
+	poll(t, "all are accepted", func() bool {
+		var still []message.Message
+		for i, o := range w.SendPatiently(t.Context(), left) {
+			if o.Next != message.Done {
+				still = append(still, left[i])
+			}
+		}
+		left = still
+		return len(left) == 0
+	})
+	seen := count(b)
+	for _, m := range msgs {
+		if seen[m.ID] == 0 {
+			t.Errorf("%s was never received", m.ID)
+		}
+	}
+}
+
+func TestDrainIsNotHeldUpByOneMessage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 200 * time.Millisecond }, b)
+	w.await(0, Up)
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}, Containing: `{"n": 7}`})
+	for range 2 {
+		began := time.Now()
+		for i, o := range w.SendPatiently(t.Context(), sample(300)) {
+			if want := map[bool]message.Next{true: message.Later, false: message.Done}[i == 7]; o.Next != want {
+				t.Fatalf("message %d: %+v", i, o)
+			}
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("the drain waited %v for one message", took)
+		}
+	}
+}
