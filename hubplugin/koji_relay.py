@@ -1,0 +1,350 @@
+"""Koji hub plugin: hands the events of every commit to koji-relay, which publishes them.
+
+While a call runs, each hub callback is kept as a line of JSON. When the hub has committed, they
+are posted to koji-relay's socket (delivery = direct), or the hub's own transaction has put them
+into the table koji_relay.outbox (delivery = outbox). What the socket does not take goes there too.
+Calls that the hub rolls back leave nothing.
+
+The plugin never makes a hub call fail and never holds one up for longer than `timeout`. It reads
+its configuration at first use, so that no mistake there can set the hub offline. Never enable it
+together with protonmsg: every message would go out twice.
+"""
+import contextlib
+import fnmatch
+import http.client
+import json
+import logging
+import re
+import socket
+import time
+import types
+import uuid
+
+import koji
+from koji.context import context
+from koji.plugin import callback, callbacks, ignore_error
+
+CONFIG_FILE = '/etc/koji-hub/plugins/koji_relay.conf'
+LOG = logging.getLogger('koji.plugin.koji_relay')
+# The others are koji-relay's occasion to act, and the builder's.
+EVENTS = [name for name in callbacks
+          if not re.search('Commit$|SCMCheckout$|CreateRepo$|CreateDistRepo$', name)]
+SWITCH = 'on|yes|true|1|off|no|false|0', lambda text: text.lower() in ('on', 'yes', 'true', '1')
+KEYS = {    # name: (default, regular expression of what the file may say, conversion)
+    'delivery': ('direct', 'direct|outbox', str.lower),
+    'timeout': ('2', r'(?=.*[1-9])\d{1,4}(\.\d+)?', float),
+    'socket': ('/run/koji-relay/hub.sock', '/.+', str),
+    'url': ('', r'(http://127\.0\.0\.1:\d{1,5})?', str),
+    'token_file': ('', '(/.+)?', str),
+    'callbacks': ('*', r'[\w\s*?!\[\]-]*', str.split),
+    'max_request_bytes': ('8388608', r'[1-9]\d{0,9}', int),
+    'notify': ('on',) + SWITCH,
+    'test_mode': ('off',) + SWITCH,
+}
+BREAKER_PERIOD = 10.0   # seconds in which nobody waits again for what did not answer
+UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
+OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
+GET_TIMEOUTS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+SET_TIMEOUTS = GET_TIMEOUTS.replace('current_setting', 'set_config').replace("')", "', %s, true)")
+config = None
+trouble = None, None    # what was wrong at the last commit with koji-relay, and with the outbox
+
+
+def load_config():
+    """Read the configuration, once. What is wrong there is logged and replaced by its default."""
+    global config
+    given, values = {}, {}
+    try:
+        given.update(koji.read_config_files([(CONFIG_FILE, True)], raw=True).items('koji_relay'))
+    except Exception as error:
+        LOG.error('reading %s, using all defaults: %s', CONFIG_FILE, first_line(error))
+    for name, (default, pattern, convert) in KEYS.items():
+        text = given.pop(name, default)
+        if not re.fullmatch(pattern, text, re.IGNORECASE):
+            LOG.error('%s: %s cannot be %r, using %r', CONFIG_FILE, name, text, default)
+            text = default
+        values[name] = convert(text)
+    for name in given:
+        LOG.error('%s: ignoring the unknown key %s', CONFIG_FILE, name)
+    config = types.SimpleNamespace(**values)
+
+
+@ignore_error
+@callback(*EVENTS)
+def collect(cbtype, *args, **kwargs):
+    """Keep one event until the hub commits."""
+    config or load_config()
+    wanted = any(fnmatch.fnmatchcase(cbtype, pattern) for pattern in config.callbacks)
+    if not wanted or 'StateChange' in cbtype and kwargs.get('attribute', 'state') != 'state':
+        return
+    if cbtype == 'postBuildStateChange':
+        kwargs['btypes'] = build_types(kwargs.get('info'))  # this dict is ours, its values are not
+    commit = vars(context).setdefault('koji_relay', types.SimpleNamespace(
+        id=str(uuid.uuid4()), count=0, events=[], spent=0.0, failure=None))
+    event = (commit.count, cbtype, to_json(kwargs))
+    commit.count += 1   # a number is used once, even that of an event which is dropped later
+    drop_undone(commit, "set_config('koji_relay.last', '%s:%d', false)" % (commit.id, event[0]))
+    commit.events.append(event)
+
+
+def drop_undone(commit, marker='NULL'):
+    """Leave the marker of a new event, and drop the events whose own marker is gone.
+
+    The hub rolls a failing call of a multicall back to a savepoint, and PostgreSQL rolls settings
+    back too. So koji_relay.last names the last event that counts: those after it are undone. When
+    it has another commit's id, which that one left there, no event so far counts.
+    """
+    connection = raw_connection()
+    if connection is None:
+        return
+    if connection.get_transaction_status() == 3:     # TRANSACTION_STATUS_INERROR
+        if marker == 'NULL':
+            commit.events = []  # what the hub takes for a commit will be a rollback
+        return
+    cursor = connection.cursor()
+    cursor.execute("SELECT current_setting('koji_relay.last', true), " + marker)
+    owner, _, last = (cursor.fetchone()[0] or '').partition(':')
+    last = int(last) if owner == commit.id else -1
+    while commit.events and commit.events[-1][0] > last:
+        commit.events.pop()
+
+
+def raw_connection():
+    """psycopg2's connection. Koji's wrappers log whole statements and mark the call as writing."""
+    wrapper = getattr(context, 'cnx', None)
+    return getattr(wrapper, 'cnx', wrapper)
+
+
+@contextlib.contextmanager
+def savepoint():
+    """Keeps what fails inside from aborting the hub's transaction. Yields a cursor."""
+    cursor = raw_connection().cursor()
+    cursor.execute('SAVEPOINT koji_relay')
+    try:
+        yield cursor
+        cursor.execute('RELEASE SAVEPOINT koji_relay')
+    except Exception:
+        cursor.execute('ROLLBACK TO SAVEPOINT koji_relay')
+        raise
+
+
+def build_types(info):
+    """A build's types, which only the hub's database knows."""
+    try:
+        from kojihub import get_build_type  # at import it could set the hub offline
+        with savepoint():
+            return get_build_type(info)
+    except Exception as error:
+        LOG.warning('looking up the types of a build: %s', first_line(error))
+
+
+def to_json(kwargs):
+    """json.dumps(kwargs), with what JSON cannot hold replaced in the text but not in kwargs."""
+    try:
+        return json.dumps(kwargs, default=replace, allow_nan=False)
+    except Exception:   # too rare to look for beforehand
+        values = {}
+    for key, value in kwargs.items():
+        try:            # NaN and infinities become null, keys that are no strings vanish
+            text = json.dumps(value, default=replace, skipkeys=True)
+            values[key] = json.loads(text, parse_constant=lambda name: None)
+        except Exception:
+            values[key] = replace(value)    # a cycle, for one
+    return json.dumps(values)
+
+
+def replace(value):
+    """What to write for a value that json.dumps does not know: the same as protonmsg."""
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    try:    # Not by koji's @convert_datetime: there a date that cannot be read fails the hub call.
+        text = koji.util.encode_datetime(value)
+    except Exception:
+        text = None
+    if isinstance(text, str):
+        return text
+    LOG.warning('replacing a value that JSON cannot hold: %s', type(value))
+    return {'error': "Can't serialize", 'type': str(type(value))}
+
+
+@ignore_error
+@callback('preCommit')
+def before_commit(cbtype, *args, **kwargs):
+    """Drop what was undone last. With delivery = outbox, make the rest a part of the commit."""
+    commit = getattr(context, 'koji_relay', None)
+    if commit is None:
+        return
+    drop_undone(commit)
+    if commit.events and config.delivery == 'outbox' and not config.test_mode:
+        started = time.monotonic()
+        try:
+            with savepoint() as cursor:
+                cursor.execute(GET_TIMEOUTS)
+                settings = cursor.fetchone()
+                insert(cursor, commit.id, commit.events, config.timeout / 2)
+                cursor.execute(SET_TIMEOUTS, settings)  # RELEASE would leave ours to the hub
+            commit.events = []
+        except Exception as error:
+            commit.failure = first_line(error)
+        commit.spent = time.monotonic() - started
+
+
+@ignore_error
+@callback('postCommit')
+def after_commit(cbtype, *args, **kwargs):
+    """Hand over what is not in the outbox yet; what koji-relay does not take goes there now."""
+    global trouble
+    commit = context.__dict__.pop('koji_relay', None)
+    if commit is None:
+        return
+    if config.test_mode:
+        return LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in commit.events])
+    deadline = time.monotonic() + config.timeout - commit.spent
+    rest, why = post(commit, deadline) if commit.events else ([], trouble[0])
+    lost, failure = store_after_commit(commit, rest, deadline) if rest else ([], commit.failure)
+    if lost:
+        LOG.error('commit %s: %d of %d events lost: %s; koji-relay: %s; outbox: %s', commit.id,
+                  len(lost), len(commit.events), [event[:2] for event in lost[:20]], why, failure)
+    elif trouble != (why, failure):     # an outage concerns every commit but is news only once
+        LOG.warning('commit %s: %d of %d events went by the outbox; koji-relay: %s; outbox: %s',
+                    commit.id, len(rest), len(commit.events), why or 'ok', failure or 'ok')
+    trouble = why, failure
+
+
+def first_line(error):
+    """The further lines of a database error quote the statement, which is not for the log."""
+    return ('%s: %s' % (type(error).__name__, error)).split('\n')[0]
+
+
+def batches(events, limit):
+    """The events in order, in lists of at most `limit` bytes, or of one event that is longer."""
+    batch, size = [], 0
+    for event in events:
+        size += len(event[2]) + 100
+        if batch and size > limit:
+            yield batch
+            batch, size = [], len(event[2]) + 100
+        batch.append(event)
+    yield batch
+
+
+class Breaker:
+    """When half a budget is lost by waiting, nobody waits for BREAKER_PERIOD; then one may try."""
+    lost = until = 0.0
+
+    def left(self, budget):
+        """Seconds that a try may wait now; 0 means not at all."""
+        if time.monotonic() < self.until:
+            return budget - self.lost if self.lost < budget / 2 else 0.0
+        if self.lost >= budget / 2:
+            self.until = time.monotonic() + BREAKER_PERIOD  # keeps others off this try
+        return budget
+
+    def book(self, seconds, budget):
+        """Count what a try took."""
+        if self.lost >= budget / 2 or time.monotonic() >= self.until:
+            self.lost = 0.0
+        if seconds > UNNOTICED:
+            self.lost += seconds
+            self.until = time.monotonic() + BREAKER_PERIOD
+
+
+RELAY, OUTBOX = Breaker(), Breaker()
+
+
+class DeadlineSocket(socket.socket):
+    """A socket whose waiting, all calls together, ends at `deadline`."""
+    def arm(self):
+        left = self.deadline - time.monotonic()
+        if left <= 0:   # also when there is always something to read
+            raise socket.timeout('timed out')
+        self.settimeout(left)
+
+    def recv_into(self, *args):     # what http.client reads with
+        self.arm()
+        return super().recv_into(*args)
+
+
+def post(commit, deadline):
+    """Post a commit, in several requests if it is large. Returns what was not taken, and why."""
+    patience, started = RELAY.left(config.timeout), time.monotonic()
+    if not patience:
+        return commit.events, trouble[0] or 'its answers take too long'
+    work = sum(len(event[2]) for event in commit.events) / OUTBOX_SPEED
+    # The outbox may need time as well: some, and more for more, unless that is more than there is.
+    deadline -= config.timeout / 20 + (work if work < config.timeout / 2 else 0)
+    rest, why = [], None
+    requests = batches(commit.events, config.max_request_bytes)
+    for batch in requests:
+        try:
+            missing, answer = exchange(commit.id, batch, min(deadline, started + patience))
+        except Exception as error:
+            missing, answer = sum(requests, batch), first_line(error)
+        if missing:
+            rest, why = rest + missing, answer
+    cost = time.monotonic() - started - (0 if rest else work)
+    RELAY.book(cost, config.timeout)
+    if cost > UNNOTICED:
+        OUTBOX.book(cost, config.timeout / 2)   # no further wait on top of it
+    return rest, why
+
+
+def exchange(commit_id, batch, deadline):
+    """One request. Returns the events that were not taken, and the answer in short."""
+    body = '{"commit": "%s", "events": [%s]}' % (commit_id, ', '.join(
+        '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch))
+    head = ('POST /v1/commits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
+            'Content-Type: application/json\r\nContent-Length: %d\r\n' % len(body))
+    if config.token_file:
+        with open(config.token_file) as token:
+            head += 'Authorization: Bearer %s\r\n' % token.read().strip()
+    address = ('127.0.0.1', int(config.url.split(':')[2])) if config.url else config.socket
+    with DeadlineSocket(socket.AF_INET if config.url else socket.AF_UNIX) as connection:
+        connection.deadline = deadline
+        connection.arm()
+        connection.connect(address)
+        connection.arm()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall((head + '\r\n' + body).encode())     # an early refusal may say why
+        response = http.client.HTTPResponse(connection, method='POST')
+        response.begin()
+        if response.status == 200:
+            return [], None
+        if response.status == 503:      # it names the events that were not taken, or none
+            named = set(json.loads(response.read(1 << 20).decode()).get('not_taken', ()))
+            batch = [event for event in batch if event[0] in named] or batch
+    return batch, 'it answered %d' % response.status
+
+
+def insert(cursor, commit_id, events, seconds):
+    """Insert events with one statement that takes at most `seconds`, waiting for locks too."""
+    if sum(len(event[2]) for event in events) > seconds * OUTBOX_SPEED:
+        raise ValueError('too large to be stored within %.1f s' % seconds)
+    wait, started = min(seconds, OUTBOX.left(config.timeout / 2)), time.monotonic()
+    cursor.execute(SET_TIMEOUTS, ['%dms' % max(1, 1000 * limit) for limit in (wait, seconds)])
+    try:
+        if not wait:
+            cursor.execute('LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT')
+        cursor.execute('INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
+                       + ', '.join(['(%s, %s, %s, %s)'] * len(events)),
+                       [value for event in events for value in (commit_id,) + event])
+    finally:
+        if wait:
+            OUTBOX.book(time.monotonic() - started, config.timeout / 2)
+    if config.notify:
+        cursor.execute("SELECT pg_notify('koji_relay', '')")
+
+
+def store_after_commit(commit, events, deadline):
+    """Insert events in a transaction of their own. Returns those that are lost, and why."""
+    connection, seconds = raw_connection(), max(deadline - time.monotonic(), UNNOTICED)
+    fitting = next(batches(events, seconds * OUTBOX_SPEED))
+    try:
+        connection.rollback()       # ends what another plugin may have left open
+        insert(connection.cursor(), commit.id, fitting, seconds)
+        connection.commit()
+    except Exception as error:
+        if connection is not None and not connection.closed:
+            connection.rollback()
+        return events, first_line(error)
+    return events[len(fitting):], 'too large to be stored in time' if fitting != events else None

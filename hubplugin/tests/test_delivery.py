@@ -1,0 +1,600 @@
+"""Delivery after the commit: the socket in all its moods, the outbox behind it, and the time it takes."""
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import koji
+import koji.plugin
+import pytest
+from koji.context import context
+
+from conftest import outbox
+from hub import change, dml
+from relay import Relay, reply
+
+GRACE = 0.2     # seconds that a commit may take beyond its timeout
+
+
+def timed(method, *args):
+    started = time.monotonic()
+    method(*args)
+    return time.monotonic() - started
+
+
+def drip(data, pause):
+    """Answers one byte at a time until the plugin hangs up."""
+    def answer(connection, request):
+        stop = threading.Event()
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            stop.wait(pause)
+    return answer
+
+
+def silence(connection, request):
+    connection.recv(1)      # returns when the plugin hangs up
+
+
+def endless(start):
+    def answer(connection, request):
+        connection.sendall(start)
+        while True:
+            connection.sendall(b'x' * 65536)
+    return answer
+
+
+OK = reply(200, {'sent': 1})
+
+
+# ---- what is taken ------------------------------------------------------------------------------
+
+def test_commit_answered_200_goes_nowhere_else(load, hub, database, relay, log):
+    load()
+    hub.request(change('x'))
+    assert [kwargs['what'] for _, _, kwargs in relay.events()] == ['x', 'x']
+    assert outbox(database) == [] and log() == []
+
+
+@pytest.mark.parametrize('answer', [
+    OK,
+    b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{',              # not read any further
+    b'HTTP/1.1 100 Continue\r\n\r\n' + OK,
+    b'HTTP/1.0 200 OK\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\nContent-Le',
+    b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n',
+], ids=['plain', 'cut', 'after continue', 'old', 'torn', 'chunked'])
+def test_200_means_taken(load, hub, database, relay, answer):
+    relay.answer = answer
+    load()
+    hub.request(change('x'))
+    assert outbox(database) == []
+
+
+@pytest.mark.parametrize('status, document', [
+    (400, {'code': 'BAD_REQUEST'}), (401, b''), (404, b'<html>'), (413, {'code': 'TOO_LARGE'}),
+    (500, b'oops'), (502, b''), (503, b''), (503, b'not json'), (503, {'code': 'BUSY'}),
+    (503, {'not_taken': []}), (503, {'not_taken': [77]}), (503, {'not_taken': 1}), (503, [1]),
+    (201, {}), (204, b''), (302, b''),
+])
+def test_any_other_answer_sends_the_commit_by_the_outbox(load, hub, database, relay, log, status, document):
+    relay.answer = reply(status, document)
+    load()
+    hub.request(change('x'))
+    (commit,) = relay.commits()
+    assert [(c, number, name, json.loads(kwargs)) for c, number, name, kwargs in outbox(database)] == [
+        (commit['commit'], event['event'], event['callback'], event['kwargs']) for event in commit['events']]
+    assert len(log()) == 1 and 'went by the outbox' in log()[0]
+
+
+def test_only_the_events_that_a_503_names_go_by_the_outbox(load, hub, database, relay):
+    relay.answer = reply(503, {'code': 'NOT_TAKEN', 'not_taken': [1, 2], 'error': 'x'})
+    load()
+    hub.multicall(change('a'), change('b'))
+    commit = relay.commits()[0]['commit']
+    assert [row[:3] for row in outbox(database)] == [(commit, 1, 'postTag'), (commit, 2, 'preTag')]
+
+
+def test_numbers_survive_dropped_events_on_every_way(load, hub, database, relay):
+    relay.answer = reply(503, {'not_taken': [3]})
+    load()
+    hub.multicall(change('undone', fail=True), change('kept'))
+    assert [event['event'] for event in relay.commits()[0]['events']] == [2, 3]
+    assert [row[1] for row in outbox(database)] == [3]
+
+
+def test_large_commit_is_posted_in_parts_and_each_event_once(load, hub, database, relay):
+    load(max_request_bytes=100000)
+    sizes = [10, 70000, 40000, 40000, 10, 250000, 10, 99000]
+
+    def method():
+        for size in sizes:
+            koji.plugin.run_callbacks('postTag', text='x' * size)
+        dml('SELECT 1')
+    hub.request(method)
+    parts = [[event['event'] for event in commit['events']] for commit in relay.commits()]
+    assert parts == [[0, 1], [2, 3, 4], [5], [6], [7]] or parts == [[0, 1], [2, 3, 4], [5], [6, 7]]
+    assert len({commit['commit'] for commit in relay.commits()}) == 1
+    assert all(len(request.text) < 100000 for request in relay.requests if request.data['events'][0]['event'] != 5)
+
+
+def test_parts_that_are_refused_go_by_the_outbox_and_the_others_do_not(load, hub, database, relay):
+    def answer(connection, request):
+        connection.sendall(reply(413, {}) if '"event": 1,' in request.text else OK)
+    relay.answer = answer
+    load(max_request_bytes=1000)
+
+    def method():
+        for number in range(4):
+            koji.plugin.run_callbacks('postTag', text='x' * 900)
+        dml('SELECT 1')
+    hub.request(method)
+    assert relay.connections == 4
+    assert [row[1] for row in outbox(database)] == [1]
+
+
+def test_parts_after_one_without_an_answer_are_not_tried(load, hub, database, relay):
+    def answer(connection, request):
+        if '"event": 0,' in request.text:
+            connection.sendall(OK)
+    relay.answer = answer
+    load(max_request_bytes=1000)
+
+    def method():
+        for number in range(5):
+            koji.plugin.run_callbacks('postTag', text='x' * 900)
+        dml('SELECT 1')
+    hub.request(method)
+    assert relay.connections == 2
+    assert [row[1] for row in outbox(database)] == [1, 2, 3, 4]
+
+
+def test_loopback_port_with_a_token(load, hub, database, directory):
+    with open(directory + '/token', 'w') as token:
+        token.write('s3cret\n')
+    with Relay() as relay:
+        load(url='http://127.0.0.1:%d' % relay.port, token_file=directory + '/token')
+        hub.request(change('x'))
+        assert 'authorization: bearer s3cret\r\n' in relay.requests[0].head.decode().lower() + '\r\n'
+        os.unlink(directory + '/token')
+        hub.request(change('y'))
+        assert relay.connections == 1
+    assert [json.loads(row[3])['what'] for row in outbox(database)] == ['y', 'y']
+
+
+def test_test_mode_only_logs(load, hub, database, relay, log):
+    for delivery in ('direct', 'outbox'):
+        load(test_mode='on', delivery=delivery)
+        hub.request(change('secret'))
+    assert relay.connections == 0 and outbox(database) == []
+    assert sum('test mode' in line for line in log(0)) >= 2 and 'secret' not in ''.join(log(0))
+
+
+# ---- time ---------------------------------------------------------------------------------------
+
+FAULTS = {
+    'silent': silence,
+    'one byte a second': drip(OK, 1.0),
+    'a byte now and then': drip(OK * 100, 0.02),
+    'endless headers': endless(b'HTTP/1.1 200 OK\r\nX: '),
+    'endless body': endless(b'HTTP/1.1 500 Oops\r\n\r\n'),
+    'endless continue': lambda c, r: [c.sendall(b'HTTP/1.1 100 Continue\r\n\r\n') for _ in range(10 ** 9)],
+    'garbage': b'\x00\xff\x16\x03garbage\n\n\n',
+    'ssh': b'SSH-2.0-OpenSSH_9.2\r\n',
+    'nothing': b'',
+    'half a status line': b'HTTP/1.1 20',
+    'no number': b'HTTP/1.1 OK 200\r\n\r\n',
+    'cut answer': b'HTTP/1.1 503 No\r\nContent-Length: 500\r\n\r\n{"not_taken": [0',
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('fault', FAULTS)
+def test_broken_answer_costs_at_most_the_timeout_and_loses_nothing(load, hub, database, relay, log, fault):
+    relay.answer = FAULTS[fault]
+    load(timeout='0.6')
+    assert timed(hub.request, change('x')) < 0.6 + GRACE
+    assert hub.committed
+    assert [row[1] for row in outbox(database)] == [0, 1]
+    assert len(log()) == 1
+
+
+@pytest.mark.timing
+def test_no_socket_costs_nothing(load, hub, database, log):
+    load()
+    hub.request(change('warm'))
+    assert timed(hub.request, change('x')) < 0.1
+    assert len(outbox(database)) == 4
+    assert len(log()) == 1 and 'FileNotFoundError' in log()[0]
+
+
+@pytest.mark.timing
+def test_socket_without_a_listener_costs_nothing(load, hub, database, directory, log):
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(directory + '/hub.sock')
+    dead.close()
+    load()
+    assert timed(hub.request, change('x')) < 0.3
+    assert len(outbox(database)) == 2 and 'ConnectionRefusedError' in log()[0]
+
+
+@pytest.mark.timing
+def test_full_backlog_costs_nothing(load, hub, database, directory, log):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(directory + '/hub.sock')
+        listener.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(8)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(directory + '/hub.sock')
+        load()
+        assert timed(hub.request, change('x')) < 0.3
+        for client in waiting:
+            client.close()
+    assert len(outbox(database)) == 2 and 'BlockingIOError' in log()[0]
+
+
+@pytest.mark.timing
+def test_full_backlog_of_a_port_costs_at_most_the_timeout(load, hub, database):
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        load(url='http://127.0.0.1:%d' % listener.getsockname()[1], timeout='0.5')
+        assert timed(hub.request, change('x')) < 0.5 + GRACE
+        for client in waiting:
+            client.close()
+    assert len(outbox(database)) == 2
+
+
+@pytest.fixture
+def frozen_relay(directory):
+    """A real process that listens, accepts and answers, until it is stopped by a signal."""
+    code = ('import socket, sys\nl = socket.socket(socket.AF_UNIX); l.bind(sys.argv[1]); l.listen(16)\n'
+            'print("up", flush=True)\nwhile True:\n c, _ = l.accept()\n try:\n  c.recv(1 << 20)\n'
+            '  c.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n'
+            ' except OSError: pass\n c.close()\n')
+    process = subprocess.Popen([sys.executable, '-c', code, directory + '/hub.sock'], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.timing
+def test_frozen_relay_costs_one_timeout_per_breaker_period(load, hub, database, frozen_relay, log):
+    plugin = load(timeout='0.8')
+    hub.request(change('taken'))
+    assert outbox(database) == []
+    frozen_relay.send_signal(signal.SIGSTOP)
+    assert 0.6 < timed(hub.request, change('x')) < 0.8 + GRACE
+    assert sum(timed(hub.request, change('x')) for _ in range(20)) < 0.4
+    assert len(outbox(database)) == 42
+    plugin.RELAY.until = plugin.OUTBOX.until = time.monotonic()     # the period passes
+    assert 0.6 < timed(hub.request, change('x')) < 0.8 + GRACE      # one probe
+    assert timed(hub.request, change('x')) < 0.2
+    plugin.RELAY.until = plugin.OUTBOX.until = time.monotonic()
+    frozen_relay.send_signal(signal.SIGCONT)
+    hub.request(change('taken'))
+    hub.request(change('taken'))
+    assert len(outbox(database)) == 46
+    assert ['TimeoutError' in line or 'timed out' in line for line in log()] == [True, False]
+
+
+@pytest.mark.timing
+def test_frozen_relay_and_locked_table_cost_one_timeout_together(load, hub, database, frozen_relay, log):
+    load(timeout='1')
+    frozen_relay.send_signal(signal.SIGSTOP)
+    locker = lock(database)
+    hub.request(lambda: None)
+    assert timed(hub.request, change('x')) < 1 + GRACE
+    assert hub.committed
+    assert len(log()) == 1
+    assert log()[0].startswith('ERROR commit ') and "2 of 2 events lost: [(0, 'preTag'), (1, 'postTag')]" in log()[0]
+    assert 'timed out' in log()[0] and 'LockNotAvailable' in log()[0]
+    durations = [timed(hub.request, change('x')) for _ in range(50)]
+    assert statistics.median(durations) < 0.02 and sum(durations) < 1
+    unlock(locker)
+    hub.request(change('x'))
+    assert len(outbox(database)) == 2
+
+
+@pytest.mark.timing
+def test_thousand_commits_after_a_timeout_take_less_than_a_millisecond_each(load, bare_hub, relay):
+    relay.answer = silence
+    load(timeout='0.3')
+    assert timed(bare_hub.request, change('x')) > 0.2
+    durations = sorted(timed(bare_hub.request, change('x')) for _ in range(1000))
+    assert durations[900] < 0.001, durations[900:]
+    assert relay.connections == 1
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('obstacle', ['locked', 'missing', 'not permitted'])
+def test_thousand_commits_stay_quick_when_the_outbox_cannot_help_either(load, hub, database, relay, obstacle):
+    relay.answer = silence
+    plugin = load(timeout='0.3')
+    locker = obstruct(database, obstacle)
+    hub.request(change('x'))
+    spent = []
+    after = plugin.after_commit
+    functions = koji.plugin.callbacks['postCommit']
+    functions[functions.index(after)] = lambda *args: spent.append(timed(after, *args))
+    for _ in range(1000):
+        hub.request(change('x'))
+    spent.sort()
+    assert len(spent) == 1000 and spent[500] < 0.001 and spent[980] < 0.01
+    if locker:
+        unlock(locker)
+
+
+@pytest.mark.timing
+def test_slow_but_steady_relay_costs_at_most_the_timeout_per_period(load, hub, database, relay):
+    """It answers just in time, every time. Waiting for that again and again is no better than a timeout."""
+    def answer(connection, request):
+        threading.Event().wait(0.25)
+        connection.sendall(OK)
+    relay.answer = answer
+    load(timeout='1')
+    assert sum(timed(hub.request, change('x')) for _ in range(20)) < 1 + GRACE
+    assert 2 <= relay.connections <= 4
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('answer', [OK, silence], ids=['taken', 'silent'])
+@pytest.mark.parametrize('parts', [1, 200])
+def test_commit_of_200_megabytes_keeps_the_time(load, hub, database, relay, answer, parts, log):
+    relay.answer = answer
+    plugin = load()
+    hub.request(change('warm'))
+    plugin.RELAY.__init__()
+    relay.requests.clear()
+    data = 'x' * (200000000 // parts)
+    started = []
+
+    def method():
+        for _ in range(parts):
+            koji.plugin.run_callbacks('postTag', data=data)
+        dml('SELECT 1')
+    hub.between = lambda: started.append(time.monotonic())
+    hub.request(method)
+    assert time.monotonic() - started[0] < 2 + GRACE
+    assert hub.committed
+    if answer is silence:
+        assert log()[-1].startswith('ERROR') and 'lost' in log()[-1]
+    elif parts > 1:     # (one event of this size is more than the relay takes, or the time)
+        assert sum(len(request.text) for request in relay.requests) > 200000000
+
+
+@pytest.mark.timing
+def test_of_a_commit_that_is_too_large_to_save_as_much_as_possible_is_saved(load, hub, database, log):
+    load(timeout='0.5')
+
+    def method():
+        for _ in range(40):
+            koji.plugin.run_callbacks('postTag', data='x' * 1000000)
+        dml('SELECT 1')
+    hub.request(method)
+    assert [row[1] for row in outbox(database)] == list(range(len(outbox(database))))
+    assert 4 <= len(outbox(database)) <= 10
+    assert 'of 40 events lost' in log()[-1] and 'too large' in log()[-1]
+
+
+# ---- the outbox ---------------------------------------------------------------------------------
+
+def lock(database):
+    """Somebody holds the table, as VACUUM FULL or ALTER TABLE would."""
+    import psycopg2
+    locker = psycopg2.connect(database.admin.dsn)
+    locker.cursor().execute('LOCK TABLE koji_relay.outbox IN ACCESS EXCLUSIVE MODE')
+    return locker
+
+
+def unlock(locker):
+    locker.rollback()
+    locker.close()
+
+
+def obstruct(database, obstacle):
+    if obstacle == 'locked':
+        return lock(database)
+    if obstacle == 'missing':
+        database.sql('DROP TABLE koji_relay.outbox')
+    if obstacle == 'not permitted':
+        database.sql('REVOKE ALL ON koji_relay.outbox FROM ' + database.role)
+    return None
+
+
+SETTINGS = "SELECT name, setting FROM pg_settings WHERE name !~ '^transaction_' ORDER BY name"
+
+
+def settings():
+    cursor = context.cnx.cnx.cursor()
+    cursor.execute(SETTINGS)
+    return cursor.fetchall()
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('obstacle', [None, 'locked', 'missing', 'not permitted'])
+@pytest.mark.parametrize('delivery', ['direct', 'outbox'])
+@pytest.mark.parametrize('with_relay', [True, False])
+def test_obstacle_neither_breaks_nor_delays_the_hub_and_no_setting_stays_changed(
+        load, hub, database, directory, log, obstacle, delivery, with_relay):
+    relay = Relay(directory + '/hub.sock').__enter__() if with_relay else None
+    load(timeout='0.6', delivery=delivery)
+    locker = obstruct(database, obstacle)
+    seen = {}
+
+    def look(cbtype):
+        seen[cbtype] = settings()
+        if cbtype == 'preCommit':
+            assert context.cnx.cnx.get_transaction_status() == 2   # still in the hub's transaction
+    for name in ('preCommit', 'postCommit'):
+        koji.plugin.register_callback(name, look)   # runs after the plugin's own
+
+    def method():
+        dml("SET LOCAL statement_timeout = '77s'")
+        dml("SET lock_timeout = '66s'")
+        change('x')()
+        seen['before'] = settings()
+    took = timed(hub.request, method)
+    assert hub.committed and took < 0.6 + GRACE
+    assert seen['preCommit'] == seen['before']
+    assert dict(seen['postCommit'])['lock_timeout'] == '66000'
+    assert dict(seen['postCommit'])['statement_timeout'] == '0'
+    assert database.sql('SELECT what FROM work') == [('x',)]
+    stored = [] if obstacle else outbox(database)
+    if relay:
+        by_socket = obstacle or delivery == 'direct'
+        assert [number for number, _, _ in relay.events()] == ([0, 1] if by_socket else [])
+        assert len(stored) == (0 if by_socket else 2)
+        relay.stop()
+    elif not obstacle:
+        assert len(stored) == 2
+    else:
+        assert log()[-1].startswith('ERROR') and '2 of 2 events lost' in log()[-1]
+        assert 'postTag' in log()[-1] and len(log()) == 1
+    if locker:
+        unlock(locker)
+    if obstacle != 'missing':
+        dml_after(hub, database)
+
+
+def dml_after(hub, database):
+    """The worker's connection is as good as before."""
+    hub.request(change('after'))
+    assert database.sql("SELECT count(*) FROM work WHERE what = 'after'") == [(1,)]
+
+
+def test_outbox_delivery_is_part_of_the_hubs_transaction(load, hub, database, relay):
+    load(delivery='outbox')
+    inside = []
+    koji.plugin.register_callback('preCommit', lambda cbtype: inside.append(len(outbox(database))))
+    hub.request(change('x'))
+    rows = database.sql("SELECT o.xmin = w.xmin FROM koji_relay.outbox o, work w")
+    assert inside == [0]            # nobody sees it before the commit
+    assert len(rows) == 2           # (the savepoint gives the rows a subtransaction's id)
+    assert relay.connections == 0
+
+
+@pytest.mark.parametrize('delivery', ['direct', 'outbox'])
+@pytest.mark.parametrize('notify', ['on', 'off'])
+def test_notify_wakes_the_reader_after_the_commit(load, hub, database, delivery, notify):
+    import psycopg2
+    listener = psycopg2.connect(database.admin.dsn)
+    listener.autocommit = True
+    listener.cursor().execute('LISTEN koji_relay')
+    load(delivery=delivery, notify=notify)
+    hub.multicall(change('x'), change('undone', fail=True))
+    assert len(outbox(database)) == 2
+    listener.cursor().execute('SELECT 1')
+    listener.poll()
+    assert [n.channel for n in listener.notifies] == (['koji_relay'] if notify == 'on' else [])
+    listener.close()
+
+
+@pytest.mark.timing
+def test_locked_table_does_not_make_outbox_delivery_wait_twice(load, hub, database, relay, log):
+    load(delivery='outbox', timeout='0.8')
+    locker = lock(database)
+    assert 0.3 < timed(hub.request, change('x')) < 0.8
+    assert sum(timed(hub.request, change('x')) for _ in range(10)) < 0.3
+    assert len(relay.commits()) == 11 and len(log()) == 2      # waited for, not waited for
+    unlock(locker)
+    hub.request(change('x'))        # not waiting does not mean not trying
+    assert len(outbox(database)) == 2
+
+
+@pytest.mark.timing
+def test_short_lock_is_waited_for(load, hub, database):
+    load()
+    locker = lock(database)
+    release = threading.Timer(0.2, unlock, [locker])
+    release.start()
+    hub.request(change('x'))
+    release.join()
+    assert len(outbox(database)) == 2
+
+
+@pytest.mark.parametrize('left_by_another_plugin', [
+    'SELECT 1', 'INSERT INTO work (what) VALUES (\'never committed\')', 'SELECT 1 / 0', 'COMMIT', 'BEGIN'])
+def test_transaction_that_another_plugin_left_after_the_commit_does_not_matter(
+        load, hub, database, left_by_another_plugin):
+    def leave(cbtype):
+        try:
+            context.cnx.cnx.cursor().execute(left_by_another_plugin)
+        except Exception:
+            pass
+    koji.plugin.register_callback('postCommit', leave)
+    load()
+    hub.request(change('x'))
+    assert len(outbox(database)) == 2
+    assert database.sql('SELECT what FROM work') == [('x',)]
+    dml_after(hub, database)
+
+
+def test_fallback_does_not_mark_the_request_as_writing_and_leaves_no_transaction(load, hub, database):
+    load()
+    seen = []
+
+    def look(cbtype):
+        seen.append((context.commit_pending, context.cnx.cnx.get_transaction_status()))
+        context.commit_pending = False
+    koji.plugin.register_callback('preCommit', look)
+    koji.plugin.register_callback('postCommit', look)
+    load_order = koji.plugin.callbacks['postCommit']
+    assert load_order[-1] is look
+    hub.request(change('x'))
+    assert seen == [(True, 2), (False, 0)]
+
+
+def test_lost_database_connection_costs_no_exception(load, hub, database, log):
+    load()
+    hub.between = lambda: database.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hub'")
+    hub.request(change('x'))
+    assert hub.committed
+    assert len(log()) == 1 and log()[0].startswith('ERROR') and '2 of 2 events lost' in log()[0]
+
+
+def test_hub_without_a_database_connection_still_posts(load, bare_hub, relay, log):
+    load(delivery='outbox')
+    bare_hub.request(change('x'))
+    assert len(relay.events()) == 2 and hasattr(relay, 'path')
+    relay.stop()
+    bare_hub.request(change('y'))
+    assert log()[-1].startswith('ERROR') and '2 of 2 events lost' in log()[-1]
+
+
+# ---- the log ------------------------------------------------------------------------------------
+
+def test_outage_is_news_once_and_so_is_its_end(load, hub, database, directory, log):
+    load()
+    for _ in range(5):
+        hub.request(change('x'))
+    with Relay(directory + '/hub.sock'):
+        for _ in range(5):
+            hub.request(change('x'))
+    for _ in range(5):
+        hub.request(change('x'))
+    assert [line.split('koji-relay: ')[1][:17] for line in log()] == [
+        'FileNotFoundError', 'ok; outbox: ok', 'FileNotFoundError']
+
+
+def test_no_log_line_quotes_a_body(load, hub, database, log, relay):
+    relay.answer = reply(500, b'')
+    database.sql('ALTER TABLE koji_relay.outbox ADD later_version integer NOT NULL')
+    for delivery in ('direct', 'outbox'):
+        load(delivery=delivery)
+        hub.request(change('secret', more={1j}, nan=float('nan')))
+    assert 'NotNullViolation' in log()[-1] and 'secret' not in '\n'.join(log(0))
