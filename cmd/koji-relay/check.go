@@ -13,7 +13,7 @@ import (
 )
 
 func checkCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, connecting bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Show the effective configuration, or everything wrong with it",
@@ -22,20 +22,29 @@ key with its value and where that comes from: a line of the file, or the default
 Users and passwords are masked. What is wrong, and what has no effect, is printed
 on standard error, one line each: file, line, key, value, and what to do.
 
+With --connect also connect to every broker and to the database, as serve would:
+TCP, TLS, login, product, address, link and credit; role, grants and schema. No
+message is sent. One that cannot be used is a problem.
+
 Keys marked "(not yet)" are read and checked, but nothing acts on them so far.
 
 Exit codes: 0 nothing to complain about; 1 problems or warnings; 2 no readable
 configuration.`,
 		Example: `  koji-relay check
+  koji-relay check --connect
   koji-relay check --config ./protonmsg.conf --json`,
 		Args: cobra.NoArgs,
 	}
 	path := addConfigFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with file, settings, warnings and problems")
+	cmd.Flags().BoolVar(&connecting, "connect", false, "connect to the brokers and the database as well")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		report, err := checkConfig(*path)
 		if err != nil {
 			return err
+		}
+		if cfg, err := loadVerifiedConfig(*path); connecting && err == nil {
+			report.Connections = connect(cmd.Context(), cfg)
 		}
 		if asJSON {
 			encoder := json.NewEncoder(cmd.OutOrStdout())
@@ -63,6 +72,8 @@ type checkReport struct {
 	Settings []config.Setting `json:"settings"`
 	Warnings []config.Problem `json:"warnings"`
 	Problems []config.Problem `json:"problems"`
+
+	Connections *connections `json:"connections,omitempty"` // with --connect, of a configuration without problems
 }
 
 // checkConfig loads the configuration by the way that serve takes. Its error says that there is none.
@@ -85,12 +96,17 @@ func checkConfig(path string) (*checkReport, error) {
 	return report, nil
 }
 
-func (r *checkReport) clean() bool { return len(r.Warnings) == 0 && len(r.Problems) == 0 }
+func (r *checkReport) clean() bool {
+	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.usable())
+}
 
 func (r *checkReport) print(stdout, stderr io.Writer) error {
 	var out, complaints strings.Builder
 	if len(r.Settings) > 0 {
 		r.printSettings(&out)
+	}
+	if r.Connections != nil {
+		r.Connections.print(&out)
 	}
 	if r.clean() {
 		out.WriteString("\nNothing to complain about.\n")

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -259,7 +258,7 @@ func selectionCommand(box admin.Box, name, short, verb string,
 			if which.All {
 				what = "all"
 			}
-			if err := confirm(cmd, fmt.Sprintf("%s %s of %s for good?", verb, what, boxText(box))); err != nil {
+			if err := askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb, what, boxText(box))); err != nil {
 				return err
 			}
 		}
@@ -287,29 +286,6 @@ func boxText(box admin.Box) string {
 		return "the dead letters"
 	}
 	return "the queue"
-}
-
-// confirm asks on the terminal. Without one it refuses, so that a script has to say --yes.
-func confirm(cmd *cobra.Command, question string) error {
-	if !isTerminalInput(cmd.InOrStdin()) {
-		return usageError{errors.New("this deletes; say --yes where nobody can be asked")}
-	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
-	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	switch strings.ToLower(strings.TrimSpace(answer)) {
-	case "y", "yes":
-		return nil
-	}
-	return errors.New("nothing was done")
-}
-
-func isTerminalInput(r io.Reader) bool {
-	f, ok := r.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
 }
 
 func exportCommand() *cobra.Command {

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"koji-relay/config"
+	"koji-relay/internal/daemon"
+	"koji-relay/queue"
+	"koji-relay/relay"
+)
+
+// connections is what check --connect found behind the configuration.
+type connections struct {
+	Brokers  []brokerReport  `json:"brokers"`
+	Database *databaseReport `json:"database,omitempty"` // absent without one
+}
+
+type brokerReport struct {
+	URL       string            `json:"url"` // masked
+	Usable    bool              `json:"usable"`
+	Error     string            `json:"error,omitempty"`
+	Stage     string            `json:"stage,omitempty"` // of Error
+	Remote    string            `json:"remote,omitempty"`
+	TLS       *relay.TLSReport  `json:"tls,omitempty"`
+	Client    *relay.CertReport `json:"client_certificate,omitempty"`
+	Offered   []string          `json:"sasl_offered,omitempty"`
+	Login     string            `json:"sasl,omitempty"`
+	Product   string            `json:"product,omitempty"`
+	Version   string            `json:"version,omitempty"`
+	Dialect   string            `json:"dialect,omitempty"`
+	Target    string            `json:"target,omitempty"`
+	MaxSize   uint64            `json:"max_message_size,omitempty"`
+	Credit    bool              `json:"credit"`
+	RoundTrip string            `json:"round_trip,omitempty"`
+	Warnings  []string          `json:"warnings,omitempty"`
+}
+
+type databaseReport struct {
+	Database string   `json:"database"`
+	Usable   bool     `json:"usable"`
+	Error    string   `json:"error,omitempty"`
+	Server   string   `json:"server_version,omitempty"`
+	Role     string   `json:"role,omitempty"`
+	Missing  []string `json:"missing_grants,omitempty"`
+	Pooler   string   `json:"pooler,omitempty"`
+	Schema   int      `json:"schema_version"`
+	Remedy   string   `json:"remedy,omitempty"`
+}
+
+// connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their sum.
+func connect(ctx context.Context, cfg *config.Config) *connections {
+	found := &connections{Brokers: make([]brokerReport, len(cfg.Broker.URLs))}
+	opts := daemon.RelayOptions(cfg, slog.New(slog.DiscardHandler))
+	var wg sync.WaitGroup
+	for i, u := range cfg.Broker.URLs {
+		wg.Go(func() { found.Brokers[i] = newBrokerReport(u.String(), relay.Probe(ctx, opts, i)) })
+	}
+	if cfg.Queue.Enabled && cfg.Queue.Store == config.StorePostgres {
+		wg.Go(func() { found.Database = probeDatabase(ctx, cfg) })
+	}
+	wg.Wait()
+	return found
+}
+
+func newBrokerReport(url string, r relay.Report) brokerReport {
+	b := brokerReport{
+		URL: url, Usable: r.Err == nil && r.Credit, Stage: r.Stage, Remote: r.Remote, TLS: r.TLS, Client: r.Client,
+		Offered: r.Offered, Login: r.Login, Product: r.Product, Version: r.Version, Dialect: r.Dialect, Target: r.Target,
+		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
+	}
+	if r.Err != nil {
+		b.Error = r.Err.Error()
+	}
+	if r.RoundTrip > 0 {
+		b.RoundTrip = r.RoundTrip.Round(10 * time.Microsecond).String()
+	}
+	return b
+}
+
+func probeDatabase(ctx context.Context, cfg *config.Config) *databaseReport {
+	conn, err := cfg.DatabaseConn()
+	if err != nil {
+		return &databaseReport{Error: err.Error()}
+	}
+	r, err := queue.Probe(ctx, conn.Reveal())
+	d := &databaseReport{
+		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler, Schema: r.Version,
+	}
+	if err != nil {
+		d.Error = err.Error()
+		return d
+	}
+	d.Remedy = r.Remedy()
+	d.Usable = d.Remedy == ""
+	return d
+}
+
+// usable reports whether serve could do all of its work.
+func (c *connections) usable() bool {
+	for _, b := range c.Brokers {
+		if !b.Usable {
+			return false
+		}
+	}
+	return c.Database == nil || c.Database.Usable
+}
+
+func (c *connections) print(out io.Writer) {
+	for i := range c.Brokers {
+		c.Brokers[i].print(out)
+	}
+	if c.Database != nil {
+		c.Database.print(out)
+	}
+}
+
+// row prints one fact, if there is one.
+func row(out io.Writer, name, value string) {
+	if value != "" {
+		fmt.Fprintf(out, "  %-18s  %s\n", name, value)
+	}
+}
+
+func (b *brokerReport) print(out io.Writer) {
+	verdict := "usable"
+	if !b.Usable {
+		verdict = "NOT USABLE"
+	}
+	fmt.Fprintf(out, "\nbroker %s: %s\n", b.URL, verdict)
+	row(out, "TCP", b.Remote)
+	if b.TLS != nil {
+		row(out, "TLS", b.TLS.Version+", "+b.TLS.Cipher)
+		row(out, "certificate", certificateText(b.TLS.Server))
+	}
+	if b.Client != nil {
+		row(out, "client certificate", certificateText(*b.Client))
+	}
+	if b.Login != "" {
+		row(out, "SASL", fmt.Sprintf("%s (offered: %s)", b.Login, strings.Join(b.Offered, " ")))
+	}
+	row(out, "product", strings.TrimSpace(b.Product+" "+b.Version))
+	if b.Dialect != "" {
+		row(out, "dialect", b.Dialect+", for example "+b.Target)
+	}
+	if b.RoundTrip != "" {
+		credit := "with credit"
+		if !b.Credit {
+			credit = "WITHOUT credit"
+		}
+		size := "no limit"
+		if b.MaxSize > 0 {
+			size = bytesText(int64(min(b.MaxSize, 1<<62)))
+		}
+		row(out, "link", credit)
+		row(out, "largest message", size)
+		row(out, "round trip", b.RoundTrip)
+	}
+	for _, w := range b.Warnings {
+		row(out, "warning", w)
+	}
+	if b.Error != "" {
+		row(out, "problem", b.Error)
+	}
+}
+
+func certificateText(c relay.CertReport) string {
+	text := c.Subject
+	if len(c.Names) > 0 {
+		text += " for " + strings.Join(c.Names, " ")
+	}
+	return fmt.Sprintf("%s, issued by %s, until %s", text, c.Issuer, c.Expires.Format(time.DateOnly))
+}
+
+func (d *databaseReport) print(out io.Writer) {
+	verdict := "usable"
+	if !d.Usable {
+		verdict = "NOT USABLE"
+	}
+	fmt.Fprintf(out, "\ndatabase %s: %s\n", d.Database, verdict)
+	if d.Server != "" {
+		row(out, "PostgreSQL", d.Server)
+	}
+	row(out, "role", d.Role)
+	row(out, "missing grants", strings.Join(d.Missing, ", "))
+	if d.Pooler != "" {
+		row(out, "pooler", "in "+d.Pooler+" mode")
+	}
+	if d.Schema > 0 {
+		row(out, "schema koji_relay", fmt.Sprintf("version %d", d.Schema))
+	}
+	row(out, "remedy", d.Remedy)
+	row(out, "problem", d.Error)
+}
