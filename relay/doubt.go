@@ -103,7 +103,7 @@ func (s *doubts) resolve(d *delivery, a attempt) {
 	}
 	if len(s.order) >= maxRemembered {
 		delete(s.remembered, s.order[0])
-		s.order = append([]string(nil), s.order[1:]...)
+		s.order = s.order[1:]
 	}
 	s.remembered[d.msg.ID] = a.broker
 	s.order = append(s.order, d.msg.ID)

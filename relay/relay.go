@@ -81,8 +81,9 @@ type Options struct {
 // Observer is told what happens, for metrics. Any field may be nil. The functions are called synchronously from
 // sending goroutines: they must not block.
 type Observer struct {
-	// Settled is called once for each message of each attempt on a broker, with the time since it was
-	// handed to that broker's link.
+	// Settled is called once for each message that was given to a broker, when it has answered or its answer will
+	// not come, with the time since Send put it into the queue for its address. The outcome is that broker's; what
+	// becomes of the message may be decided by another.
 	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)

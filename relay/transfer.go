@@ -1,0 +1,179 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/message"
+)
+
+// unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has ended
+// for that. It is the one way to ask.
+var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
+
+// alive reports whether s can still send. A link that ended while it was idle must not make a suspect of the next
+// message, which the broker never saw.
+func (l *link) alive(s *sender) bool {
+	l.mu.Lock()
+	busy := s.unsettled > 0 // those would tell
+	l.mu.Unlock()
+	if busy {
+		return true
+	}
+	_, err := s.amqp.SendWithReceipt(context.Background(), unsendable, nil)
+	var (
+		linkErr    *amqp.LinkError
+		sessionErr *amqp.SessionError
+		connErr    *amqp.ConnError
+	)
+	switch {
+	case errors.As(err, &sessionErr):
+		l.c.sessionEnded(s.session, err)
+	case errors.As(err, &linkErr), errors.As(err, &connErr):
+	default:
+		return true
+	}
+	l.ended(s)
+	return false
+}
+
+// transfer gives d to the driver. The context never ends: a cancelled send would leave half a message on the
+// link (facts: go-amqp issue 309); the connection's end or the link's reset is what ends it.
+func (l *link) transfer(s *sender, d *delivery) {
+	receipt, err := s.amqp.SendWithReceipt(context.Background(), d.wire, nil)
+	d.wire = nil // sent or not, it is not sent again from here
+	if err != nil {
+		l.failed(s, d, err)
+		return
+	}
+	if d.size >= bigMessage {
+		l.retireSender(s)
+	}
+	l.c.wg.Go(func() {
+		state, err := receipt.Wait(context.Background())
+		// When the answer and the end of the link are both there, Wait picks at random; an answer is worth
+		// asking again for.
+		for again := 0; err != nil && again < 8; again++ {
+			state, err = receipt.Wait(context.Background())
+		}
+		if err != nil {
+			l.failed(s, d, err)
+			return
+		}
+		l.settle(s, d, judgeDisposition(state, l.c.peer), true)
+	})
+}
+
+// failed ends d, which was given to the driver, after an error at any level. Whether the broker has it is not
+// known, unless the driver found it too large.
+func (l *link) failed(s *sender, d *delivery, err error) {
+	var (
+		local      *amqp.Error
+		linkErr    *amqp.LinkError
+		sessionErr *amqp.SessionError
+		connErr    *amqp.ConnError
+	)
+	a := attempt{verdict: lost, state: message.Unknown, alone: refused}
+	switch {
+	case errors.As(err, &connErr):
+		a.reason = "connection lost before the broker answered: " + failureText(err)
+		if l.c.blameless() {
+			a.verdict, a.reason = silent, noAnswer
+		}
+		if errors.As(err, &local) && local.Condition == amqp.ErrCondConnectionForced {
+			a.alone = lost // an administrator's doing
+		}
+	case errors.As(err, &sessionErr):
+		if sessionErr.RemoteErr != nil {
+			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.peer)
+		}
+		l.c.sessionEnded(s.session, err)
+		l.ended(s)
+		a.reason = "session ended before the broker answered: " + failureText(err)
+	case errors.As(err, &linkErr):
+		a = l.linkFailed(s, linkErr)
+	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
+		a = attempt{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
+			"larger than the %d bytes that the broker takes", s.amqp.MaxMessageSize())}
+	default:
+		a = attempt{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
+	}
+	l.settle(s, d, a, false)
+}
+
+// linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was about.
+func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
+	alone, forsaken := l.ended(s)
+	if forsaken {
+		return attempt{verdict: stuck, state: message.Unknown, reason: fmt.Sprintf(
+			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
+	}
+	a := attempt{verdict: lost, state: message.Unknown, alone: refused,
+		reason: "link ended before the broker answered: " + failureText(err)}
+	if err.RemoteErr != nil {
+		a.alone = judge(message.Rejected, err.RemoteErr.Condition, l.c.peer)
+		if alone {
+			a.verdict = a.alone
+		}
+	}
+	l.c.hooks.notice(l.address, "link ended", "link ended: "+failureText(err))
+	return a
+}
+
+// ended makes the next message attach anew.
+func (l *link) ended(s *sender) (alone, forsaken bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !s.dead {
+		s.dead, s.alone = true, s.unsettled == 1
+	}
+	if l.sender == s {
+		l.sender = nil
+	}
+	return s.alone, s.forsaken
+}
+
+// retireSender makes the next message attach anew and s close when nothing on it is unsettled any more.
+func (l *link) retireSender(s *sender) {
+	l.mu.Lock()
+	s.retired = true
+	if l.sender == s {
+		l.sender = nil
+	}
+	l.mu.Unlock()
+}
+
+// settle ends a delivery that was given to the driver. answered tells whether the broker did it.
+func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
+	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
+		a.verdict = dropped
+	}
+	l.mu.Lock()
+	delete(l.unsettled, d)
+	s.unsettled--
+	closing := s.retired && s.unsettled == 0
+	recovered := answered && l.stalledAt != 0
+	if answered {
+		l.settledAt, l.stalledAt = l.c.now(), 0
+		l.settledTo = max(l.settledTo, d.takenAt)
+	}
+	l.mu.Unlock()
+	l.c.unsettled.Add(-1)
+	<-l.slots
+	if answered {
+		l.c.progress()
+	}
+	switch {
+	case recovered || a.verdict == accepted:
+		l.c.hooks.notice(l.address, "", "")
+	case a.verdict <= unroutable && a.verdict != unsent:
+		l.c.hooks.notice(l.address, a.state.String()+a.verdict.String(), a.reason)
+	}
+	l.finish(d, a)
+	if closing {
+		l.c.bounded(s.amqp.Close)
+	}
+}
