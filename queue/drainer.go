@@ -184,6 +184,9 @@ func (d *Drainer) work(ctx context.Context) time.Duration {
 		if !draining && !expiring && !d.owesOutcomes() {
 			break
 		}
+		if expiring {
+			d.measure(ctx, o)
+		}
 		more, err := d.pass(ctx, o, draining, expiring)
 		d.account(o, err)
 		if err == nil && !more {
@@ -191,6 +194,15 @@ func (d *Drainer) work(ctx context.Context) time.Duration {
 		}
 	}
 	return max(0, min(d.options.Load().Interval, time.Until(d.nextExpiry)))
+}
+
+// measure lets a store whose size is bounded count what the other relays of the fleet put and drained.
+func (d *Drainer) measure(ctx context.Context, o *DrainOptions) {
+	if m, ok := d.store.(interface{ Remeasure(context.Context) error }); ok {
+		if err := m.Remeasure(ctx); err != nil && ctx.Err() == nil {
+			o.Logger.Warn("the size of the queue is not known exactly", "error", err)
+		}
+	}
 }
 
 // errNotTaken ends a pass in which a broker is up and yet messages were not sent.

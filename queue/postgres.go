@@ -51,7 +51,8 @@ const (
 //   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it the
 //     drain lock. This also replaces a shorter timeout of the server, under which the lock could not be held.
 //   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown table.
-//   - Every statement of ours is driven by an index; on a table without statistics the planner thinks otherwise.
+//   - Every statement of ours takes few rows by an index, one after the other. On tables that grow and shrink by a
+//     million rows the planner's statistics are never right, and then it reads them whole, in parallel, compiled.
 //   - An answer 200 means on disk, whatever the database's default.
 const sessionSettings = `
 	SELECT set_config(name, value, false)
@@ -60,6 +61,10 @@ const sessionSettings = `
 		('statement_timeout', '60s'),
 		('plan_cache_mode', 'force_custom_plan'),
 		('enable_seqscan', 'off'),
+		('enable_hashjoin', 'off'),
+		('enable_mergejoin', 'off'),
+		('max_parallel_workers_per_gather', '0'),
+		('jit', 'off'),
 		('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
 			ELSE current_setting('synchronous_commit') END)
 	) AS wanted(name, value)

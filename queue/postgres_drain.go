@@ -32,6 +32,7 @@ type pgPass struct {
 	first places // where the pass began
 	places
 	adopted bool          // the walk for rows of protonmsg reached the end
+	behind  []string      // message-ids of rows that it found behind fresh
 	turn    int           // counts batches, to take turns between fresh and due
 	walking time.Duration // spent on finding the first batch and on adopting
 	reached []mark[places]
@@ -69,7 +70,7 @@ func (p *Postgres) BeginDrain(ctx context.Context) (Pass, error) {
 	pass.first, pass.full = p.walks.start(pass.began, firstPlaces)
 	p.mu.Unlock()
 	pass.places = pass.first
-	// A row that is adopted now must not lie behind the walk that is to give it.
+	// A row that was adopted by a pass that failed must not lie behind the walk that is to give it.
 	pass.fresh = min(pass.fresh, pass.adopt)
 	renewing, stop := context.WithCancel(context.Background())
 	pass.stop = stop

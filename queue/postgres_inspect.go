@@ -207,29 +207,37 @@ func (p *Postgres) Retry(ctx context.Context, box Box, which Selection) (Changed
 	return p.change(ctx, "retry messages", which, `
 		UPDATE koji_relay.delivery d SET attempts = 0,
 			next_attempt = CASE WHEN next_attempt IS NOT NULL THEN least(next_attempt, now()) END
-		WHERE d.message_id = ANY($1) OR ($2 AND d.next_attempt > now()) RETURNING d.message_id`)
+		WHERE `+which.where("d.next_attempt > now()")+` RETURNING d.message_id`)
 }
 
 // Drop implements Inspector.
 func (p *Postgres) Drop(ctx context.Context, box Box, which Selection) (Changed, error) {
 	if box == Dead {
 		return p.change(ctx, "drop dead letters", which,
-			`DELETE FROM koji_relay.dead_letter d WHERE d.message_id = ANY($1) OR $2 RETURNING d.message_id`)
+			`DELETE FROM koji_relay.dead_letter d WHERE `+which.where("true")+` RETURNING d.message_id`)
 	}
 	changed, err := p.change(ctx, "drop messages", which, `
 		WITH gone AS (
-			DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1) OR $2 RETURNING d.message_id, d.queue_id, d.created_ts
+			DELETE FROM koji_relay.delivery d WHERE `+which.where("true")+` RETURNING d.message_id, d.queue_id, d.created_ts
 		), deleted AS (
 			DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		)
 		SELECT message_id FROM gone`)
-	if err != nil || p.limits.Load().MaxBytes <= 0 {
+	if err != nil {
 		return changed, err
 	}
-	return changed, p.Measure(ctx)
+	return changed, p.Remeasure(ctx)
 }
 
-// change runs a statement that takes ids and whether all are meant, and gives the ids of what it changed.
+// where is the condition for the rows d that are selected, with the ids as $1; all is it for all of them.
+func (which Selection) where(all string) string {
+	if which.All {
+		return "$1::text[] IS NOT NULL AND " + all
+	}
+	return "d.message_id = ANY($1)"
+}
+
+// change runs a statement that takes ids, and gives the ids of what it changed.
 func (p *Postgres) change(ctx context.Context, what string, which Selection, sql string) (Changed, error) {
 	var changed Changed
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
@@ -237,7 +245,7 @@ func (p *Postgres) change(ctx context.Context, what string, which Selection, sql
 		if ids == nil {
 			ids = []string{}
 		}
-		rows, _ := conn.Query(ctx, sql, ids, which.All) // CollectRows gives the error
+		rows, _ := conn.Query(ctx, sql, ids) // CollectRows gives the error
 		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		changed = Changed{Count: len(found)}
 		if !which.All {

@@ -23,14 +23,15 @@ const (
 // deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
 // that putting them again stores them again.
 const deleteOrphans = `
-	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1)
+	DELETE FROM koji_relay.delivery d USING unnest($1::text[]) AS k(message_id) WHERE d.message_id = k.message_id
 	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
 // insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
 // messages then wait for one another instead of locking each other up), and inserts what was not known.
 const insertRows = `
 	WITH input AS MATERIALIZED (
-		SELECT nextval(pg_get_serial_sequence('proton_queue', 'id')) AS queue_id, ordered.*
+		SELECT nextval(pg_get_serial_sequence('proton_queue', 'id')) AS queue_id,
+			now() - age * interval '1 second' AS created_ts, ordered.*
 		FROM (
 			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::bigint[],
 				$8::timestamptz[], $9::float8[], $10::int[], $11::int[], $12::float8[], $13::text[])
@@ -41,16 +42,15 @@ const insertRows = `
 	), claimed AS (
 		INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, event, callback, address, size,
 			attempts, tries, next_attempt, last_error)
-		SELECT message_id, queue_id, now() - age * interval '1 second', created, ($14::text[])[position], event, callback,
+		SELECT message_id, queue_id, created_ts, created, ($14::text[])[position], event, callback,
 			address, size, attempts, tries, now() + delay * interval '1 second', last_error
 		FROM input ORDER BY message_id
 		ON CONFLICT (message_id) DO NOTHING
-		RETURNING message_id, queue_id, created_ts
+		RETURNING queue_id
 	)
 	INSERT INTO proton_queue (id, created_ts, address, props, body)
-	SELECT c.queue_id, c.created_ts, i.address, i.props::json, i.body::json
-	FROM claimed c JOIN input i ON i.queue_id = c.queue_id
-	ORDER BY c.queue_id`
+	SELECT queue_id, created_ts, address, props::json, body::json
+	FROM input WHERE queue_id = ANY (ARRAY(SELECT queue_id FROM claimed)) ORDER BY queue_id`
 
 // insertDead leaves a dead letter that exists as it is.
 const insertDead = `
@@ -91,13 +91,13 @@ func (p *Postgres) Put(ctx context.Context, unsent []message.Unsent, undeliverab
 }
 
 // room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures; later
-// ones rely on counting, and on Measure.
+// ones rely on counting, and on Remeasure.
 func (p *Postgres) room(ctx context.Context, size, limit int64) error {
 	if limit <= 0 {
 		return nil
 	}
 	if !p.bytes.known() {
-		if err := p.Measure(ctx); err != nil {
+		if err := p.measure(ctx); err != nil {
 			return err
 		}
 	}
@@ -107,8 +107,16 @@ func (p *Postgres) room(ctx context.Context, size, limit int64) error {
 	return nil
 }
 
-// Measure updates what this process knows of the size of the queue. Its cost grows with the number of queued messages.
-func (p *Postgres) Measure(ctx context.Context) error {
+// Remeasure corrects what this process knows of the size of the queue, where that is bounded. Its cost grows with the
+// number of queued messages (a million take a few tenths of a second), so the drain calls it once a minute.
+func (p *Postgres) Remeasure(ctx context.Context) error {
+	if p.limits.Load().MaxBytes <= 0 {
+		return nil
+	}
+	return p.measure(ctx)
+}
+
+func (p *Postgres) measure(ctx context.Context) error {
 	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		var n int64
 		if err := conn.QueryRow(ctx, `SELECT coalesce(sum(size), 0)::bigint FROM koji_relay.delivery`).Scan(&n); err != nil {

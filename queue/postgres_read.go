@@ -3,58 +3,120 @@ package queue
 import (
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
-// adoptWindow is the number of rows looked at for one batch while the walk for rows of protonmsg goes on.
-const adoptWindow = 5000
+// adoptWindow is the number of rows looked at beside one batch while the walk for rows of protonmsg goes on.
+const adoptWindow = 2000
 
 // Next implements Pass. Messages that were set aside and are due take every fourth batch, and all batches when there
 // are no others: in batches of their own they hold up nothing that was never tried.
+//
+// Beside each batch goes one step of the walk for rows of protonmsg, so that neither waits for the other: those rows keep
+// their place among ours when the walk is ahead, as it is by far where they are many, and else come a little later.
 func (s *pgPass) Next(ctx context.Context, limits BatchLimits) ([]Entry, error) {
-	var entries []Entry
-	err := s.store.do(ctx, "read a batch", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		began, before, adopting := time.Now(), s.places, !s.adopted
-		var err error
-		entries, err = s.next(ctx, conn, limits)
-		if err != nil {
-			s.places = before // the call may be made again
-			return err
-		}
-		if adopting || s.turn == 1 {
-			s.walking += time.Since(began)
-		}
-		if n := len(s.reached); n == 0 || began.Sub(s.reached[n-1].when) >= time.Second {
-			s.reached = append(s.reached, mark[places]{began, s.places})
-		}
-		return nil
-	})
-	return entries, err
-}
-
-func (s *pgPass) next(ctx context.Context, conn *pgx.Conn, limits BatchLimits) ([]Entry, error) {
 	s.turn++
-	if s.turn%4 == 0 {
-		if entries, err := s.batch(ctx, conn, limits, s.readDue); err != nil || len(entries) > 0 {
-			return entries, err
+	began, adopting := time.Now(), !s.adopted
+	if adopting {
+		if err := s.do(ctx, "look for rows of protonmsg", s.adoptSome); err != nil {
+			return nil, err
 		}
 	}
-	for {
-		if !s.adopted {
-			if err := s.adoptSome(ctx, conn); err != nil {
-				return nil, err
+	reads := []walk{s.behindWalk(), s.freshWalk(), s.dueWalk()}
+	if s.turn%4 == 0 {
+		reads = []walk{s.dueWalk(), s.behindWalk(), s.freshWalk()}
+	}
+	for _, w := range reads {
+		entries, err := s.batch(ctx, limits, w)
+		if err != nil {
+			return nil, err
+		}
+		if len(entries) > 0 {
+			s.note(began, adopting)
+			return entries, nil
+		}
+	}
+	if !s.adopted {
+		return s.Next(ctx, limits) // nothing but rows that the walk has to pass
+	}
+	s.note(began, adopting)
+	return nil, nil
+}
+
+// note remembers how far the pass is, and what it took to walk there.
+func (s *pgPass) note(began time.Time, adopting bool) {
+	if adopting || s.turn == 1 {
+		s.walking += time.Since(began)
+	}
+	if len(s.behind) > 0 {
+		return // the next pass would not find them
+	}
+	if n := len(s.reached); n == 0 || began.Sub(s.reached[n-1].when) >= time.Second {
+		s.reached = append(s.reached, mark[places]{began, s.places})
+	}
+}
+
+// walk is one of the ways through the queue: read gives the next heads, took is told which of them were taken.
+type walk struct {
+	read func(context.Context, *pgx.Conn, int) ([]head, error)
+	took func([]head)
+}
+
+// freshWalk gives messages that were never attempted; first those that the walk for rows of protonmsg has passed.
+func (s *pgPass) freshWalk() walk {
+	const fresh = `SELECT ` + headColumns + ` FROM koji_relay.delivery
+		WHERE next_attempt IS NULL AND queue_id > $1 AND queue_id <= $2 ORDER BY queue_id LIMIT $3`
+	return walk{
+		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
+			if !s.adopted {
+				heads, err := readHeads(ctx, conn, fresh, s.fresh, s.adopt, limit)
+				if err != nil || len(heads) > 0 {
+					return heads, err
+				}
 			}
-		}
-		entries, err := s.batch(ctx, conn, limits, s.readFresh)
-		if err != nil || len(entries) > 0 {
-			return entries, err
-		}
-		if s.adopted {
-			return s.batch(ctx, conn, limits, s.readDue)
-		}
+			return readHeads(ctx, conn, fresh, s.fresh, int64(math.MaxInt64), limit)
+		},
+		took: func(heads []head) { s.fresh = heads[len(heads)-1].queueID },
+	}
+}
+
+// behindWalk gives rows of protonmsg that were found when messages behind them had been given.
+func (s *pgPass) behindWalk() walk {
+	return walk{
+		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
+			if len(s.behind) == 0 {
+				return nil, nil
+			}
+			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM unnest($1::text[]) AS k(id)
+				JOIN koji_relay.delivery ON message_id = k.id
+				WHERE next_attempt IS NULL ORDER BY queue_id LIMIT $2`, s.behind, limit)
+		},
+		took: func(heads []head) {
+			taken := make(map[string]bool, len(heads))
+			for _, h := range heads {
+				taken[h.Message.ID] = true
+			}
+			s.behind = slices.DeleteFunc(s.behind, func(id string) bool { return taken[id] })
+		},
+	}
+}
+
+// dueWalk gives messages that were set aside and whose time has come.
+func (s *pgPass) dueWalk() walk {
+	return walk{
+		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
+			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM koji_relay.delivery
+				WHERE next_attempt IS NOT NULL AND next_attempt <= now() AND (next_attempt, queue_id) > ($1, $2)
+				ORDER BY next_attempt, queue_id LIMIT $3`, s.due, s.dueID, limit)
+		},
+		took: func(heads []head) {
+			last := heads[len(heads)-1]
+			s.due, s.dueID = last.nextAttempt, last.queueID
+		},
 	}
 }
 
@@ -62,55 +124,46 @@ func (s *pgPass) next(ctx context.Context, conn *pgx.Conn, limits BatchLimits) (
 type head struct {
 	Entry
 	queueID     int64
+	createdTS   *string // proton_queue.created_ts as text, which also has a form for infinity
 	size        int64
 	nextAttempt time.Time
 }
 
-const headColumns = `message_id, queue_id, size, commit, event, callback, created, attempts, tries, next_attempt`
+const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created, attempts, tries, next_attempt`
 
 // batch reads heads until limits are reached, and then the bodies of those only, so that memory is bounded by limits
 // whatever is queued. Heads without a row are orphans and are swept.
-func (s *pgPass) batch(ctx context.Context, conn *pgx.Conn, limits BatchLimits,
-	read func(context.Context, *pgx.Conn, int) ([]head, error),
-) ([]Entry, error) {
+func (s *pgPass) batch(ctx context.Context, limits BatchLimits, w walk) ([]Entry, error) {
 	for {
-		heads, err := read(ctx, conn, max(1, limits.Messages))
+		var heads []head
+		var entries []Entry
+		err := s.store.do(ctx, "read a batch", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+			var err error
+			if heads, err = w.read(ctx, conn, max(1, limits.Messages)); err != nil || len(heads) == 0 {
+				return err
+			}
+			heads = within(heads, int64(limits.Bytes))
+			entries, err = loadBodies(ctx, conn, heads)
+			return err
+		})
 		if err != nil || len(heads) == 0 {
 			return nil, err
 		}
-		bytes := heads[0].size
-		n := 1
-		for n < len(heads) && bytes+heads[n].size <= int64(limits.Bytes) {
-			bytes += heads[n].size
-			n++
-		}
-		heads = heads[:n]
-		if last := heads[n-1]; last.nextAttempt.IsZero() {
-			s.fresh = last.queueID
-		} else {
-			s.due, s.dueID = last.nextAttempt, last.queueID
-		}
-		entries, err := loadBodies(ctx, conn, heads)
-		if err != nil || len(entries) > 0 {
-			return entries, err
+		w.took(heads)
+		if len(entries) > 0 {
+			return entries, nil
 		}
 	}
 }
 
-func (s *pgPass) readFresh(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
-	// Rows beyond the adopting walk wait for it, so that rows of protonmsg keep their place among ours.
-	bound := int64(math.MaxInt64)
-	if !s.adopted {
-		bound = s.adopt
+// within gives as many of heads as fit limit bytes, at least one.
+func within(heads []head, limit int64) []head {
+	bytes, n := heads[0].size, 1
+	for n < len(heads) && bytes+heads[n].size <= limit {
+		bytes += heads[n].size
+		n++
 	}
-	return readHeads(ctx, conn, `SELECT `+headColumns+` FROM koji_relay.delivery
-		WHERE next_attempt IS NULL AND queue_id > $1 AND queue_id <= $2 ORDER BY queue_id LIMIT $3`, s.fresh, bound, limit)
-}
-
-func (s *pgPass) readDue(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
-	return readHeads(ctx, conn, `SELECT `+headColumns+` FROM koji_relay.delivery
-		WHERE next_attempt IS NOT NULL AND next_attempt <= now() AND (next_attempt, queue_id) > ($1, $2)
-		ORDER BY next_attempt, queue_id LIMIT $3`, s.due, s.dueID, limit)
+	return heads[:n]
 }
 
 func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]head, error) {
@@ -119,7 +172,7 @@ func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 		var h head
 		var created, next *time.Time
 		m := &h.Message
-		err := row.Scan(&m.ID, &h.queueID, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next)
+		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next)
 		m.Created, h.nextAttempt = timeOf(created), timeOf(next)
 		return h, err
 	})
@@ -132,32 +185,36 @@ func timeOf(t *time.Time) time.Time {
 	return t.UTC()
 }
 
-// loadBodies completes heads from proton_queue, in their order.
+// loadBodies completes heads from proton_queue, in their order. OFFSET 0 keeps the planner from turning the look-ups, one
+// for each head, into a scan.
 func loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]Entry, error) {
-	ids, at := make([]string, len(heads)), make(map[string]int, len(heads))
+	ids, at := make([]int64, len(heads)), make(map[int64]int, len(heads))
 	for i := range heads {
-		ids[i] = heads[i].Message.ID
+		ids[i] = heads[i].queueID
 		at[ids[i]] = i
 	}
 	rows, err := conn.Query(ctx, `
-		SELECT d.message_id, q.address, q.props::text, q.body::text
-		FROM koji_relay.delivery d
-		JOIN proton_queue q ON q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts
-		WHERE d.message_id = ANY($1)`, ids)
+		SELECT k.id, q.* FROM unnest($1::bigint[]) AS k(id) CROSS JOIN LATERAL (
+			SELECT created_ts::text, address, props::text, body::text FROM proton_queue WHERE id = k.id OFFSET 0
+		) q`, ids)
 	if err != nil {
 		return nil, err
 	}
 	found := make([]bool, len(heads))
-	var id, address, body string
+	var id int64
+	var createdTS *string
+	var address, body string
 	var props []byte
-	_, err = pgx.ForEachRow(rows, []any{&id, &address, &props, &body}, func() error {
-		i := at[id]
-		found[i] = true
-		m := &heads[i].Message
-		m.Address, m.Body = address, body
+	_, err = pgx.ForEachRow(rows, []any{&id, &createdTS, &address, &props, &body}, func() error {
+		h := &heads[at[id]]
+		if (createdTS == nil) != (h.createdTS == nil) || createdTS != nil && *createdTS != *h.createdTS {
+			return nil // the id was used again
+		}
+		found[at[id]] = true
+		h.Message.Address, h.Message.Body = address, body
 		var err error
-		if m.Props, err = decodeProps(props); err != nil {
-			heads[i].Unreadable = err.Error()
+		if h.Message.Props, err = decodeProps(props); err != nil {
+			h.Unreadable = err.Error()
 		}
 		return nil
 	})
@@ -213,6 +270,7 @@ func (s *pgPass) adoptSome(ctx context.Context, conn *pgx.Conn) error {
 	var id, count int64
 	var name string
 	end, size := s.adopt, int64(0)
+	var behind []string
 	_, err = pgx.ForEachRow(rows, []any{&id, &name, &count}, func() error {
 		if name == "" {
 			if size = count; size > 0 {
@@ -220,8 +278,11 @@ func (s *pgPass) adoptSome(ctx context.Context, conn *pgx.Conn) error {
 			}
 			return nil
 		}
-		ids = append(ids, uuid.NewSHA1(protonmsgSpace, []byte(name)).String())
-		queueIDs = append(queueIDs, id)
+		messageID := uuid.NewSHA1(protonmsgSpace, []byte(name)).String()
+		ids, queueIDs = append(ids, messageID), append(queueIDs, id)
+		if id <= s.fresh {
+			behind = append(behind, messageID)
+		}
 		return nil
 	})
 	if err != nil {
@@ -233,6 +294,7 @@ func (s *pgPass) adoptSome(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	s.adopt = end
+	s.behind = append(s.behind, behind...)
 	s.adopted = size < adoptWindow
 	return nil
 }

@@ -13,7 +13,8 @@ import (
 
 const forget = `
 	WITH gone AS (
-		DELETE FROM koji_relay.delivery WHERE message_id = ANY($1) RETURNING queue_id, created_ts, size
+		DELETE FROM koji_relay.delivery d USING unnest($1::text[]) AS k(message_id) WHERE d.message_id = k.message_id
+		RETURNING d.queue_id, d.created_ts, d.size
 	), deleted AS (
 		DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
@@ -104,7 +105,7 @@ func (b *byAction) add(s Settlement) {
 }
 
 // expiryChunk bounds one transaction of expiry.
-const expiryChunk = 1000
+const expiryChunk = 500
 
 const chooseExpired = `WITH chosen AS (
 		SELECT message_id, attempts, 'older than max_age; last: ' || coalesce(nullif(last_error, ''), 'never attempted') AS reason

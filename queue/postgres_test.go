@@ -476,3 +476,20 @@ func TestListenerHearsPutsOfOthersOnly(t *testing.T) {
 		t.Errorf("heard %d more: an insert into the outbox is no put", n)
 	}
 }
+
+func TestRowsOfProtonmsgFoundBehindOursAreDrained(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	fill(t, conn, 1, 3*adoptWindow, "now() + interval '1 hour'") // more than one step of the walk
+	protonmsgInsert(t, conn, 1, 150)
+	s := openPostgres(t, conn, Limits{})
+	put(t, s, unsent(200, 210)...)
+	got := props(drained(t, s))
+	if len(got) != 161 || !slices.Equal(got[:11], []int{200, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210}) {
+		t.Errorf("drained %d messages beginning with %v, want ours at once and all 161", len(got), got[:min(11, len(got))])
+	}
+	// That pass was incomplete; the next one finds them in their place.
+	if got := props(drained(t, s)); len(got) != 161 || got[0] != 1 {
+		t.Errorf("the second pass drained %d messages beginning with %v, want 161 from 1", len(got), got[:min(3, len(got))])
+	}
+}

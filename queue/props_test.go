@@ -1,0 +1,76 @@
+package queue
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"koji-relay/internal/message"
+)
+
+func TestPropsKeepTypeAndSpelling(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		text string
+		want any
+	}{
+		{`1`, int64(1)}, {`-9223372036854775808`, int64(math.MinInt64)}, {`9223372036854775808`, raw(`9223372036854775808`)},
+		{`1.0`, 1.0}, {`1e3`, 1000.0}, {`1E+16`, 1e16}, {`-0.0`, math.Copysign(0, -1)}, {`1e999`, raw(`1e999`)},
+		{`null`, nil}, {`true`, true}, {`false`, false},
+		{`"a\u0000b"`, "a\x00b"}, {`"\ud83d\ude00"`, "\U0001F600"}, {`"\\ud800"`, `\ud800`}, {`"\\\ud800"`, raw(`"\\\ud800"`)},
+		{`"\ud800"`, raw(`"\ud800"`)}, {`"\ude00\ud83d"`, raw(`"\ude00\ud83d"`)}, {`"\ud83d\ude00\ud800"`, raw(`"\ud83d\ude00\ud800"`)},
+		{`[1, 2.50]`, raw(`[1, 2.50]`)}, {`{"a":  1}`, raw(`{"a":  1}`)},
+	} {
+		got, err := decodeProps([]byte(`{"k": ` + test.text + `}`))
+		if err != nil {
+			t.Errorf("%s: %v", test.text, err)
+			continue
+		}
+		if diff := cmp.Diff([]message.Prop{{Key: "k", Value: test.want}}, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.text, diff)
+		}
+	}
+}
+
+func TestBrokenPropsAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{``, `[]`, `null`, `{"a": }`, `{"a": 1`, `{"a": 1} 2`, `{1: 2}`, `{"a": NaN}`} {
+		if got, err := decodeProps([]byte(text)); err == nil {
+			t.Errorf("%q was read as %v", text, got)
+		}
+	}
+}
+
+func FuzzProps(f *testing.F) {
+	for _, text := range []string{`{}`, `{"a": 1, "a": 1.0, "": null}`, `{"s": "\ud800\\\u0000é"}`, `{"n": [1e999, {"x": -0.0}]}`, `{"b":true}`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		first, err := decodeProps(text)
+		if err != nil {
+			return
+		}
+		encoded, err := encodeProps(first)
+		if err != nil {
+			if bytes.ContainsRune(text, '\uFFFD') || !json.Valid(text) || !utf8Valid(text) {
+				return
+			}
+			t.Fatalf("%q was read as %v and cannot be written: %v", text, first, err)
+		}
+		second, err := decodeProps(encoded)
+		if err != nil {
+			t.Fatalf("%q was written as %q and cannot be read: %v", text, encoded, err)
+		}
+		if diff := cmp.Diff(first, second, cmp.Comparer(sameFloat)); diff != "" {
+			t.Fatalf("%q became %q (-first +second):\n%s", text, encoded, diff)
+		}
+	})
+}
+
+// sameFloat tells 0 from -0.
+func sameFloat(a, b float64) bool { return math.Float64bits(a) == math.Float64bits(b) }
+
+func utf8Valid(b []byte) bool { return bytes.Equal(bytes.ToValidUTF8(b, nil), b) }
