@@ -74,11 +74,12 @@ class Cluster:
         subprocess.run(command, check=True, cwd=self.directory, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
-    def start(self):
+    def start(self, durable=False):
+        """Start it; without `durable` it does not wait for the disk. Returns a connection string."""
         data = self.directory + '/data'
         self.run('initdb', '-D', data, '-A', 'trust', '-E', 'UTF8', '-U', 'postgres', '-N')
         self.run('pg_ctl', '-D', data, '-l', self.directory + '/log', '-w', '-o',
-                 "-k %s -c listen_addresses='' -F" % self.directory, 'start')
+                 "-k %s -c listen_addresses=''%s" % (self.directory, '' if durable else ' -F'), 'start')
         return 'host=%s user=postgres dbname=postgres' % self.directory
 
     def stop(self):

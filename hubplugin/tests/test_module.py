@@ -8,7 +8,7 @@ import sys
 import koji.plugin
 import pytest
 
-from conftest import PLUGIN_DIR, load_plugin
+from conftest import PLUGIN_DIR, load_plugin, server_programs
 from hub import change
 
 PLUGIN = PLUGIN_DIR + '/koji_relay.py'
@@ -142,3 +142,10 @@ def test_every_python_that_is_here_compiles_the_module(python):
     """(The syntax of 3.6 is checked above in any case.)"""
     code = 'import sys; compile(open(sys.argv[1]).read(), sys.argv[1], "exec")'
     subprocess.run([python, '-c', code, PLUGIN], check=True)
+
+
+@pytest.mark.skipif(not server_programs(), reason='the benchmark starts a PostgreSQL of its own')
+def test_benchmark_runs():
+    result = subprocess.run([sys.executable, PLUGIN_DIR + '/tests/bench_hub.py', '--rounds', '5'],
+                            stdout=subprocess.PIPE, universal_newlines=True, check=True)
+    assert 'delivery = outbox' in result.stdout
