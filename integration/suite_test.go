@@ -31,6 +31,7 @@ func suite(t *testing.T, b brokerKind) {
 		{"message options reach the wire", messageOptions, true},
 		{"wrong password is refused and not replaced by anonymous", wrongPassword, true},
 		{"TLS with a client certificate", tlsWithCertificate, true},
+		{"configuration of docs/brokers.md works", documentedConfiguration, true},
 		{"certificate for another name is refused", tlsOtherName, true},
 		{"certificate of an unknown authority is refused", tlsUnknownAuthority, true},
 		{"wrong prefix is reported with the remedy", wrongPrefix, b.wrongPrefix != ""},
