@@ -11,6 +11,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(crashDir) != "" {
+		crashingProcess()
+	}
 	code := m.Run()
 	pgtest.Stop()
 	if code == 0 {

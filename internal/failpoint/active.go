@@ -13,6 +13,9 @@ import (
 	"syscall"
 )
 
+// Enabled says whether this build can be killed at a failpoint.
+const Enabled = true
+
 // KOJI_RELAY_FAILPOINT=NAME[:N] kills the process when it hits NAME for the Nth time (default the first).
 var name, nth = parse(os.Getenv("KOJI_RELAY_FAILPOINT"))
 
