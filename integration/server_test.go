@@ -245,8 +245,16 @@ func (m *dockerMachine) id() string { return m.container.GetContainerID() }
 func (m *dockerMachine) start(ctx context.Context) error { return m.container.Start(ctx) }
 
 func (m *dockerMachine) kill(ctx context.Context) error {
-	_, err := m.engine.ContainerKill(ctx, m.id(), client.ContainerKillOptions{})
-	return err
+	if _, err := m.engine.ContainerKill(ctx, m.id(), client.ContainerKillOptions{}); err != nil {
+		return err
+	}
+	return poll(30*time.Second, func() error {
+		state, err := m.container.State(ctx)
+		if err == nil && state.Running {
+			err = errors.New("it still runs")
+		}
+		return err
+	})
 }
 
 func (m *dockerMachine) freeze(ctx context.Context) error {
@@ -297,31 +305,33 @@ func (m *dockerMachine) logs() string {
 
 // --- in a directory tree ----------------------------------------------------------------------------------
 
-// treeMachine runs a server natively: a process group in the tree that `integration/images/build --native`
-// made, entered with chroot.
+// treeMachine runs a server natively: a process group of the directory that `integration/images/build --native`
+// made. That is a Debian tree entered with chroot, or for the Java brokers a directory like any other.
 type treeMachine struct {
-	tree, data string // data is below tree
-	env        []string
-	log        string
-	process    *exec.Cmd
-	ended      chan struct{}
+	root    string // of the tree; empty: the machine's own
+	data    string // below root
+	run     string // the script that starts it, below root
+	env     []string
+	log     string
+	process *exec.Cmd
+	ended   chan struct{}
 }
 
 func newTree(s *server, files map[string][]byte) (*treeMachine, error) {
-	top, err := filepath.Abs("..")
+	dir, err := filepath.Abs(filepath.Join("..", ".cache", "native", s.service))
 	if err != nil {
 		return nil, err
 	}
-	m := &treeMachine{
-		tree: filepath.Join(top, ".cache", "native", s.service),
-		data: dataDir + "-" + strconv.Itoa(s.port),
-		log:  filepath.Join(scratch, s.service+"-"+strconv.Itoa(s.port)+".log"),
+	name := s.service + "-" + strconv.Itoa(s.port)
+	m := &treeMachine{root: dir, data: "/var/lib/" + name, run: runScript, log: filepath.Join(scratch, name+".log")}
+	if _, err := os.Stat(filepath.Join(dir, "etc")); err != nil {
+		m.root, m.data, m.run = "", filepath.Join(scratch, name), filepath.Join(dir, runScript)
 	}
 	m.env = []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"PORT=" + strconv.Itoa(s.port), "TLS_PORT=" + strconv.Itoa(s.tlsPort), "DATA=" + m.data,
 	}
-	tls := filepath.Join(m.tree, m.data, "tls")
+	tls := filepath.Join(m.root, m.data, "tls")
 	if err := os.MkdirAll(tls, 0o755); err != nil {
 		return nil, err
 	}
@@ -334,7 +344,16 @@ func newTree(s *server, files map[string][]byte) (*treeMachine, error) {
 }
 
 func (m *treeMachine) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "chroot", append([]string{m.tree}, args...)...)
+	if m.root != "" {
+		args = append([]string{"chroot", m.root}, args...)
+		if mountable() {
+			// RabbitMQ 3.10 does not start without /proc, and what a server leaves running dies with the
+			// first process of its own namespace.
+			args = append([]string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c",
+				`mount -t proc proc "$0/proc" && exec "$@"`, m.root}, args...)
+		}
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = m.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
@@ -342,13 +361,16 @@ func (m *treeMachine) command(ctx context.Context, args ...string) *exec.Cmd {
 
 const runScript = "/opt/koji-relay-test/run"
 
+// mountable reports whether we may mount; not in most containers.
+var mountable = sync.OnceValue(func() bool { return exec.Command("unshare", "--mount", "--pid", "--fork", "true").Run() == nil })
+
 func (m *treeMachine) start(context.Context) error {
 	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	m.process = m.command(context.Background(), runScript)
+	m.process = m.command(context.Background(), m.run)
 	m.process.Stdout, m.process.Stderr = log, log
 	m.process.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	m.ended = make(chan struct{})
@@ -360,7 +382,15 @@ func (m *treeMachine) signal(s syscall.Signal) error {
 }
 
 func (m *treeMachine) kill(ctx context.Context) error {
-	if err := m.signal(syscall.SIGKILL); err != nil {
+	// unshare itself stays, to wait until the last process of the namespace is gone.
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", m.process.Process.Pid))
+	first, convErr := strconv.Atoi(strings.TrimSpace(string(children)))
+	if m.root != "" && mountable() && err == nil && convErr == nil {
+		err = syscall.Kill(first, syscall.SIGKILL)
+	} else {
+		err = m.signal(syscall.SIGKILL)
+	}
+	if err != nil {
 		return err
 	}
 	select {
@@ -368,8 +398,8 @@ func (m *treeMachine) kill(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if strings.Contains(m.tree, "rabbitmq") {
-		m.command(ctx, runScript, "stopped").Run()
+	if strings.Contains(m.root, "rabbitmq") {
+		m.command(ctx, m.run, "stopped").Run()
 	}
 	return nil
 }
@@ -378,7 +408,7 @@ func (m *treeMachine) freeze(context.Context) error { return m.signal(syscall.SI
 func (m *treeMachine) thaw(context.Context) error   { return m.signal(syscall.SIGCONT) }
 
 func (m *treeMachine) write(_ context.Context, path string, content []byte) error {
-	return os.WriteFile(filepath.Join(m.tree, path), content, 0o644)
+	return os.WriteFile(filepath.Join(m.root, path), content, 0o644)
 }
 
 func (m *treeMachine) exec(ctx context.Context, args ...string) (string, error) {
@@ -392,7 +422,7 @@ func (m *treeMachine) remove() {
 	if m.process != nil {
 		m.kill(ctx)
 	}
-	os.RemoveAll(filepath.Join(m.tree, m.data))
+	os.RemoveAll(filepath.Join(m.root, m.data))
 }
 
 func (m *treeMachine) logs() string {

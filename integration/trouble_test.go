@@ -176,6 +176,10 @@ func blockedBroker(t *testing.T, b brokerKind, s *server, stalls bool, block, un
 	box.waitFor(t, 90*time.Second, all...)
 }
 
+// waited is how long an answer takes only if it waited for the hand-off timeout of 1 s; what is slower than usual and
+// quicker than this, a busy machine explains.
+const waited = 700 * time.Millisecond
+
 // postQuickly posts commits to a relay whose broker takes nothing: one of them may cost the hand-off timeout, and
 // one more is forgiven since the block may come in the middle. It gives the message-ids and how many were queued.
 func postQuickly(t *testing.T, r *relay, commits, events int) (all []string, queued int) {
@@ -186,7 +190,7 @@ func postQuickly(t *testing.T, r *relay, commits, events int) (all []string, que
 		a := r.mustPost(t, body)
 		all = append(all, ids...)
 		queued += a.Queued
-		if a.Took > 300*time.Millisecond {
+		if a.Took > waited {
 			slow = append(slow, a.Took)
 		}
 		if a.Took > 1500*time.Millisecond {
@@ -194,7 +198,7 @@ func postQuickly(t *testing.T, r *relay, commits, events int) (all []string, que
 		}
 	}
 	if len(slow) > 2 {
-		t.Errorf("%d of %d answers took more than 300 ms: %v", len(slow), commits, slow)
+		t.Errorf("%d of %d answers waited for the broker: %v", len(slow), commits, slow)
 	}
 	return all, queued
 }
@@ -262,6 +266,8 @@ func declareQueue(t *testing.T, s *server, name string, topics []string) {
 		t.Fatalf("write %s: %v", path, err)
 	}
 	s.exec(t, runScript, "ctl", "import_definitions", path)
+	// A binding is buffered for a while before it is written: a broker killed soon would come back without it.
+	s.exec(t, runScript, "ctl", "eval", "mnesia:sync_log().")
 }
 
 func durableSubscriber(t *testing.T, b brokerKind, s *server) {
