@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -34,6 +35,8 @@ type Options struct {
 	ExtraLimit int
 	// ExtraKeep are the keys of `extra` that stay when it is over the limit.
 	ExtraKeep []string
+	// ExcludeTags are globs (path.Match) of tags whose tag and untag events, post and pre, make no message.
+	ExcludeTags []string
 }
 
 // Rules translates commits. It is immutable: any number of goroutines may use one.
@@ -42,6 +45,7 @@ type Rules struct {
 	wanted     map[string]bool // the answer of the globs for each callback of the table
 	extraLimit int
 	extraKeep  map[string]bool
+	excluded   []string // globs of tags
 }
 
 // Translation is what the events of one commit became, each in the commit's order:
@@ -59,6 +63,12 @@ func New(o Options) (*Rules, error) {
 		wanted:     make(map[string]bool, len(table)),
 		extraLimit: o.ExtraLimit,
 		extraKeep:  make(map[string]bool, len(o.ExtraKeep)),
+		excluded:   o.ExcludeTags,
+	}
+	for _, glob := range r.excluded {
+		if _, err := path.Match(glob, ""); err != nil {
+			return nil, fmt.Errorf("exclude_tags: %q is not a pattern; write tag names, with * ? or [a-z] for parts of them", glob)
+		}
 	}
 	if len(r.globs) == 0 {
 		r.globs = []string{Protonmsg}
@@ -179,8 +189,21 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 	}
 	m.Address = address
 	m.Props = rule.formProps(&found)
+	if rule.moves && r.excludes(m.Props) {
+		return m, verdict{skip: true}
+	}
 	m.Body = r.formBody(rule, event.Kwargs, &found)
 	return m, verdict{}
+}
+
+// excludes reports whether the message is about a tag that the administrator excluded.
+func (r *Rules) excludes(props []message.Prop) bool {
+	i := slices.IndexFunc(props, func(p message.Prop) bool { return p.Key == "tag" })
+	tag, ok := props[i].Value.(string)
+	return ok && slices.ContainsFunc(r.excluded, func(glob string) bool {
+		matched, _ := path.Match(glob, tag)
+		return matched
+	})
 }
 
 // formBody is the event's text with protonmsg's two changes.

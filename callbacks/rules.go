@@ -22,6 +22,7 @@ type rule struct {
 	build  string // the dict of the kwargs whose `extra` is trimmed
 	states bool   // old and new are numbers of build states, announced by name
 	taskID bool   // the body always has a task_id
+	moves  bool   // a build moves into or out of a tag: subject to Options.ExcludeTags
 }
 
 // rules are protonmsg's ten. The golden data and Koji's own plugin are where they come from.
@@ -51,11 +52,11 @@ var rules = []rule{
 		skipOn: "sigkey", skip: isFalsy,
 	},
 	{
-		event: "Tag", topic: "build.tag", build: "build",
+		event: "Tag", topic: "build.tag", build: "build", moves: true,
 		props: "tag=tag.name name=build.name version=build.version release=build.release user=user.name",
 	},
 	{
-		event: "Untag", topic: "build.untag", build: "build",
+		event: "Untag", topic: "build.untag", build: "build", moves: true,
 		props: "tag=tag.name name=build.name version=build.version release=build.release user=user.name",
 	},
 	{

@@ -437,6 +437,37 @@ func TestEventsChooseCallbacksByGlob(t *testing.T) {
 	}
 }
 
+func TestExcludedTagsMakeNoTagMessages(t *testing.T) {
+	t.Parallel()
+	rules, err := callbacks.New(callbacks.Options{Events: []string{"*"}, ExcludeTags: []string{"f3?-rebuild", "scratch"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		callback, tag string
+		skipped       bool
+	}{
+		{"postTag", `{"name": "f39-rebuild"}`, true},
+		{"preTag", `{"name": "f39-rebuild"}`, true},
+		{"postUntag", `{"name": "scratch"}`, true},
+		{"preUntag", `{"name": "scratch"}`, true},
+		{"postTag", `{"name": "f39"}`, false},
+		{"postTag", `{"name": "scratch2"}`, false},
+		{"postTag", `{"name": null}`, false},
+		{"postTag", `null`, false},
+		{"postRepoInit", `{"name": "scratch"}`, false},
+	} {
+		event := message.Event{Callback: row.callback, Kwargs: []byte(`{"tag": ` + row.tag + `, "repo_id": 1}`)}
+		got := rules.Translate(message.Commit{ID: commitID, Events: []message.Event{event}})
+		if want := !row.skipped; (len(got.Messages) == 1) != want || (got.Skipped == 0) != want {
+			t.Errorf("%s of %s: %+v, want a message: %v", row.callback, row.tag, got, want)
+		}
+	}
+	if _, err := callbacks.New(callbacks.Options{ExcludeTags: []string{"f["}}); err == nil || !strings.Contains(err.Error(), `"f["`) {
+		t.Errorf("malformed glob: %v", err)
+	}
+}
+
 func TestMalformedGlobIsRefusedByName(t *testing.T) {
 	t.Parallel()
 	for _, glob := range []string{"post[", "[]", `x\`} {

@@ -204,13 +204,3 @@ func TestExampleLoadsWithEverythingInForce(t *testing.T) {
 		}
 	}
 }
-
-func TestKeysMarkedNotYetExist(t *testing.T) {
-	t.Parallel()
-	for id := range notYet {
-		section, name, _ := strings.Cut(id, ".")
-		if findKey(section, name) == nil {
-			t.Errorf("%s is no key", id)
-		}
-	}
-}

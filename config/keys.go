@@ -197,11 +197,6 @@ func Dialects() []string { return slices.Clone(dialects) }
 
 var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
 
-// notYet are the keys that are read and checked, but that nothing acts on so far.
-var notYet = map[string]bool{
-	"message.exclude_tags": true,
-}
-
 const (
 	maxHours = 1_000_000 // a time.Duration ends at two and a half times that
 	maxDays  = maxHours / 24

@@ -19,7 +19,6 @@ type Setting struct {
 	Key     string `json:"key"`
 	Value   string `json:"value"`  // masked; empty = none
 	Source  string `json:"source"` // file:line, or "default"
-	NotYet  bool   `json:"not_yet,omitempty"`
 }
 
 // Settings lists every key in the order of the documentation, secrets masked.
@@ -35,7 +34,7 @@ func (k *key) setting(value string, at place) Setting {
 	if at != (place{}) {
 		source = at.String()
 	}
-	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, NotYet: notYet[k.id()]}
+	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source}
 }
 
 // show masks text as it stands in a file.

@@ -26,8 +26,6 @@ With --connect also connect to every broker and to the database, as serve would:
 TCP, TLS, login, product, address, link and credit; role, grants and schema. No
 message is sent. One that cannot be used is a problem.
 
-Keys marked "(not yet)" are read and checked, but nothing acts on them so far.
-
 Exit codes: 0 nothing to complain about; 1 problems or warnings; 2 no readable
 configuration.`,
 		Example: `  koji-relay check
@@ -137,11 +135,7 @@ func (r *checkReport) printSettings(out io.Writer) {
 			section = s.Section
 			fmt.Fprintf(out, "\n%*s  [%s]\n", width, "", section)
 		}
-		note := ""
-		if s.NotYet {
-			note = "  (not yet)"
-		}
-		fmt.Fprintf(out, "%-*s  %s%s\n", width, r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)), note)
+		fmt.Fprintf(out, "%-*s  %s\n", width, r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)))
 	}
 }
 

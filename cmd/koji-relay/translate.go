@@ -15,6 +15,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/internal/daemon"
 	"koji-relay/internal/message"
 	"koji-relay/relay"
 )
@@ -92,11 +93,7 @@ Exit codes: 0 done; 1 a line was not a commit; 2 unusable arguments or configura
 
 func configured(cfg *config.Config) translateOptions {
 	return translateOptions{
-		rules: callbacks.Options{
-			Events:     cfg.Message.Events,
-			ExtraLimit: cfg.Message.ExtraLimit,
-			ExtraKeep:  cfg.Message.ExtraKeep,
-		},
+		rules:       daemon.RulesOptions(cfg),
 		topicPrefix: cfg.Broker.TopicPrefix,
 		dialect:     cfg.Broker.Dialect,
 	}

@@ -11,11 +11,13 @@ import (
 
 // This file maps the configuration to the options of the parts: the one place where both are known.
 
-func rulesOptions(c *config.Config) callbacks.Options {
+// RulesOptions are what c says about translation; the command translate uses them as well.
+func RulesOptions(c *config.Config) callbacks.Options {
 	return callbacks.Options{
-		Events:     c.Message.Events,
-		ExtraLimit: c.Message.ExtraLimit,
-		ExtraKeep:  c.Message.ExtraKeep,
+		Events:      c.Message.Events,
+		ExtraLimit:  c.Message.ExtraLimit,
+		ExtraKeep:   c.Message.ExtraKeep,
+		ExcludeTags: c.Message.ExcludeTags,
 	}
 }
 

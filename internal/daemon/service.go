@@ -23,7 +23,7 @@ type service struct {
 
 // newService makes a service on store, which is nil with [queue] enabled = off. Nothing runs yet.
 func (d *Daemon) newService(c *config.Config) (*service, error) {
-	rules, err := callbacks.New(rulesOptions(c))
+	rules, err := callbacks.New(RulesOptions(c))
 	if err != nil {
 		return nil, fmt.Errorf("prepare translation: %w", err)
 	}
