@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"runtime/debug"
 	"strconv"
@@ -160,7 +159,7 @@ func (p *messagePrinter) string(s string) {
 	plain := 0
 	for i := 0; i < len(s); {
 		b := s[i]
-		if b >= 0x20 && b < utf8.RuneSelf && b != '"' && b != '\\' {
+		if b >= 0x20 && b < 0x7f && b != '"' && b != '\\' {
 			i++
 			continue
 		}
@@ -192,10 +191,16 @@ func (p *messagePrinter) escape(r rune) {
 	default:
 		p.scratch = p.scratch[:0]
 		if high, low := utf16.EncodeRune(r); high != utf8.RuneError {
-			p.scratch = fmt.Appendf(p.scratch, `\u%04x\u%04x`, high, low)
+			p.scratch = appendUnit(appendUnit(p.scratch, high), low)
 		} else {
-			p.scratch = fmt.Appendf(p.scratch, `\u%04x`, r)
+			p.scratch = appendUnit(p.scratch, r)
 		}
 	}
 	_, _ = p.w.Write(p.scratch)
+}
+
+// appendUnit appends the escape of one UTF-16 unit.
+func appendUnit(dst []byte, unit rune) []byte {
+	const hex = "0123456789abcdef"
+	return append(dst, '\\', 'u', hex[unit>>12&15], hex[unit>>8&15], hex[unit>>4&15], hex[unit&15])
 }
