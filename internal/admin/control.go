@@ -97,8 +97,10 @@ type Item struct {
 	Died        time.Time `json:"died,omitzero"`    // of a dead letter
 	Reason      string    `json:"reason,omitempty"` // the last error, or why it is a dead letter
 
-	Props json.RawMessage `json:"props,omitempty"` // as a JSON object; Show only
-	Body  string          `json:"body,omitempty"`  // of an event its kwargs; Show only
+	// Props and Body are given by Show only. Props is a JSON object, or any other valid JSON where the stored text is
+	// none. Body is of an event its kwargs; what is not UTF-8 is replaced (Export keeps the bytes).
+	Props json.RawMessage `json:"props,omitempty"`
+	Body  string          `json:"body,omitempty"`
 }
 
 // resultTrailer ends a stream of JSON Lines: "ok", or an Error in JSON. A stream without it was cut short.

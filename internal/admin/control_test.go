@@ -152,6 +152,21 @@ func TestStreamCutShortIsAnError(t *testing.T) {
 	}
 }
 
+func TestAnswerWithoutAJSONFormIsAnError(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	c := serveControl(t, s)
+	control.props = "{not JSON"
+	var got *Error
+	if _, err := c.Show(t.Context(), DeadBox, "x"); !errors.As(err, &got) || got.Code != CodeFailed {
+		t.Errorf("Show gives %v", err)
+	}
+	control.items = []Item{{Props: []byte("{not JSON")}}
+	if err := c.List(t.Context(), DeadBox, ListOptions{}, func(Item) error { return nil }); !errors.As(err, &got) || got.Code != CodeFailed {
+		t.Errorf("List gives %v", err)
+	}
+}
+
 func TestBadRequestsChangeNothing(t *testing.T) {
 	t.Parallel()
 	s, _, control := newTestServer(t, runningStatus())

@@ -15,6 +15,8 @@ import (
 	"koji-relay/internal/message"
 )
 
+var discard = slog.New(slog.DiscardHandler)
+
 // fakeSource is a daemon's state that tests change.
 type fakeSource struct {
 	mu     sync.Mutex
@@ -72,6 +74,7 @@ type fakeControl struct {
 	items []Item
 	fail  error // of List and Export, after the items
 	lines string
+	props string // of Show
 }
 
 func (f *fakeControl) note(call string) error {
@@ -116,7 +119,11 @@ func (f *fakeControl) List(_ context.Context, box Box, opts ListOptions, each fu
 }
 
 func (f *fakeControl) Show(_ context.Context, box Box, id string) (Item, error) {
-	return Item{MessageID: id, Props: json.RawMessage(`{"type":"Tag"}`), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
+	props := `{"type":"Tag"}`
+	if f.props != "" {
+		props = f.props
+	}
+	return Item{MessageID: id, Props: json.RawMessage(props), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
 }
 
 func (f *fakeControl) selected(verb string, box Box, which Selection) (Changed, error) {
@@ -153,7 +160,7 @@ func newTestServer(t *testing.T, status Status) (*Server, *fakeSource, *fakeCont
 	t.Helper()
 	source, control := &fakeSource{status: status}, &fakeControl{}
 	s := New(Options{Source: source.get, Metrics: NewMetrics("1.2.3"), Recent: NewRecent(100), Control: control,
-		Logger: slog.New(slog.DiscardHandler)})
+		Logger: discard})
 	s.refresh(t.Context())
 	return s, source, control
 }

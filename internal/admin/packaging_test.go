@@ -191,7 +191,7 @@ func asRules(t *testing.T, expressions []string) string {
 	out.WriteString("groups:\n  - name: dashboard\n    rules:\n")
 	for i, e := range expressions {
 		e = strings.NewReplacer("$__rate_interval", "5m", "$job", ".*", "$instance", ".*").Replace(e)
-		fmt.Fprintf(&out, "      - record: panel:expr:%d\n        expr: %s\n", i, fmt.Sprintf("%q", e))
+		fmt.Fprintf(&out, "      - record: panel:expr:%d\n        expr: %q\n", i, e)
 	}
 	path := filepath.Join(t.TempDir(), "dashboard.yml")
 	if err := os.WriteFile(path, []byte(out.String()), 0o600); err != nil {

@@ -94,12 +94,17 @@ func localName(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// answer writes v as JSON.
+// answer writes v as JSON. A value that has no JSON form becomes an error, not half an answer.
 func answer(w http.ResponseWriter, code int, v any) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		e := &Error{Code: CodeFailed, Text: "write the answer: " + err.Error()}
+		code = e.status()
+		text, _ = json.Marshal(e)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	// An error here is the client having gone away.
-	_ = json.NewEncoder(w).Encode(v)
+	_, _ = w.Write(append(text, '\n')) // an error here is the client having gone away
 }
 
 func refuse(w http.ResponseWriter, e *Error) { answer(w, e.status(), e) }

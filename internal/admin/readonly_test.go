@@ -1,9 +1,11 @@
 package admin
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -30,6 +32,51 @@ func TestReadOnlyPortAnswersLocalNamesOnly(t *testing.T) {
 			}
 		}
 	}
+}
+
+func FuzzOnlyLoopbackNamesAreLocal(f *testing.F) {
+	for _, host := range []string{"localhost:9763", "[::1]", "127.0.0.1.evil.example.com", "[::ffff:127.0.0.1]:80", "0x7f.1", "::1", "[localhost]"} {
+		f.Add(host)
+	}
+	f.Fuzz(func(t *testing.T, host string) {
+		if !localName(host) {
+			return
+		}
+		// Whatever is let in is, but for brackets and port, a word that no name server is asked for.
+		name := strings.ToLower(host)
+		if i := strings.LastIndexByte(name, ':'); i > 0 && !strings.HasSuffix(name, "]") && strings.Count(name, ":") == 1 || strings.Contains(name, "]:") {
+			name = name[:i]
+		}
+		name = strings.Trim(name, "[]")
+		ip := net.ParseIP(name)
+		if name != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			t.Errorf("%q is taken for local", host)
+		}
+	})
+}
+
+func TestReadsAndRefreshesGoTogether(t *testing.T) {
+	t.Parallel()
+	s, source := troubledServer(t)
+	var wg sync.WaitGroup
+	for _, path := range []string{"/", "/status", "/metrics", "/ready"} {
+		wg.Go(func() {
+			for range 20 {
+				if code, _ := get(t, s.Handler(), path); code >= 500 {
+					t.Errorf("GET %s is answered %d", path, code)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := range 50 {
+			source.change(func(s *Status) { s.Queue.Depth = int64(i) })
+			s.refresh(t.Context())
+			s.opts.Metrics.MessageSent("build.tag", "b:1")
+			s.opts.Recent.Add(Fate{Event: i})
+		}
+	})
+	wg.Wait()
 }
 
 func TestReadOnlyPortChangesNothing(t *testing.T) {

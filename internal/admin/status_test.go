@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -96,7 +95,7 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
 		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
-			Logger: slog.New(slog.DiscardHandler)})
+			Logger: discard})
 		if s.Status().Ready {
 			t.Error("ready before the first look")
 		}
@@ -139,7 +138,7 @@ func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 			return status
 		}
 		s := New(Options{Source: source, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
-			Logger: slog.New(slog.DiscardHandler)})
+			Logger: discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()
