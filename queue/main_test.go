@@ -14,6 +14,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(crashDir) != "" {
 		crashingProcess()
 	}
+	if os.Getenv(fullDisk) != "" {
+		fullDiskProcess()
+		return
+	}
 	code := m.Run()
 	pgtest.Stop()
 	if code == 0 {

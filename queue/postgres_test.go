@@ -167,8 +167,15 @@ func TestRowCommittedLateIsDrained(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, s, unsent(2, 3)...)
-	sender := &countingSender{}
-	drainAll(t, s, sender, 2)
+	pass, err := s.BeginDrain(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := pass.Next(t.Context(), testLimits); err != nil || len(got) != 2 {
+		t.Fatal(got, err)
+	}
+	mustSettle(t, s, Settlement{ID: aMessage(2).ID}, Settlement{ID: aMessage(3).ID})
+	pass.End(true)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -317,6 +324,18 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	if got := numbers(drained(t, s)); !slices.Equal(got, []int{1, 2, 3, 4}) {
 		t.Errorf("drained %v, want 1 to 4", got)
 	}
+}
+
+func TestPutSurvivesThatTheServerEndedTheSessions(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := openPostgres(t, conn, Limits{})
+	for n := range 3 {
+		put(t, s, unsent(n, n)...)
+		pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'koji-relay'
+			AND datname = current_database()`)
+	}
+	put(t, s, unsent(3, 3)...)
 }
 
 func TestServerThatIsDownAtStartIsNoError(t *testing.T) {
