@@ -41,6 +41,7 @@ type Daemon struct {
 	opts    Options
 	log     *slog.Logger
 	watch   *watch
+	takes   *takes        // the commits of the hub API that are under way
 	admin   *admin.Server // set before anything else runs that would use it
 	current current
 	reloads chan chan error
@@ -76,6 +77,7 @@ func New(opts Options) *Daemon {
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
 		started: time.Now(),
 	}
+	d.takes = newTakes(&d.current)
 	d.effective.Store(&effective{config: opts.Config, loaded: d.started})
 	d.enter(admin.Starting)
 	return d
@@ -113,6 +115,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 		return err
 	}
 	d.serve(listeners, parts)
+	d.startWatchdog(parts)
 	d.enter(admin.Running)
 	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", addresses(listeners))
 	d.notify(systemd.SdNotifyReady)
@@ -271,7 +274,7 @@ func (d *Daemon) serve(listeners []listener, parts *stops) {
 	c := d.opts.Config.Relay
 	server := ingest.New(ingest.Options{
 		Decode:           callbacks.DecodeCommit,
-		Taker:            &d.current,
+		Taker:            d.takes,
 		MaxRequestBytes:  c.MaxRequestBytes,
 		MaxInflightBytes: c.MaxInflightBytes,
 		Token:            listeners[0].token,
