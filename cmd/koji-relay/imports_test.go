@@ -44,7 +44,7 @@ var layers = []layer{
 		"daemon builds the parts; drivers stay behind them"},
 	{"cmd/koji-relay",
 		[]string{"callbacks", "config", "internal/admin", "internal/daemon", "internal/devbroker", "internal/message", "queue", "relay"},
-		[]string{"github.com/spf13/cobra", "golang.org/x/sync", "golang.org/x/term"},
+		[]string{"github.com/coreos/go-systemd/v22/journal", "github.com/spf13/cobra", "golang.org/x/sync", "golang.org/x/term"},
 		"commands parse flags and print; what they do is done by the packages below"},
 	{"internal/failpoint", nil, nil,
 		"a failpoint is called from guarded places: it must not be able to change what they do"},

@@ -78,21 +78,3 @@ func serve(path string, stderr io.Writer) error {
 	}()
 	return d.Run(intake, finish)
 }
-
-// newLogger writes to stderr in the form that log_format says. "auto" is text on a terminal and JSON elsewhere.
-func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
-	if format == config.LogText || format == config.Auto && isTerminal(stderr) {
-		return slog.New(slog.NewTextHandler(stderr, opts))
-	}
-	return slog.New(slog.NewJSONHandler(stderr, opts))
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/journal"
+
+	"koji-relay/config"
+)
+
+// newLogger logs in the form that log_format says. "auto" is the journal where stderr is connected to it, text
+// on a terminal, and else JSON; a journal that is asked for and not there becomes JSON, with a warning.
+func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	plain := slog.NewJSONHandler(stderr, opts)
+	switch {
+	case format == config.LogText || format == config.Auto && isTerminal(stderr):
+		return slog.New(slog.NewTextHandler(stderr, opts))
+	case format == config.Auto && isJournal(stderr):
+		return slog.New(newJournalHandler(journal.Send, plain))
+	case format == config.LogJournal && journal.Enabled():
+		return slog.New(newJournalHandler(journal.Send, plain))
+	case format == config.LogJournal:
+		log := slog.New(plain)
+		log.Warn("log_format = journal, but no systemd journal is here; logging JSON to standard error")
+		return log
+	}
+	return slog.New(plain)
+}
+
+// isJournal reports whether w is the stream that systemd connected to the journal.
+func isJournal(w io.Writer) bool {
+	if w != io.Writer(os.Stderr) {
+		return false
+	}
+	is, err := journal.StderrIsJournalStream()
+	return err == nil && is && journal.Enabled()
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
