@@ -312,15 +312,17 @@ func (c *conn) submit(d *delivery) (attempt, bool) {
 	}
 }
 
-// standing reports whether nothing has been settled since the given time though something waits.
-func (c *conn) standing(since time.Duration) bool {
-	if time.Duration(c.settledAt.Load()) >= since && c.settledAt.Load() != 0 {
-		return false
-	}
+// silentFor is for how long the broker has settled nothing though something waits; 0 if nothing does.
+func (c *conn) silentFor() time.Duration {
+	var oldest time.Duration
+	waiting := false
 	for _, l := range c.allLinks() {
-		if l.standing(since) {
-			return true
+		if since, any := l.waitingSince(); any && (!waiting || since < oldest) {
+			oldest, waiting = since, true
 		}
 	}
-	return false
+	if !waiting {
+		return 0
+	}
+	return c.now() - max(oldest, time.Duration(c.settledAt.Load()))
 }

@@ -392,23 +392,39 @@ func (l *link) stall(a attempt) {
 	}
 }
 
-// standing reports whether the link has settled nothing since the given time though something waits. What has been
-// overtaken by later settlements does not count: it says something about that message, not about the link.
-func (l *link) standing(since time.Duration) bool {
+// waitingSince is when the oldest that waits here was submitted. What has been overtaken by later settlements does not
+// count: it says something about that message, not about the link.
+func (l *link) waitingSince() (since time.Duration, any bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.settledAt >= since && l.settledAt > 0 {
-		return false
+	note := func(d *delivery) {
+		if !any || d.began < since {
+			since, any = d.began, true
+		}
 	}
-	if l.live > 0 {
-		return true
+	for _, d := range l.queue {
+		if !d.over {
+			note(d) // and the rest is younger
+			break
+		}
 	}
 	for d := range l.unsettled {
 		if d.takenAt >= l.settledTo {
-			return true
+			note(d)
 		}
 	}
-	return false
+	return since, any
+}
+
+// silentFor is for how long the link has settled nothing though something waits; 0 if nothing does.
+func (l *link) silentFor() time.Duration {
+	since, any := l.waitingSince()
+	if !any {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.c.now() - max(since, l.settledAt)
 }
 
 // overtaken reports whether d is unsettled for so long although the broker has settled later ones.

@@ -222,7 +222,6 @@ func (s *shipment) visit(ctx context.Context, o offer, wait time.Duration, which
 	which = slices.Clone(which) // it may be s.open, which changes below
 	round := newRound(len(which))
 	deliveries := make([]*delivery, 0, len(which))
-	began := o.c.now()
 	for n, i := range which {
 		m := &s.msgs[i]
 		if s.patient {
@@ -243,7 +242,7 @@ func (s *shipment) visit(ctx context.Context, o offer, wait time.Duration, which
 		deliveries = append(deliveries, d)
 	}
 	s.sent = append(s.sent, deliveries...)
-	s.wait(ctx, o, wait, round, deliveries, began)
+	s.wait(ctx, o, wait, round, deliveries)
 	for n, i := range which {
 		s.last[i] = worse(s.last[i], round.attempts[n])
 	}

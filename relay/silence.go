@@ -9,7 +9,7 @@ import (
 )
 
 // wait returns when the round is complete, which it makes it when the time is over.
-func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round *round, deliveries []*delivery, since time.Duration) {
+func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round *round, deliveries []*delivery) {
 	end := time.NewTimer(wait)
 	defer end.Stop()
 	// Patient callers look for silence as early as others: that spares the hub from finding out.
@@ -20,14 +20,13 @@ func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round 
 		case <-round.done:
 			return
 		case <-look.C:
-			s.r.judgeSilence(o, since, deliveries)
-			if s.patient && !(s.r.hasOther(o.b) && o.c.standing(since)) {
-				since = o.c.now()
+			s.r.judgeSilence(o, deliveries)
+			if s.patient && !(o.c.stalled.Load() && s.r.hasOther(o.b)) {
 				continue
 			}
 			s.giveUp(deliveries, noAnswer)
 		case <-end.C:
-			s.r.judgeSilence(o, since, deliveries)
+			s.r.judgeSilence(o, deliveries)
 			s.giveUp(deliveries, noAnswer)
 		case <-ctx.Done():
 			s.giveUp(deliveries, "given up by the caller")
@@ -46,24 +45,11 @@ func (s *shipment) giveUp(deliveries []*delivery, reason string) {
 }
 
 // judgeSilence finds out, when a round has waited long enough, whether it is the broker that does not answer or
-// only some of its links.
-func (r *Relay) judgeSilence(o offer, began time.Duration, deliveries []*delivery) {
-	if o.c.standing(began) {
-		if !o.b.upWith(o.c) {
-			return
-		}
-		// The others first, then the broker, then those who wait for it: in any other order a call that
-		// begins meanwhile would wait for another silent broker.
-		for _, other := range r.brokers {
-			if other != o.b {
-				other.doubt(o.c.born.Add(began))
-			}
-		}
-		o.b.stall(o.c, fmt.Sprintf("nothing settled for %v: it hangs, or an alarm (memory, "+
-			"disk) makes it block publishers", (o.c.now()-began).Round(time.Millisecond)))
-		for _, l := range o.c.allLinks() {
-			l.stall(attempt{verdict: silent, reason: noAnswer})
-		}
+// only some of its links. Half of HandoffTimeout is enough: a call may have spent the other half on another broker.
+func (r *Relay) judgeSilence(o offer, deliveries []*delivery) {
+	enough := r.opts.HandoffTimeout / 2
+	if quiet := o.c.silentFor(); quiet >= enough {
+		r.stall(o, quiet)
 		return
 	}
 	// A patient caller does not wait for such a link either: it would hold up the rest.
@@ -77,13 +63,32 @@ func (r *Relay) judgeSilence(o offer, began time.Duration, deliveries []*deliver
 		if standing, known := seen[l]; known && !standing {
 			continue
 		} else if !known {
-			if seen[l] = l.standing(began); !seen[l] {
+			if seen[l] = l.silentFor() >= enough; !seen[l] {
 				continue
 			}
 			o.b.notice(l.address, "standing", "nothing settled while other addresses work")
 			l.stall(standsStill)
 		}
 		l.giveUp(d, standsStill)
+	}
+}
+
+// stall takes the broker out of use and lets those go that wait for it.
+func (r *Relay) stall(o offer, quiet time.Duration) {
+	if !o.b.upWith(o.c) {
+		return
+	}
+	// The others first, then the broker, then those who wait for it: in any other order a call that begins
+	// meanwhile would wait for another silent broker.
+	for _, other := range r.brokers {
+		if other != o.b {
+			other.doubt(time.Now().Add(-quiet))
+		}
+	}
+	o.b.stall(o.c, fmt.Sprintf("nothing settled for %v: it hangs, or an alarm (memory, disk) makes it block publishers",
+		quiet.Round(time.Millisecond)))
+	for _, l := range o.c.allLinks() {
+		l.stall(attempt{verdict: silent, reason: noAnswer})
 	}
 }
 

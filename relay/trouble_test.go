@@ -180,9 +180,10 @@ func TestDrainIsNotHeldUpByOneAddress(t *testing.T) {
 	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 200 * time.Millisecond }, b)
 	w.await(0, Up)
 	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
-	stop := make(chan struct{})
-	defer close(stop)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	defer func() { close(stop); <-stopped }()
 	go func() { // the hub goes on meanwhile: the broker settles
+		defer close(stopped)
 		for {
 			select {
 			case <-stop:
@@ -252,4 +253,20 @@ func TestDrainIsNotHeldUpByOneMessage(t *testing.T) {
 			t.Errorf("the drain waited %v for one message", took)
 		}
 	}
+}
+
+// The time that one broker has used up is not held against the next.
+func TestBrokerWithLittleTimeIsNotStalled(t *testing.T) {
+	t.Parallel()
+	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, a, b)
+	w.await(0, Up)
+	w.await(1, Up)
+	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release, Delay: 400 * time.Millisecond}})
+	b.Script("#", held)
+	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
+	if s := w.Status()[1]; s.State != Up || s.Unsettled != 1 {
+		t.Errorf("status %+v", s)
+	}
+	b.SettleHeld()
 }
