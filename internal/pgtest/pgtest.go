@@ -1,5 +1,5 @@
 // Package pgtest gives tests a real PostgreSQL: a database of its own for each test, on the server that
-// KOJI_RELAY_TEST_PG names (a connection string of a superuser) or on a private cluster that is started once in a test
+// KOJI_RELAY_TEST_PG names (the connection string of a superuser, as keywords and values) or on a private cluster that is started once in a test
 // process. It is used by tests only. It talks to the server through psql, so that it needs no driver.
 package pgtest
 
