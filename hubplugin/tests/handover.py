@@ -1,0 +1,36 @@
+"""Hands commits of one message over with the plugin's own code and prints the median in microseconds.
+
+    python hubplugin/tests/handover.py SOCKET COMMITS
+"""
+import json
+import statistics
+import sys
+import time
+import types
+import uuid
+
+import conftest
+
+KWARGS = {'tag': {'id': 1, 'name': 'f40-updates'}, 'user': {'id': 7, 'name': 'builder'}, 'force': False,
+          'build': {'id': 12345, 'name': 'package', 'version': '1.2.3', 'release': '4.fc40',
+                    'extra': {'source': {'original_url': 'git+https://src.example.com/' + 'x' * 500}}}}
+
+
+def main():
+    path, commits = sys.argv[1], int(sys.argv[2])
+    plugin = conftest.load_plugin()
+    plugin.config = types.SimpleNamespace(socket=path, url='', token_file='', timeout=2.0, max_request_bytes=8 << 20)
+    event = (0, 'postTag', json.dumps(KWARGS))
+    times = []
+    for n in range(commits + 20):   # the first ones warm up
+        commit = types.SimpleNamespace(id=str(uuid.uuid4()), events=[event])
+        started = time.perf_counter()
+        rest, why = plugin.post(commit, time.monotonic() + 2)
+        times.append(time.perf_counter() - started)
+        if rest:
+            sys.exit('not taken: %s' % why)
+    print(round(1e6 * statistics.median(times[20:])))
+
+
+if __name__ == '__main__':
+    main()
