@@ -5,10 +5,10 @@ SHELL := /bin/sh
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit bench build lint fmt go-version clean
+.PHONY: help demo test unit bench build lint fmt packages vendor-archive go-version clean
 
 help: ## what can be made here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: go-version ## the main job on this machine in half a minute, nothing to install but Go
 	@echo "Go downloads and compiles what it needs; the first time takes a minute or two."
@@ -26,6 +26,13 @@ bench: go-version ## the first figures, measured on real servers
 
 build: go-version ## bin/koji-relay
 	go build -trimpath -o bin/koji-relay ./cmd/koji-relay
+
+packages: go-version ## .rpm and .deb of the relay and of the hub plugin, into dist
+	@packaging/build
+	@ls dist/*.rpm dist/*.deb
+
+vendor-archive: go-version ## the sources of all dependencies, for a build without network, into dist
+	@packaging/vendor-archive
 
 lint: go-version ## format, vet and staticcheck
 	@.ci/lint

@@ -121,6 +121,8 @@ func dbUpgradeCommand() *cobra.Command {
 		Long: `Apply the numbered steps that schema koji_relay lacks, in one transaction. A relay
 of the old version works on until it is restarted, unless CHANGELOG says otherwise.
 With --print the steps are printed and nothing is changed.`,
+		Example: `  koji-relay db upgrade
+  koji-relay db upgrade --print`,
 		Args: cobra.NoArgs,
 	}
 	target := addDatabaseFlags(cmd)
@@ -160,6 +162,8 @@ func dbStatusCommand() *cobra.Command {
 how much is queued.
 
 Exit codes: 0 the relay can work with it; 1 it cannot; 2 no usable configuration.`,
+		Example: `  koji-relay db status
+  koji-relay db status --json`,
 		Args: cobra.NoArgs,
 	}
 	target := addDatabaseFlags(cmd)
@@ -252,6 +256,8 @@ func dbRemoveCommand() *cobra.Command {
 		Long: `Drop schema koji_relay: the dead letters, the outbox, and what is known of queued
 messages beyond Koji's table. proton_queue and the messages in it stay; protonmsg
 can drain them. Stop the relay, and switch the hub back, first.`,
+		Example: `  koji-relay db remove
+  koji-relay db remove --yes`,
 		Args: cobra.NoArgs,
 	}
 	target := addDatabaseFlags(cmd)

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+)
+
+// The packages' build writes man pages and completions with this flag. They come from a test, so that neither
+// the writer nor what it needs is in the program (docs/decisions/0010-man-pages.md).
+var docsDir = flag.String("docs", "", "write man pages and shell completions into this `directory`")
+
+// writeDocs fills dir with man1/*.1 and with the completions bash, zsh and fish. The pages bear the month of
+// SOURCE_DATE_EPOCH.
+func writeDocs(dir string) error {
+	man := filepath.Join(dir, "man1")
+	if err := os.MkdirAll(man, 0o755); err != nil {
+		return err
+	}
+	root := rootCommand()
+	root.InitDefaultCompletionCmd()
+	header := &doc.GenManHeader{Source: "koji-relay", Manual: "koji-relay"}
+	undated(root)
+	if err := doc.GenManTree(root, header, man); err != nil {
+		return err
+	}
+	for shell, write := range map[string]func(string) error{
+		"bash": func(path string) error { return root.GenBashCompletionFileV2(path, true) },
+		"zsh":  root.GenZshCompletionFile,
+		"fish": func(path string) error { return root.GenFishCompletionFile(path, true) },
+	} {
+		if err := write(filepath.Join(dir, shell)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// undated leaves out cobra's last line, which says when and by what a page was made.
+func undated(c *cobra.Command) {
+	c.DisableAutoGenTag = true
+	for _, sub := range c.Commands() {
+		undated(sub)
+	}
+}
+
+func TestEveryCommandHasAManPageAndExamples(t *testing.T) {
+	t.Parallel()
+	dir := *docsDir
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	if err := writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	each(rootCommand(), func(c *cobra.Command) {
+		page := filepath.Join(dir, "man1", strings.ReplaceAll(c.CommandPath(), " ", "-")+".1")
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Errorf("%s has no man page: %v", c.CommandPath(), err)
+			return
+		}
+		if !c.HasSubCommands() && c.Example == "" && c.Parent().Name() != "completion" {
+			t.Errorf("%s shows no example in its --help", c.CommandPath())
+		}
+		for flagName := range strings.FieldsSeq("config json") {
+			if f := c.Flags().Lookup(flagName); f != nil && !bytes.Contains(text, []byte(`--`+flagName)) {
+				t.Errorf("%s does not explain --%s", page, flagName)
+			}
+		}
+		checkRoff(t, page)
+	})
+	text, err := os.ReadFile(filepath.Join(dir, "man1", "koji-relay.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(text, []byte("Exit codes")) {
+		t.Error("koji-relay(1) does not document the exit codes")
+	}
+}
+
+// checkRoff lets groff, where it is installed, read a page as man does.
+func checkRoff(t *testing.T, page string) {
+	t.Helper()
+	path, err := exec.LookPath("groff")
+	if err != nil {
+		return
+	}
+	out, err := exec.Command(path, "-Kutf8", "-man", "-Tutf8", "-ww", "-z", page).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("groff reads %s: %v\n%s", filepath.Base(page), err, out)
+	}
+}
+
+// each calls f for c and all commands below it that help shows.
+func each(c *cobra.Command, f func(*cobra.Command)) {
+	f(c)
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() && !sub.IsAdditionalHelpTopicCommand() {
+			each(sub, f)
+		}
+	}
+}
+
+func TestCompletionsNameEveryCommand(t *testing.T) {
+	t.Parallel()
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"__complete", ""}, strings.NewReader(""), &stdout, &stderr)
+	if code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	for _, c := range rootCommand().Commands() {
+		if c.IsAvailableCommand() && !strings.Contains(stdout.String(), c.Name()+"\t") {
+			t.Errorf("the shell does not offer %s", c.Name())
+		}
+	}
+}
