@@ -85,7 +85,6 @@ var (
 		selectors: true,
 		full:      []string{"blocked.%s", "full.%s"}, // see images/conf/artemis/broker.xml
 	}
-	brokerKinds = []brokerKind{rabbitmq310, rabbitmq40, activemqClassic, artemis}
 )
 
 // sources are the addresses at which a subscriber finds the topics of one test.
