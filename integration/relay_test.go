@@ -136,7 +136,12 @@ func (r *relay) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "serve", "--config", r.conf)
+	r.startCommand(t, exec.Command(path, "serve", "--config", r.conf))
+}
+
+// startCommand is start for a command that becomes `koji-relay serve`.
+func (r *relay) startCommand(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	// No test may leave a relay behind, not even one that panics.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := cmd.StderrPipe()

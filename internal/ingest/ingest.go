@@ -48,11 +48,13 @@ type Server struct {
 	opts     Options
 	inflight *semaphore.Weighted
 	http     *http.Server
+	intake   intake
 }
 
 // New makes a Server; it listens on nothing until Serve.
 func New(opts Options) *Server {
 	s := &Server{opts: opts, inflight: semaphore.NewWeighted(opts.MaxInflightBytes)}
+	s.intake.busy = make(map[net.Conn]*time.Time)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/commits", s.commits)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -64,6 +66,7 @@ func New(opts Options) *Server {
 		ReadTimeout:       time.Minute, // the hub plugin gives up after seconds; this frees what it left
 		IdleTimeout:       5 * time.Minute,
 		ConnContext:       markUnix,
+		ConnState:         s.intake.follow,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
 	}
 	return s
@@ -72,17 +75,12 @@ func New(opts Options) *Server {
 // Serve answers on l until Shutdown or Close; it then returns nil. It may be called for several listeners
 // at once.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve the hub API on %s: %w", l.Addr(), err)
+	if !s.intake.open(l) {
+		return l.Close()
 	}
-	return nil
-}
-
-// Shutdown closes the listeners and waits for the requests in flight until ctx ends. A request that arrives
-// on a connection already open is still answered.
-func (s *Server) Shutdown(ctx context.Context) error {
-	if err := s.http.Shutdown(ctx); err != nil {
-		return fmt.Errorf("finish the requests in flight: %w", err)
+	defer s.intake.serving.Done()
+	if err := s.http.Serve(l); !s.intake.isClosed() && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the hub API on %s: %w", l.Addr(), err)
 	}
 	return nil
 }

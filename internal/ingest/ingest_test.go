@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -185,6 +187,78 @@ func TestCommitIsFinishedAfterTheHubStoppedWaiting(t *testing.T) {
 	close(release)
 	if err := <-finished; err != nil {
 		t.Errorf("the commit under way was cancelled: %v", err)
+	}
+}
+
+// A hub that connected just before a restart must not be sent to its outbox.
+func TestRequestOnAConnectionAcceptedBeforeTheEndIsAnswered(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(context.Context, message.Commit) message.Receipt { return message.Receipt{Sent: 1} }, nil)
+	client := serveUnix(t, s)
+	dial := func() (net.Conn, error) {
+		return client.Transport.(*http.Transport).DialContext(t.Context(), "", "")
+	}
+	conn, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	wait := func(what string, ready func() bool) {
+		t.Helper()
+		for deadline := time.After(10 * time.Second); !ready(); {
+			select {
+			case <-deadline:
+				t.Fatal("waited in vain until " + what)
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	wait("the connection is accepted", func() bool {
+		s.intake.mu.Lock()
+		defer s.intake.mu.Unlock()
+		return len(s.intake.busy) == 1
+	})
+
+	ended := make(chan error, 1)
+	go func() { ended <- s.Shutdown(t.Context()) }()
+	wait("the socket is closed", func() bool {
+		late, err := dial()
+		if err == nil {
+			late.Close()
+		}
+		return err != nil
+	})
+	if _, err := io.WriteString(conn, "POST /v1/commits HTTP/1.1\r\nHost: hub\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("the request was not answered: %v", err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Errorf("the answer is %s", response.Status)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+func TestConnectionWithoutARequestHoldsUpShutdownForASecondOnly(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil, nil)
+	client := serveUnix(t, s)
+	conn, err := client.Transport.(*http.Transport).DialContext(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	began := time.Now()
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("Shutdown took %v", took)
 	}
 }
 
