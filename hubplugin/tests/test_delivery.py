@@ -41,11 +41,11 @@ def silence(connection, request):
     connection.recv(1)      # returns when the plugin hangs up
 
 
-def endless(start):
+def endless(start, more=b'x' * 65536):
     def answer(connection, request):
         connection.sendall(start)
         while True:
-            connection.sendall(b'x' * 65536)
+            connection.sendall(more)
     return answer
 
 
@@ -183,7 +183,7 @@ FAULTS = {
     'a byte now and then': drip(OK * 100, 0.02),
     'endless headers': endless(b'HTTP/1.1 200 OK\r\nX: '),
     'endless body': endless(b'HTTP/1.1 500 Oops\r\n\r\n'),
-    'endless continue': lambda c, r: [c.sendall(b'HTTP/1.1 100 Continue\r\n\r\n') for _ in range(10 ** 9)],
+    'endless continue': endless(b'', b'HTTP/1.1 100 Continue\r\n\r\n' * 20000),
     'garbage': b'\x00\xff\x16\x03garbage\n\n\n',
     'ssh': b'SSH-2.0-OpenSSH_9.2\r\n',
     'nothing': b'',
@@ -598,3 +598,19 @@ def test_no_log_line_quotes_a_body(load, hub, database, log, relay):
         load(delivery=delivery)
         hub.request(change('secret', more={1j}, nan=float('nan')))
     assert 'NotNullViolation' in log()[-1] and 'secret' not in '\n'.join(log(0))
+
+
+def test_of_all_threads_one_probes_when_the_period_is_over(load):
+    plugin = load()
+    breaker = plugin.Breaker()
+    assert breaker.left(2) == 2
+    breaker.book(1.9, 2)
+    assert breaker.left(2) == 0
+    breaker.until = time.monotonic()        # the period passes
+    assert [breaker.left(2) for _ in range(3)] == [2, 0, 0]
+    breaker.book(1.9, 2)                    # the probe failed
+    assert breaker.left(2) == 0
+    breaker.until = time.monotonic()
+    assert breaker.left(2) == 2
+    breaker.book(0.01, 2)                   # the probe was answered
+    assert [breaker.left(2) for _ in range(3)] == [2, 2, 2]
