@@ -26,8 +26,7 @@ from koji.plugin import callback, callbacks, ignore_error
 
 CONFIG_FILE = '/etc/koji-hub/plugins/koji_relay.conf'
 LOG = logging.getLogger('koji.plugin.koji_relay')
-# The others are koji-relay's occasion to act, and the builder's.
-EVENTS = [name for name in callbacks
+EVENTS = [name for name in callbacks   # all but those of commits and those of the builder
           if not re.search('Commit$|SCMCheckout$|CreateRepo$|CreateDistRepo$', name)]
 SWITCH = 'on|yes|true|1|off|no|false|0', lambda text: text.lower() in ('on', 'yes', 'true', '1')
 KEYS = {    # name: (default, regular expression of what the file may say, conversion)
@@ -273,8 +272,7 @@ def post(commit, deadline):
     work = sum(len(event[2]) for event in commit.events) / OUTBOX_SPEED
     # The outbox may need time as well: some, and more for more, unless that is more than there is.
     deadline -= config.timeout / 20 + (work if work < config.timeout / 2 else 0)
-    rest, why = [], None
-    requests = batches(commit.events, config.max_request_bytes)
+    rest, why, requests = [], None, batches(commit.events, config.max_request_bytes)
     for batch in requests:
         try:
             missing, answer = exchange(commit.id, batch, min(deadline, started + patience))
@@ -291,21 +289,23 @@ def post(commit, deadline):
 
 def exchange(commit_id, batch, deadline):
     """One request. Returns the events that were not taken, and the answer in short."""
-    body = '{"commit": "%s", "events": [%s]}' % (commit_id, ', '.join(
-        '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch))
+    body = ['{"commit": "%s", "events": [' % commit_id, ', '.join(
+        '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch), ']}']
     head = ('POST /v1/commits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
-            'Content-Type: application/json\r\nContent-Length: %d\r\n' % len(body))
+            'Content-Type: application/json\r\nContent-Length: %d\r\n' % sum(map(len, body)))
     if config.token_file:
         with open(config.token_file) as token:
             head += 'Authorization: Bearer %s\r\n' % token.read().strip()
+    text = ''.join([head, '\r\n'] + body)
     address = ('127.0.0.1', int(config.url.split(':')[2])) if config.url else config.socket
     with DeadlineSocket(socket.AF_INET if config.url else socket.AF_UNIX) as connection:
         connection.deadline = deadline
         connection.arm()
         connection.connect(address)
-        connection.arm()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall((head + '\r\n' + body).encode())     # an early refusal may say why
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):    # the answer says why
+            for position in range(0, len(text), 1 << 20):
+                connection.arm()
+                connection.sendall(text[position:position + (1 << 20)].encode())
         response = http.client.HTTPResponse(connection, method='POST')
         response.begin()
         if response.status == 200:

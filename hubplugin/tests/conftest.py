@@ -184,11 +184,12 @@ def load_plugin():
 @pytest.fixture
 def load(directory):
     """load(key=value, ...) imports the plugin with that configuration."""
-    before = {name: list(functions) for name, functions in koji.plugin.callbacks.items()}
+    modules = []
 
     def unregister():
-        for name, functions in before.items():
-            koji.plugin.callbacks[name][:] = functions
+        """Take out what the plugin registered, and only that."""
+        for functions in koji.plugin.callbacks.values():
+            functions[:] = [function for function in functions if function.__module__ not in modules]
 
     def load(**keys):
         unregister()
@@ -198,10 +199,13 @@ def load(directory):
             conf.write('[koji_relay]\n')
             conf.writelines('%s = %s\n' % item for item in keys.items())
         module = load_plugin()
+        modules.append(module.__name__)
         module.CONFIG_FILE = path
         return module
+    before = {name: list(functions) for name, functions in koji.plugin.callbacks.items()}
     yield load
-    unregister()
+    for name, functions in before.items():
+        koji.plugin.callbacks[name][:] = functions
     koji.context.context._threadclear()
 
 
