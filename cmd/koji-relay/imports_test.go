@@ -50,6 +50,8 @@ var layers = []layer{
 		"a failpoint is called from guarded places: it must not be able to change what they do"},
 	{"internal/pgtest", nil, []string{"github.com/jackc/pgx/v5"},
 		"pgtest starts databases for tests; no program imports it"},
+	{"examples/consumers/go", nil, []string{"github.com/Azure/go-amqp"},
+		"the example is for teams to copy: it may need nothing of this project"},
 	{"integration/workers", nil, []string{"github.com/google/uuid"},
 		"the workers stand for the hub, which shares no code with the relay"},
 	{"integration", nil, nil, "integration drives the built program from outside; nothing imports it"},
