@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -131,7 +132,7 @@ func (c *consumer) awaitEnd(t testing.TB) {
 }
 
 // compare checks that the example printed each of the messages once, whole, and nothing else.
-func (c *consumer) compare(t testing.TB, part string, messages []goldenMessage) {
+func (c *consumer) compare(t testing.TB, b subscription, part, address string, messages []goldenMessage) {
 	t.Helper()
 	want := make(map[string]goldenMessage)
 	for _, m := range messages {
@@ -161,10 +162,15 @@ func (c *consumer) compare(t testing.TB, part string, messages []goldenMessage) 
 				props = append(props, prop{p.Key, p.Type, value})
 			}
 		}
+		topic := part + "." + m.Address
+		if b.silent {
+			topic = address
+		}
 		// ActiveMQ gives addresses with the topic:// in front that one sends to.
-		if topic := strings.TrimPrefix(got.Address, "topic://"); topic != part+"."+m.Address ||
-			got.Body != m.Body || len(got.Props) != len(m.Props) || !slices.Equal(sortedProps(props), sortedProps(m.Props)) {
+		if strings.TrimPrefix(got.Address, "topic://") != topic || got.Body != m.Body ||
+			len(got.Props) != len(m.Props) || !slices.Equal(sortedProps(props), sortedProps(m.Props)) {
 			t.Errorf("%s printed\n%.400s\nfor\n%s %v %.200s", c.name, line, m.Address, sortedProps(m.Props), m.Body)
+			return // one says it all
 		}
 	}
 	if len(want) > 0 {
@@ -227,27 +233,72 @@ func (c *cutter) cut() {
 	c.conns = nil
 }
 
-func TestConsumerExamplesOnRabbitMQ40(t *testing.T) { consumerExamples(t, rabbitmq40, "/topic/%s.#") }
-
-func TestConsumerExamplesOnActiveMQ(t *testing.T) {
-	consumerExamples(t, activemqClassic, "topic://%s.>")
+// subscription is how the examples subscribe on one broker; docs/consumers.md has the same addresses, for koji.
+type subscription struct {
+	brokerKind
+	wildcard string   // everything below a prefix
+	flags    []string // with every address
+	silent   bool     // does not tell a subscriber the topic of a message
+	queue    string   // one that keeps what comes while nobody reads it; else --durable does
 }
 
-func consumerExamples(t *testing.T, b brokerKind, wildcard string) {
+var subscriptions = []subscription{
+	{brokerKind: rabbitmq310, wildcard: "/topic/%s.#", silent: true, queue: "/amq/queue/%s"},
+	{brokerKind: rabbitmq40, wildcard: "/topic/%s.#", queue: "/queues/%s"},
+	{brokerKind: activemqClassic, wildcard: "topic://%s.>"},
+	{brokerKind: artemis, wildcard: "%s.#", silent: true, flags: []string{"--topic"}},
+}
+
+// virtual is ActiveMQ's other way of keeping what comes: each team reads a queue of its own.
+func virtual() subscription {
+	b := subscription{brokerKind: activemqClassic, silent: true, queue: "queue://Consumer.NAME.VirtualTopic.%s.>"}
+	b.source = "topic://VirtualTopic.%s.%s"
+	return b
+}
+
+func TestConsumersGuideHasTheAddressesOfTheExamples(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/consumers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range append(subscriptions, virtual()) {
+		for _, address := range []string{b.wildcard, b.queue} {
+			name := "koji" // the prefix, or the name of a queue on RabbitMQ
+			if b.rabbit() && address == b.queue {
+				name = "NAME"
+			}
+			if address != "" && !strings.Contains(string(text), "`"+fmt.Sprintf(address, name)+"`") {
+				t.Errorf("docs/consumers.md does not name %s for %s", fmt.Sprintf(address, name), b.service)
+			}
+		}
+	}
+}
+
+func TestConsumerExamples(t *testing.T) {
 	t.Parallel()
 	commands := consumers(t)
-	s := startBroker(t, b)
-	t.Run("print each message once through a cut and a resend", func(t *testing.T) { consumersPrintOnce(t, b, s, wildcard, commands) })
-	for name, command := range commands {
-		t.Run(name+" example misses nothing while it is away", func(t *testing.T) { consumerComesBack(t, b, s, wildcard, name, command) })
+	for _, b := range subscriptions {
+		t.Run(b.service, func(t *testing.T) {
+			t.Parallel()
+			s := startBroker(t, b.brokerKind)
+			t.Run("print each message once through a cut and a resend", func(t *testing.T) { consumersPrintOnce(t, b, s, commands) })
+			for name, command := range commands {
+				t.Run(name+" example misses nothing while it is away", func(t *testing.T) { consumerComesBack(t, b, s, name, command) })
+			}
+			if v := virtual(); v.service == b.service {
+				t.Run("virtual topic keeps what comes meanwhile", func(t *testing.T) { consumerComesBack(t, v, s, "go", commands["go"]) })
+			}
+		})
 	}
 }
 
 // consumersPrintOnce: all examples subscribe with a wildcard and lose their connection half-way. Then the whole run is
 // handed over once more, which gives each message a second time under its message-id, and one last commit.
-func consumersPrintOnce(t *testing.T, b brokerKind, s *server, wildcard string, commands map[string][]string) {
+func consumersPrintOnce(t *testing.T, b subscription, s *server, commands map[string][]string) {
 	g := loadGolden(t, "extra500")
 	part := newPart()
+	address := fmt.Sprintf(b.wildcard, part)
 	way := newCutter(t, s.addr())
 	passwordFile := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(passwordFile, []byte(password+"\n"), 0o600); err != nil {
@@ -256,11 +307,12 @@ func consumersPrintOnce(t *testing.T, b brokerKind, s *server, wildcard string, 
 	last, ids := tagCommit(1)
 	var running []*consumer
 	for name, command := range commands {
-		running = append(running, startConsumer(t, name, command,
-			"--url", "amqp://"+way.listener.Addr().String(), "--address", fmt.Sprintf(wildcard, part),
-			"--user", user, "--password-file", passwordFile, "--json", "--count", strconv.Itoa(len(g.messages)+len(ids))))
+		running = append(running, startConsumer(t, name, command, slices.Concat(b.flags, []string{
+			"--url", "amqp://" + way.listener.Addr().String(), "--address", address,
+			"--user", user, "--password-file", passwordFile, "--json", "--count", strconv.Itoa(len(g.messages) + len(ids)),
+		})...))
 	}
-	r := startRelay(t, forBroker(b, part, s).with(settings{"message.extra_limit": "500"}), s)
+	r := startRelay(t, forBroker(b.brokerKind, part, s).with(settings{"message.extra_limit": "500"}), s)
 
 	half := len(g.commits) / 2
 	first := r.postGolden(t, golden{commits: g.commits[:half]}).Sent
@@ -285,7 +337,7 @@ func consumersPrintOnce(t *testing.T, b brokerKind, s *server, wildcard string, 
 			continue
 		}
 		c.dropLast()
-		c.compare(t, part, g.messages)
+		c.compare(t, b, part, address, g.messages)
 	}
 }
 
@@ -298,26 +350,28 @@ func (c *consumer) dropLast() {
 
 // consumerComesBack: an example with a durable subscription (on RabbitMQ a queue) takes some of what is sent and ends;
 // the next one gets what was not acknowledged and what came meanwhile. Both log in with a certificate.
-func consumerComesBack(t *testing.T, b brokerKind, s *server, wildcard, name string, command []string) {
+func consumerComesBack(t *testing.T, b subscription, s *server, name string, command []string) {
 	g := loadGolden(t, "extra0")
 	part, a := newPart(), certificates(t)
 	args := []string{
 		"--url", fmt.Sprintf("amqps://localhost:%d", s.tlsPort), "--sasl", strings.ToLower(b.tlsLogin),
 		"--cacert", a.caPath, "--cert", a.clientCertPath, "--key", a.clientKeyPath, "--json",
 	}
-	if b.rabbit() {
+	address := fmt.Sprintf(cmp.Or(b.queue, b.wildcard), part)
+	switch {
+	case b.rabbit():
 		declareQueue(t, s, part, []string{"#"})
-		args = append(args, "--address", fmt.Sprintf(b.queue, part))
-	} else {
-		args = append(args, "--address", fmt.Sprintf(wildcard, part), "--durable", "durable-"+part)
+	case b.queue == "":
+		args = append(args, "--durable", "durable-"+part)
 	}
+	args = slices.Concat(args, b.flags, []string{"--address", address})
 	const taken, sent = 3, 10
 	before := startConsumer(t, name, command, append(args, "--count", strconv.Itoa(taken))...)
-	sendPlainly(t, s, b, part, golden{messages: g.messages[:sent/2]})
+	sendPlainly(t, s, b.brokerKind, part, golden{messages: g.messages[:sent/2]})
 	before.awaitEnd(t)
-	before.compare(t, part, g.messages[:taken])
-	sendPlainly(t, s, b, part, golden{messages: g.messages[sent/2 : sent]})
+	before.compare(t, b, part, address, g.messages[:taken])
+	sendPlainly(t, s, b.brokerKind, part, golden{messages: g.messages[sent/2 : sent]})
 	after := startConsumer(t, name, command, append(args, "--count", strconv.Itoa(sent-taken))...)
 	after.awaitEnd(t)
-	after.compare(t, part, g.messages[taken:sent])
+	after.compare(t, b, part, address, g.messages[taken:sent])
 }

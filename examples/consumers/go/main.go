@@ -38,7 +38,7 @@ type consumer struct {
 	handled int
 }
 
-const remembered = 10000 // repeats come within minutes of the first time
+const remembered = 10000 // most repeats come within minutes of the first time
 
 func main() {
 	flag.Parse()

@@ -8,7 +8,7 @@ const fs = require('fs');
 const { parseArgs } = require('util');
 const rhea = require('rhea');
 
-const REMEMBERED = 10000; // message-ids; repeats come within minutes of the first time
+const REMEMBERED = 10000; // message-ids; most repeats come within minutes of the first time
 
 const { values: args } = parseArgs({ options: {
   url: { type: 'string' },                     // amqps://broker.example.com or amqp://...

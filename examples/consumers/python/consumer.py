@@ -13,7 +13,7 @@ from proton import Data, SSLDomain, symbol
 from proton.handlers import MessagingHandler
 from proton.reactor import Container, DurableSubscription, ReceiverOption
 
-REMEMBERED = 10000  # message-ids; repeats come within minutes of the first time
+REMEMBERED = 10000  # message-ids; most repeats come within minutes of the first time
 
 
 def handle(args, topic, message, body):
