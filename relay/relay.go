@@ -60,12 +60,16 @@ type Options struct {
 	HandoffTimeout time.Duration // the most that Send waits; 1 s
 	IdleTimeout    time.Duration // silence after which a connection is dead; 30 s
 
-	URLOrder    string
-	Unroutable  string
-	TTL         time.Duration // 0 = messages do not expire
-	Durable     bool
-	Priority    uint8 // AMQP's own default is 4
-	BodySection string
+	URLOrder   string
+	Unroutable string
+	// PreserveOrder keeps the order of the messages of one call also where they go to different addresses. Each change
+	// of address costs a round trip then, and a message of which it is not known whether a broker has it stops
+	// those behind it, which are reported as not sent.
+	PreserveOrder bool
+	TTL           time.Duration // 0 = messages do not expire
+	Durable       bool
+	Priority      uint8 // AMQP's own default is 4
+	BodySection   string
 
 	TestMode     bool // log instead of sending; counts as accepted
 	TestModeFail int  // percentage of messages that test mode pretends to fail

@@ -36,6 +36,7 @@ type shipment struct {
 	asked   []int     // brokers asked, for each message
 	patient bool
 	open    []int // messages that have no final attempt yet
+	halted  bool  // with PreserveOrder: the rest has to wait
 	sent    []*delivery
 }
 
@@ -87,6 +88,7 @@ func (r *Relay) reserve(msgs []message.Message) (release func(), ok bool) {
 
 // prepare encodes, and sorts out what needs no broker now.
 func (s *shipment) prepare() {
+	halted := false
 	for i := range s.msgs {
 		m := &s.msgs[i]
 		if broker, ok := s.r.doubts.accepted(m.ID); ok {
@@ -103,9 +105,14 @@ func (s *shipment) prepare() {
 			s.last[i] = attempt{
 				verdict: lost, state: message.Unknown, broker: broker, reason: "was under way when a connection was lost",
 			}
+			halted = s.r.opts.PreserveOrder
 			continue
 		}
 		s.last[i] = attempt{reason: "no broker is usable"}
+		if halted {
+			s.last[i].reason = behindDoubt
+			continue
+		}
 		s.open = append(s.open, i)
 	}
 }
@@ -115,7 +122,7 @@ func (s *shipment) tour(ctx context.Context) {
 	deadline := time.Now().Add(s.r.opts.HandoffTimeout)
 	var tried []*broker
 	hadTrial := false
-	for waited := false; len(s.open) > 0 && ctx.Err() == nil; {
+	for waited := false; len(s.open) > 0 && !s.halted && ctx.Err() == nil; {
 		o, ok := s.r.pick(tried, s.patient, hadTrial)
 		if !ok {
 			if waited || len(tried) > 0 {
@@ -137,14 +144,17 @@ func (s *shipment) tour(ctx context.Context) {
 		if wait <= 0 {
 			return
 		}
-		if !s.patient {
+		switch {
+		case s.r.opts.PreserveOrder:
+			s.visitInOrder(ctx, o, wait)
+		case s.patient:
+			if o.trial {
+				s.prove(ctx, o, wait)
+			}
+			s.visitInParts(ctx, o, wait)
+		default:
 			s.visit(ctx, o, wait, s.open)
-			continue
 		}
-		if o.trial {
-			s.prove(ctx, o, wait)
-		}
-		s.visitInParts(ctx, o, wait)
 	}
 }
 

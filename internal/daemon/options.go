@@ -39,6 +39,7 @@ func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 		IdleTimeout:      c.Broker.IdleTimeout,
 		URLOrder:         c.Broker.URLOrder,
 		Unroutable:       c.Broker.Unroutable,
+		PreserveOrder:    c.Queue.PreserveOrder,
 		TTL:              c.Message.TTL,
 		Durable:          c.Message.Durable,
 		Priority:         c.Message.Priority,

@@ -1,0 +1,109 @@
+package relay
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
+)
+
+func inOrder(o *Options) { o.PreserveOrder = true }
+
+// arrivals are the ids of what the broker received, each once, in order of first arrival.
+func arrivals(b *devbroker.Broker) []string {
+	var ids []string
+	for _, r := range b.Received() {
+		if !slices.Contains(ids, r.ID) {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
+}
+
+func idsOf(msgs []message.Message) []string {
+	var ids []string
+	for i := range msgs {
+		ids = append(ids, msgs[i].ID)
+	}
+	return ids
+}
+
+func TestOrderIsPreservedAcrossAddresses(t *testing.T) {
+	t.Parallel()
+	for name, send := range map[string]func(*Relay, context.Context, []message.Message) []message.Outcome{
+		"hand-over": (*Relay).Send, "drain": (*Relay).SendPatiently,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, devbroker.Options{})
+			w := startRelay(t, inOrder, b)
+			w.await(0, Up)
+			// What is refused was attempted.
+			b.Script("koji.task.open", reject(""))
+			msgs := append(sample(60, "build.tag", "build.untag", "task.open"), sample(60, "repo.done")...)
+			outs := send(w.Relay, t.Context(), msgs)
+			if got := arrivals(b); !slices.Equal(got, idsOf(msgs)) {
+				t.Errorf("arrived in another order: %v", got)
+			}
+			for i, o := range outs {
+				if want := map[bool]message.Next{true: message.Count, false: message.Done}[msgs[i].Address == "task.open"]; o.Next != want {
+					t.Errorf("message %d: %+v", i, o)
+				}
+			}
+		})
+	}
+}
+
+func TestMessageWithoutAnswerStopsThoseBehindIt(t *testing.T) {
+	t.Parallel()
+	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) {
+		o.PreserveOrder = true
+		o.HandoffTimeout = 200 * time.Millisecond
+	}, a, b)
+	w.await(0, Up)
+	w.await(1, Up)
+	a.Script("koji.build.untag", devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}})
+	msgs := sample(3, "build.tag", "build.untag", "task.open")
+	outs := w.Send(t.Context(), msgs)
+	if outs[0].Next != message.Done || outs[1].State != message.Unknown {
+		t.Errorf("the first two are %+v, %+v", outs[0], outs[1])
+	}
+	if outs[2].State != message.NotSent || outs[2].Next != message.Wait || outs[2].Reason != behindDoubt {
+		t.Errorf("the one behind is %+v", outs[2])
+	}
+	if n := len(a.Received()) + len(b.Received()); n != 2 {
+		t.Errorf("%d messages were sent, want 2", n)
+	}
+}
+
+func TestSuspectStopsThoseBehindIt(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, inOrder, b)
+	w.await(0, Up)
+	b.Script("koji.build.untag", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection, When: devbroker.Never}, Times: 1})
+	msgs := sample(4, "build.tag", "build.untag", "task.open", "build.tag")
+	left := msgs
+	poll(t, "all are accepted", func() bool {
+		for len(left) > 0 {
+			n := 0 // as the queue: what was not attempted stays at the head
+			for _, o := range w.SendPatiently(t.Context(), left) {
+				if o.Next != message.Done {
+					break
+				}
+				n++
+			}
+			if left = left[n:]; n == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	if got := arrivals(b); !slices.Equal(got, idsOf(msgs)) {
+		t.Errorf("arrived as %v", got)
+	}
+}
