@@ -42,6 +42,7 @@ type FileOptions struct {
 type File struct {
 	db      *bbolt.DB
 	path    string
+	reserve *reserve
 	limits  atomic.Pointer[Limits]
 	drain   sync.Mutex     // held by a pass
 	slots   chan struct{}  // bounds calls that wait for a disk that does not answer
@@ -98,9 +99,29 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 	}
 	// Puts that come within a millisecond share one fsync.
 	db.MaxBatchDelay = time.Millisecond
-	f := &File{db: db, path: path, slots: make(chan struct{}, 64)}
+	f := &File{db: db, path: path, slots: make(chan struct{}, 64),
+		reserve: &reserve{path: path + ".reserve", size: reserveSize, db: db}}
 	f.SetLimits(o.Limits)
-	err = db.Update(func(tx *bbolt.Tx) error {
+	if err := prepare(db); err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare queue file %s: %w", path, err), db.Close())
+	}
+	_ = f.reserve.available() // the next put will say why not
+	return f, nil
+}
+
+// prepare makes the buckets where they are absent; a full disk does not keep an existing file from being opened.
+func prepare(db *bbolt.DB) error {
+	complete := true
+	err := db.View(func(tx *bbolt.Tx) error {
+		for _, name := range fileBuckets {
+			complete = complete && tx.Bucket([]byte(name)) != nil
+		}
+		return nil
+	})
+	if err != nil || complete {
+		return err
+	}
+	return db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range fileBuckets {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
@@ -108,10 +129,6 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("prepare queue file %s: %w", path, err), db.Close())
-	}
-	return f, nil
 }
 
 // SetLimits replaces the limits from the next call on.
@@ -161,11 +178,35 @@ type fileTx struct{ *bbolt.Tx }
 
 func (tx fileTx) in(name string) *bbolt.Bucket { return tx.Bucket([]byte(name)) }
 
+// update changes or deletes what is there; on a full disk it uses up the reserve.
 func (f *File) update(ctx context.Context, what string, fn func(fileTx) error) error {
-	_, err := onFile(ctx, f, what, func() (struct{}, error) {
-		return struct{}{}, f.db.Batch(func(tx *bbolt.Tx) error { return fn(fileTx{tx}) })
+	return f.write(ctx, what, func() error {
+		err := f.batch(fn)
+		if noSpace(err) && f.reserve.release() {
+			err = f.batch(fn)
+		}
+		return err
 	})
+}
+
+// add stores what was not there; it leaves the reserve alone.
+func (f *File) add(ctx context.Context, what string, fn func(fileTx) error) error {
+	return f.write(ctx, what, func() error {
+		if err := f.reserve.available(); err != nil {
+			return err
+		}
+		return f.batch(fn)
+	})
+}
+
+func (f *File) write(ctx context.Context, what string, fn func() error) error {
+	_, err := onFile(ctx, f, what, func() (struct{}, error) { return struct{}{}, fn() })
 	return err
+}
+
+// batch runs fn in a transaction that it may share.
+func (f *File) batch(fn func(fileTx) error) error {
+	return f.db.Batch(func(tx *bbolt.Tx) error { return fn(fileTx{tx}) })
 }
 
 func view[T any](ctx context.Context, f *File, what string, fn func(fileTx) (T, error)) (T, error) {
@@ -197,7 +238,7 @@ func (f *File) Put(ctx context.Context, unsent []message.Unsent, undeliverable [
 		return nil
 	}
 	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.rows), len(in.dead))
-	err := f.update(ctx, what, func(tx fileTx) error {
+	err := f.add(ctx, what, func(tx fileTx) error {
 		if limits.MaxBytes > 0 && tx.bytes()+in.size > limits.MaxBytes {
 			return fmt.Errorf("%w: max_bytes is %d; raise it, or see 'koji-relay queue status'", ErrFull, limits.MaxBytes)
 		}

@@ -275,7 +275,7 @@ func (f *File) change(ctx context.Context, what string, box Box, which Selection
 func (f *File) Add(ctx context.Context, box Box, items []Item) (int, error) {
 	in := sortItems(box, items)
 	stored := 0
-	err := f.update(ctx, fmt.Sprintf("add %d items to %s", len(items), box), func(tx fileTx) error {
+	err := f.add(ctx, fmt.Sprintf("add %d items to %s", len(items), box), func(tx fileTx) error {
 		stored = 0
 		for i := range in.rows {
 			if tx.in("id").Get([]byte(in.rows[i].ID)) == nil {
