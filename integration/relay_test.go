@@ -142,6 +142,13 @@ func (r *relay) start(t testing.TB) {
 // startCommand is start for a command that becomes `koji-relay serve`.
 func (r *relay) startCommand(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
+	r.launch(t, cmd)
+	r.await(t, "ready", nil)
+}
+
+// launch starts the process and does not wait until it is ready.
+func (r *relay) launch(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	// No test may leave a relay behind, not even one that panics.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := cmd.StderrPipe()
@@ -153,7 +160,6 @@ func (r *relay) startCommand(t testing.TB, cmd *exec.Cmd) {
 		t.Fatalf("start the relay: %v", err)
 	}
 	r.process, r.log, r.ended = cmd, log, ended
-	r.await(t, "ready", nil)
 }
 
 // signal sends sig to the process.

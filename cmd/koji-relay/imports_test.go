@@ -39,7 +39,7 @@ var layers = []layer{
 	{"internal/devbroker", nil, []string{"golang.org/x/sync"},
 		"the embedded broker is the relay's peer: sharing code with it would hide mistakes of both"},
 	{"internal/daemon",
-		[]string{"callbacks", "config", "internal/admin", "internal/ingest", "internal/message", "queue", "relay"},
+		[]string{"callbacks", "config", "internal/admin", "internal/failpoint", "internal/ingest", "internal/message", "queue", "relay"},
 		[]string{"github.com/coreos/go-systemd/v22", "github.com/prometheus/client_golang", "golang.org/x/sync"},
 		"daemon builds the parts; drivers stay behind them"},
 	{"cmd/koji-relay",

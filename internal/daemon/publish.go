@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"koji-relay/callbacks"
+	"koji-relay/internal/failpoint"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -54,6 +55,7 @@ func (p *publisher) Take(ctx context.Context, c message.Commit) message.Receipt 
 	start := time.Now()
 	receipt := p.take(ctx, c, start)
 	p.watch.taken(c, receipt, time.Since(start))
+	failpoint.Hit("before-answer")
 	return receipt
 }
 
@@ -101,7 +103,9 @@ func (p *publisher) send(ctx context.Context, c message.Commit, t callbacks.Tran
 	}
 	outcomes := make([]message.Outcome, len(t.Messages)) // the zero Outcome: not sent, wait
 	if !wait {
+		failpoint.Hit("before-send")
 		outcomes = p.sender.Send(ctx, t.Messages)
+		failpoint.Hit("after-send")
 	}
 	for i, o := range outcomes {
 		if o.Next == message.Done {

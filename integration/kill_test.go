@@ -1,0 +1,182 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// These tests prove the promise of the relay: what was handed over is never lost, is never altered, and is repeated only under
+// the same message-id. Relays are killed with SIGKILL between every two steps and at random times; PostgreSQL and the broker
+// are killed and frozen as well. The consumer is a process that shares nothing with the relay.
+
+// killRounds is how many times relays are killed in all.
+const killRounds = 200
+
+// Every step is between two of these places in the program, at which a build with the tag failpoints can be killed.
+var (
+	sendPoints   = []string{"before-send", "after-send", "before-answer"}
+	putPoints    = []string{"before-put-commit", "after-put-before-answer"}
+	lockPoints   = []string{"holding-the-lock", "mid-expiry"}
+	drainPoints  = []string{"before-drain-send", "after-accept-before-delete", "before-settle-commit", "after-settle"}
+	outboxPoints = []string{"before-outbox-take", "after-outbox-take", "after-outbox-delete", "before-append-commit"}
+)
+
+// fragileBinary is the program built with failpoints.
+var fragileBinary = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(scratch, "koji-relay-failpoints")
+	build := exec.Command("go", "build", "-tags", "failpoints", "-o", path, "koji-relay/cmd/koji-relay")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build koji-relay with failpoints: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// TestKilledAtAnyMomentNothingIsLost needs about two minutes.
+func TestKilledAtAnyMomentNothingIsLost(t *testing.T) {
+	t.Parallel()
+	broker, postgres := startBroker(t, rabbitmq40), startPostgres(t)
+	t.Run("postgres", func(t *testing.T) { killPostgresLane(t, broker, postgres) })
+	t.Run("two relays", func(t *testing.T) { killTwoRelays(t, broker, postgres) })
+	t.Run("file", func(t *testing.T) { killFileLane(t, broker) })
+	t.Run("file on a full disk", func(t *testing.T) { killOnFullDisk(t, broker) })
+}
+
+func killPostgresLane(t *testing.T, broker, postgres *server) {
+	l := newLane(t, broker, postgres, 1)
+	r := l.relays[0]
+	stop := l.ledger.work(t, 4, r)
+	for round, point := range l.rounds(killRounds/2, sendPoints, putPoints, lockPoints, drainPoints, outboxPoints) {
+		set := settings{}
+		if round%2 == 0 || point == "before-append-commit" {
+			set["queue.preserve_order"] = "on"
+		}
+		if round%10 == 7 {
+			// The session that holds the drain lock waits inside a transaction.
+			l.other["idle_in_transaction_session_timeout 100 ms"]++
+			l.sql("ALTER DATABASE " + l.database + " SET idle_in_transaction_session_timeout = '100ms'")
+		}
+		l.kill(r, point, set)
+		if round%10 == 7 {
+			l.sql("ALTER DATABASE " + l.database + " RESET idle_in_transaction_session_timeout")
+		}
+	}
+	l.killDatabase(r)
+	l.killBroker(r)
+	stop()
+	l.close(false)
+}
+
+// rounds is where the relay dies in each of n rounds: at each point as often as at the others, and as often at random.
+func (l *lane) rounds(n int, points ...[]string) []string {
+	all := append(slices.Concat(points...), "", "")
+	var rounds []string
+	for len(rounds) < n {
+		rounds = append(rounds, all...)
+	}
+	rand.Shuffle(len(rounds), func(i, k int) { rounds[i], rounds[k] = rounds[k], rounds[i] })
+	return rounds
+}
+
+// killDatabase kills PostgreSQL while commits are put, and while they are drained and deleted.
+func (l *lane) killDatabase(r *relay) {
+	l.Helper()
+	l.run(r, "", nil)
+	r.await(l, "ready", nil)
+	for range 2 {
+		l.freeze()
+		l.ledger.await(l, 100)
+		l.restart(l.postgres, "PostgreSQL killed during put")
+		l.ledger.await(l, 100)
+		l.thaw()
+		// Some hundred messages in batches of ten: now they are sent and deleted.
+		<-time.After(time.Duration(rand.IntN(200)) * time.Millisecond)
+		l.restart(l.postgres, "PostgreSQL killed during drain and delete")
+		l.ledger.await(l, 50)
+	}
+	r.kill(l)
+	l.kills["at random"]++
+}
+
+// killBroker kills the broker under load, and freezes it, while the relay lives and while it dies.
+func (l *lane) killBroker(r *relay) {
+	l.Helper()
+	l.run(r, "", nil)
+	l.ledger.await(l, 50)
+	l.restart(l.broker, "broker killed")
+	l.ledger.await(l, 50)
+	l.freeze()
+	l.ledger.await(l, 50)
+	r.kill(l)
+	l.kills["at random"]++
+	l.run(r, "", nil)
+	l.ledger.await(l, 20)
+	l.thaw()
+	l.ledger.await(l, 50)
+	r.kill(l)
+	l.kills["at random"]++
+}
+
+// killTwoRelays kills one relay after the other, most of the time where it holds the drain lock or the outbox. Order is kept
+// through all of it.
+func killTwoRelays(t *testing.T, broker, postgres *server) {
+	l := newLane(t, broker, postgres, 2)
+	ordered := settings{"queue.preserve_order": "on"}
+	running, dead := l.relays[0], l.relays[1]
+	l.run(running, "", ordered)
+	stop := l.ledger.work(t, 4, l.relays...)
+	for _, point := range l.rounds(killRounds/4, lockPoints[:1], putPoints, drainPoints, outboxPoints) {
+		running.kill(t)
+		l.kill(running, point, ordered, dead)
+		running, dead = dead, running
+	}
+	stop()
+	running.kill(t)
+	l.close(true)
+}
+
+func killFileLane(t *testing.T, broker *server) {
+	l := newLane(t, broker, nil, 1)
+	r := l.relays[0]
+	stop := l.ledger.work(t, 4, r)
+	for round, point := range l.rounds(killRounds/4, sendPoints, putPoints, lockPoints, drainPoints) {
+		set := settings{}
+		if round%2 == 0 {
+			set["queue.preserve_order"] = "on"
+		}
+		l.kill(r, point, set)
+	}
+	stop()
+	l.close(false)
+}
+
+// killOnFullDisk kills the relay while its file cannot grow any more.
+func killOnFullDisk(t *testing.T, broker *server) {
+	l := newLane(t, broker, nil, 1)
+	r := l.relays[0]
+	l.smallDisk(r)
+	full := map[string]string{"error": "queue.db"}
+	const refused = "events refused: neither sent nor stored"
+	l.run(r, "", nil)
+	r.await(t, "ready", nil)
+	stop := l.ledger.work(t, 4, r)
+	l.freeze()
+	r.await(t, refused, full)
+	for range 3 {
+		r.kill(t)
+		l.kills["at random"]++
+		l.run(r, "", nil)
+		r.await(t, refused, full)
+	}
+	l.thaw()
+	l.ledger.await(t, 200)
+	r.kill(t)
+	l.kills["at random"]++
+	stop()
+	l.close(false)
+}

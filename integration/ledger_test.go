@@ -1,0 +1,356 @@
+package integration
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// ledger is a hub that remembers what it handed over. Each event has a number of its own, which its body carries, so that what
+// arrives can be told by its content alone and its message-id be checked. A commit goes to the relay as the hub plugin
+// hands it over: 2 s, and then into the outbox, where there is one, with what was not taken.
+type ledger struct {
+	outbox string // connection string of the hub's database; "" without one
+
+	mu       sync.Mutex // guards the fields below
+	events   []numbered // by number, as far as the hub announced them
+	answered int        // events answered 200
+	stored   int        // events in the outbox
+	refused  int        // events that nobody took, which the hub was told
+	more     chan struct{}
+}
+
+// numbered is one event that was announced.
+type numbered struct {
+	id     string // the message-id that it must have
+	build  int
+	topic  string
+	props  string
+	body   string
+	handed bool   // answered 200, or committed in the outbox
+	how    string // what the hub was told, and when
+}
+
+func newLedger(outbox string) *ledger { return &ledger{outbox: outbox, more: make(chan struct{}, 1)} }
+
+var kinds = []struct{ callback, topic, kind string }{
+	{"postTag", "build.tag", "Tag"},
+	{"postUntag", "build.untag", "Untag"},
+}
+
+var ledgerTopics = []string{kinds[0].topic, kinds[1].topic}
+
+// announce makes a commit of n events of one build.
+func (l *ledger) announce(build, n int) (id string, numbers []int, request []byte) {
+	id = uuid.NewString()
+	request = fmt.Appendf(nil, `{"commit": %q, "events": [`, id)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for event := range n {
+		number := len(l.events)
+		k := kinds[number%len(kinds)]
+		filler := ""
+		if number%50 == 0 {
+			filler = strings.Repeat("x", 100_000)
+		}
+		body := fmt.Sprintf(`{"tag": {"id": 7, "name": "f39-candidate"}, "build": {"build_id": %d, "name": "pkg-%d", "version": "1.0", `+
+			`"release": "%d.fc39", "extra": {"note": "Žluťoučký \u65e5\u672c %s"}}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`,
+			number, build, number, filler)
+		props := []string{"name string " + quoted("pkg-%d", build), "release string " + quoted("%d.fc39", number),
+			"tag string " + quoted("f39-candidate"), "type string " + quoted("%s", k.kind), "user string " + quoted("kojiadmin"),
+			"version string " + quoted("1.0")}
+		l.events = append(l.events, numbered{id: messageID(id, event), build: build, topic: k.topic, body: body,
+			props: strings.Join(props, "\n")})
+		numbers = append(numbers, number)
+		request = fmt.Appendf(request, `%s{"event": %d, "callback": %q, "kwargs": %s}`, comma(event), event, k.callback, body)
+	}
+	return id, numbers, append(request, "]}"...)
+}
+
+// quoted is a string as prop.String prints it.
+func quoted(format string, args ...any) string {
+	return fmt.Sprintf("%q <nil>", fmt.Sprintf(format, args...))
+}
+
+func comma(i int) string {
+	if i == 0 {
+		return ""
+	}
+	return ", "
+}
+
+// handOver posts a commit of n events to r, and puts into the outbox what was not taken.
+func (l *ledger) handOver(r *relay, build, n int) {
+	commit, numbers, request := l.announce(build, n)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	left := make([]int, n) // events by their number in the commit
+	for i := range left {
+		left[i] = i
+	}
+	began := time.Now()
+	a, err := r.post(ctx, request)
+	switch {
+	case err != nil:
+	case a.Code == http.StatusOK:
+		left = nil
+	case a.Code == http.StatusServiceUnavailable && len(a.NotTaken) > 0:
+		left = a.NotTaken
+	}
+	var stored bool
+	if len(left) > 0 && l.outbox != "" {
+		stored = l.store(commit, numbers, left) == nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, number := range numbers {
+		switch {
+		case !slices.Contains(left, i):
+			l.answered++
+		case stored:
+			l.stored++
+		default:
+			l.refused++
+			continue
+		}
+		l.events[number].handed = true
+		l.events[number].how = fmt.Sprintf("at %s for %v %s: %d sent, %d queued, not taken %v, %v", began.Format("05.000"),
+			time.Since(began).Round(time.Millisecond), filepath.Base(r.dir), a.Sent, a.Queued, left, err)
+	}
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
+}
+
+// insert puts a commit of n events into the outbox, as a hub with delivery = outbox does.
+func (l *ledger) insert(t testing.TB, build, n int) {
+	t.Helper()
+	commit, numbers, _ := l.announce(build, n)
+	events := make([]int, n)
+	for i := range events {
+		events[i] = i
+	}
+	if err := l.store(commit, numbers, events); err != nil {
+		t.Fatalf("insert into the outbox: %v", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stored += n
+	for _, number := range numbers {
+		l.events[number].handed = true
+	}
+}
+
+// store inserts events into the outbox, by their number in the commit.
+func (l *ledger) store(commit string, numbers, events []int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	db, err := pgx.Connect(ctx, l.outbox)
+	if err != nil {
+		return err
+	}
+	defer db.Close(ctx)
+	batch := &pgx.Batch{} // one transaction
+	for _, event := range events {
+		e := l.event(numbers[event])
+		callback := kinds[slices.Index(ledgerTopics, e.topic)].callback
+		batch.Queue(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES ($1, $2, $3, $4)
+			ON CONFLICT DO NOTHING`, commit, event, callback, e.body)
+	}
+	batch.Queue("SELECT pg_notify('koji_relay', 'outbox')")
+	return db.SendBatch(ctx, batch).Close()
+}
+
+func (l *ledger) event(number int) numbered {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.events[number]
+}
+
+// work starts hub workers, each with a build of its own, that hand over one commit after the other to the relays in turn
+// until the function it gives is called.
+func (l *ledger) work(t testing.TB, workers int, relays ...*relay) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for build := range workers {
+		running.Go(func() {
+			pace := time.NewTicker(30 * time.Millisecond)
+			defer pace.Stop()
+			for turn := 0; ; turn++ {
+				select {
+				case <-ctx.Done():
+					return
+				case <-pace.C:
+					l.handOver(relays[(build+turn)%len(relays)], build, 1+turn%4/3*2)
+				}
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// awaitMore waits until n more events were answered 200, and reports whether that was before limit and before ended was closed.
+func (l *ledger) awaitMore(n int, limit time.Duration, ended <-chan struct{}) bool {
+	l.mu.Lock()
+	want := l.answered + n
+	l.mu.Unlock()
+	timeout := time.After(limit)
+	for {
+		l.mu.Lock()
+		enough := l.answered >= want
+		l.mu.Unlock()
+		if enough {
+			return true
+		}
+		select {
+		case <-l.more:
+		case <-ended:
+			return false
+		case <-timeout:
+			return false
+		}
+	}
+}
+
+// await waits until n more events were answered 200, which must be soon.
+func (l *ledger) await(t testing.TB, n int) {
+	t.Helper()
+	if !l.awaitMore(n, 30*time.Second, nil) {
+		t.Fatalf("less than %d events were answered 200 within 30 s", n)
+	}
+}
+
+var buildID = regexp.MustCompile(`"build_id": (\d+)`)
+
+// verdict is what became of the events of a ledger.
+type verdict struct {
+	arrived    int
+	duplicates int
+	lost       []int
+	wrong      []string // what came altered, or under another message-id
+	disorder   []string // first arrivals of a build that were overtaken
+}
+
+// judge compares what arrived with what was announced.
+func (l *ledger) judge(deliveries []delivery) (v verdict) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	seen := make([]bool, len(l.events))
+	last := make(map[int]int)
+	for _, d := range deliveries {
+		number := -1
+		if d.Body != nil {
+			if m := buildID.FindStringSubmatch(*d.Body); m != nil {
+				number, _ = strconv.Atoi(m[1])
+			}
+		}
+		if number < 0 || number >= len(l.events) {
+			v.wrong = append(v.wrong, fmt.Sprintf("message %s is of no event: %.200q", d.ID, deref(d.Body)))
+			continue
+		}
+		e := l.events[number]
+		switch {
+		case *d.Body != e.body:
+			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with another body", number))
+		case d.ID != e.id:
+			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with the message-id %s, not %s", number, d.ID, e.id))
+		case strings.Join(sortedProps(d.Props), "\n") != e.props:
+			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with the properties %s", number, sortedProps(d.Props)))
+		}
+		if seen[number] {
+			v.duplicates++
+			continue
+		}
+		seen[number] = true
+		v.arrived++
+		if before, ok := last[e.build]; ok && before > number {
+			v.disorder = append(v.disorder, fmt.Sprintf("event %d of build %d (%s) came after %d (%s)", number, e.build, e.how, before,
+				l.events[before].how))
+		}
+		last[e.build] = max(last[e.build], number)
+	}
+	for number, e := range l.events {
+		if e.handed && !seen[number] {
+			v.lost = append(v.lost, number)
+		}
+	}
+	return v
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// awaitArrival waits until every event that was handed over has arrived in box, or nothing came for quiet.
+func (l *ledger) awaitArrival(box *inbox, quiet time.Duration) (v verdict, err error) {
+	arrived, since := -1, time.Now()
+	for {
+		deliveries, err := box.all()
+		if v = l.judge(deliveries); len(v.lost) == 0 || err != nil {
+			return v, err
+		}
+		if len(deliveries) != arrived {
+			arrived, since = len(deliveries), time.Now()
+		} else if time.Since(since) > quiet {
+			return v, nil
+		}
+		<-time.After(200 * time.Millisecond)
+	}
+}
+
+// report fails t for what must not be, and gives the account in one line.
+func (v verdict) report(t testing.TB, l *ledger, ordered bool) string {
+	t.Helper()
+	complain := func(what string, list []string) {
+		if len(list) > 0 {
+			t.Errorf("%s: %d times, for example %s", what, len(list), list[0])
+		}
+	}
+	complain("altered", v.wrong)
+	if ordered {
+		complain("out of order", v.disorder)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, number := range v.lost[:min(3, len(v.lost))] {
+		e := l.events[number]
+		t.Errorf("lost: event %d of build %d, message-id %s", number, e.build, e.id)
+	}
+	if l.answered == 0 || v.arrived == 0 {
+		t.Error("nothing was handed over, or nothing arrived: this proves nothing")
+	}
+	return fmt.Sprintf("%d events announced, %d answered 200, %d in the outbox, %d taken by nobody; %d arrived, %d duplicates, %d lost",
+		len(l.events), l.answered, l.stored, l.refused, v.arrived, v.duplicates, len(v.lost))
+}
+
+// sum prints counts by name, in the order of names.
+func sum(counts map[string]int) string {
+	var parts []string
+	for name, n := range counts {
+		parts = append(parts, fmt.Sprintf("%s %d", name, n))
+	}
+	slices.SortFunc(parts, cmp.Compare)
+	return strings.Join(parts, ", ")
+}
