@@ -8,6 +8,7 @@ import argparse
 import collections
 import json
 import sys
+import time
 
 from proton import Data, SSLDomain, symbol
 from proton.handlers import MessagingHandler
@@ -40,7 +41,9 @@ class Consumer(MessagingHandler):
         self.args = args
         self.handled = 0
         self.seen = collections.OrderedDict()
-        self.error = "the connection was closed"
+
+    def finished(self):
+        return 0 < self.args.count <= self.handled
 
     def on_start(self, event):
         args, login = self.args, {"allowed_mechs": self.args.sasl.upper()}
@@ -54,7 +57,7 @@ class Consumer(MessagingHandler):
             with open(args.password_file) as f:
                 login.update(user=args.user, password=f.read().strip(), allow_insecure_mechs=True)
         # Without an answer for 30 s the connection is dead. A durable subscription is known by client and link name.
-        connection = event.container.connect(args.url, heartbeat=30, **login)
+        connection = event.container.connect(args.url, heartbeat=30, reconnect=False, **login)
         options = [Topic()] * args.topic + [DurableSubscription()] * bool(args.durable)
         event.container.create_receiver(connection, args.address, name=args.durable, options=options)
 
@@ -62,11 +65,11 @@ class Consumer(MessagingHandler):
         print("subscribed to", self.args.address, file=sys.stderr, flush=True)
 
     def on_message(self, event):
-        if self.args.count and self.handled >= self.args.count:
+        if self.finished():
             return  # it was on its way already; unacknowledged, it comes again
         message = event.message
         if message.id is None or message.id not in self.seen:
-            # RabbitMQ 4 tells the topic in an annotation, ActiveMQ in `to`, RabbitMQ 3 not at all.
+            # RabbitMQ 4 tells the topic in an annotation, ActiveMQ in `to`, RabbitMQ 3 and Artemis not at all.
             topic = (message.annotations or {}).get("x-routing-key") or message.address or self.args.address
             body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
             handle(self.args, topic, message, body)
@@ -75,18 +78,25 @@ class Consumer(MessagingHandler):
             if len(self.seen) > REMEMBERED:
                 self.seen.popitem(last=False)
         self.accept(event.delivery)
-        if self.handled == self.args.count:
-            self.error = None
+        if self.finished():
             event.connection.close()
 
     def on_transport_error(self, event):
-        self.error = event.transport.condition  # proton connects again, unless the login was refused
-        print("disconnected:", self.error, file=sys.stderr, flush=True)
-        super().on_transport_error(event)
+        self.disconnected(event, event.transport.condition)
+
+    def on_connection_error(self, event):
+        self.disconnected(event, event.connection.remote_condition)
+
+    def on_session_error(self, event):
+        self.disconnected(event, event.session.remote_condition)
 
     def on_link_error(self, event):
-        self.error = event.link.remote_condition
-        event.connection.close()
+        self.disconnected(event, event.link.remote_condition)
+
+    def disconnected(self, event, condition):
+        print("disconnected:", condition, file=sys.stderr, flush=True)
+        if event.connection:  # a lost transport has none any more
+            event.connection.close()
 
 
 def main():
@@ -105,11 +115,12 @@ def main():
     parser.add_argument("--count", type=int, default=0, help="end after so many messages (0 = never)")
     args = parser.parse_args()
     consumer = Consumer(args)
-    container = Container(consumer)
-    container.container_id = args.durable or container.container_id
-    container.run()
-    if consumer.error:
-        sys.exit("error: %s" % consumer.error)
+    while not consumer.finished():
+        container = Container(consumer)
+        container.container_id = args.durable or container.container_id  # an argument of that name is ignored
+        container.run()  # lasts as long as one connection
+        if not consumer.finished():
+            time.sleep(1)
 
 
 if __name__ == "__main__":
