@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -279,4 +280,20 @@ func (l *lane) smallDisk(r *relay) {
 			l.Errorf("unmount %s: %v", dir, err)
 		}
 	})
+}
+
+// fillDisk takes what smallDisk has left.
+func (l *lane) fillDisk(r *relay) {
+	l.Helper()
+	f, err := os.OpenFile(filepath.Join(r.dir, "disk", "others"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		l.Fatalf("fill the disk: %v", err)
+	}
 }
