@@ -237,7 +237,7 @@ func TestServerKilledDuringPutDrainAndDeleteLosesNothing(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.StartCluster(t)
 	conn := cluster.ConnString("postgres")
-	pgtest.SQL(t, conn, kojiTables+SchemaSQL())
+	pgtest.SQL(t, conn, kojiTables+relaySchema)
 	dir := t.TempDir()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), crashStore+"="+conn, crashDir+"="+dir, crashFirst+"=1")

@@ -224,8 +224,8 @@ func TestDrainLockIsTheOneOfProtonmsg(t *testing.T) {
 func TestRelaysShareAnAdvisoryLockWhereKojiHasNone(t *testing.T) {
 	t.Parallel()
 	for name, setup := range map[string]string{
-		"no table": SchemaSQL(),
-		"no row":   kojiTables + "; DELETE FROM locks;" + SchemaSQL(),
+		"no table": relaySchema,
+		"no row":   kojiTables + "; DELETE FROM locks;" + relaySchema,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -295,7 +295,7 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.StartCluster(t)
 	conn := cluster.ConnString("postgres")
-	pgtest.SQL(t, conn, kojiTables+SchemaSQL())
+	pgtest.SQL(t, conn, kojiTables+relaySchema)
 	s := openPostgres(t, conn, Limits{})
 	put(t, s, unsent(1, 2)...)
 	cluster.Kill()
@@ -341,7 +341,7 @@ func TestServerThatIsDownAtStartIsNoError(t *testing.T) {
 	t.Parallel()
 	cluster := pgtest.StartCluster(t)
 	conn := cluster.ConnString("postgres")
-	pgtest.SQL(t, conn, kojiTables+SchemaSQL())
+	pgtest.SQL(t, conn, kojiTables+relaySchema)
 	cluster.Kill()
 	s := openPostgres(t, conn, Limits{})
 	if err := s.Put(t.Context(), unsent(1, 1), nil); err == nil {
@@ -355,7 +355,7 @@ func TestOpenRefusesWhatWaitingDoesNotMend(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	plain := pgtest.Database(t, "CREATE TABLE other ()")
-	newer := pgtest.Database(t, kojiTables+SchemaSQL()+"INSERT INTO koji_relay.version (version) VALUES (9999);")
+	newer := pgtest.Database(t, kojiTables+relaySchema+"INSERT INTO koji_relay.version (version) VALUES (9999);")
 	for name, test := range map[string]struct{ conn, want string }{
 		"not a connection string": {"host=a password=secret sslmode=maybe", "sslmode is invalid"},
 		"no schema":               {plain, "run 'koji-relay db init'"},

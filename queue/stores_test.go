@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,15 +20,40 @@ const kojiTables = createQueueTable + `;
 	CREATE TABLE locks (name TEXT NOT NULL PRIMARY KEY);
 	INSERT INTO locks (name) VALUES ('protonmsg-plugin'), ('scheduler');`
 
-// hubDatabase is a database as 'koji-relay db init' leaves it on a hub.
+// relayRole and hubRole have the printed grants and no other right, so that every test of a store shows that they are
+// enough. Roles belong to the whole server: they stay when a test's database goes.
+const (
+	relayRole = "koji_relay_test relay" // a name that needs quoting
+	hubRole   = "koji_relay_test hub"
+)
+
+// relaySchema is what 'koji-relay db init --print' prints, with the grants.
+var relaySchema = func() string {
+	grants, err := GrantsSQL(relayRole, hubRole)
+	if err != nil {
+		panic(err)
+	}
+	var b strings.Builder
+	b.WriteString(SchemaSQL())
+	for _, role := range []string{relayRole, hubRole} {
+		fmt.Fprintf(&b, `DO $$ BEGIN CREATE ROLE %q LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`, role)
+	}
+	return b.String() + grants
+}()
+
+// hubDatabase is a database as 'koji-relay db init' leaves it on a hub. The connection string is that of a superuser.
 func hubDatabase(tb testing.TB) string {
 	tb.Helper()
-	return pgtest.Database(tb, kojiTables+SchemaSQL())
+	return pgtest.Database(tb, kojiTables+relaySchema)
 }
 
+// as is conn with another role.
+func as(role, conn string) string { return conn + " user='" + role + "'" }
+
+// openPostgres opens the store in the role of a relay.
 func openPostgres(tb testing.TB, conn string, l Limits) *Postgres {
 	tb.Helper()
-	p, err := OpenPostgres(tb.Context(), PostgresOptions{ConnString: conn, Limits: l})
+	p, err := OpenPostgres(tb.Context(), PostgresOptions{ConnString: as(relayRole, conn), Limits: l})
 	if err != nil {
 		tb.Fatal(err)
 	}

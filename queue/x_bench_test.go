@@ -43,6 +43,9 @@ func fill(tb testing.TB, conn string, first, last int, next string) {
 type countingSender struct {
 	n    atomic.Int64
 	peak atomic.Uint64 // bytes of heap in use
+
+	rows  int         // all there are
+	marks []time.Time // when each tenth of rows was passed; SendPatiently is not called twice at once
 }
 
 func (c *countingSender) Usable() bool { return true }
@@ -52,7 +55,11 @@ func (c *countingSender) SendPatiently(_ context.Context, list []message.Message
 	for i := range outcomes {
 		outcomes[i] = message.Outcome{State: message.Accepted, Next: message.Done}
 	}
-	if c.n.Add(int64(len(list)))%10_000 < int64(len(list)) {
+	n := c.n.Add(int64(len(list)))
+	for c.rows > 0 && n >= int64(len(c.marks))*int64(c.rows)/10 {
+		c.marks = append(c.marks, time.Now())
+	}
+	if n%10_000 < int64(len(list)) {
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		if m.HeapInuse > c.peak.Load() {
@@ -93,6 +100,11 @@ func report(b *testing.B, sender *countingSender, rows int, took time.Duration) 
 	b.ReportMetric(float64(rows)/took.Seconds(), "rows/s")
 	b.ReportMetric(float64(sender.peak.Load())/(1<<20), "MiB-heap")
 	b.ReportMetric(0, "ns/op")
+	var curve []string
+	for i := 1; i < len(sender.marks); i++ {
+		curve = append(curve, fmt.Sprintf("%.0f", float64(rows)/10/sender.marks[i].Sub(sender.marks[i-1]).Seconds()))
+	}
+	b.Logf("rows/s in each tenth: %s", strings.Join(curve, " "))
 }
 
 // BenchmarkDrain drains the backlog of an outage: alone, behind 100,000 messages that wait for their next attempt, and with an
@@ -114,7 +126,7 @@ func BenchmarkDrain(b *testing.B) {
 				if test.snapshot {
 					holdSnapshot(b, conn)
 				}
-				sender := &countingSender{}
+				sender := &countingSender{rows: rows}
 				report(b, sender, rows, drainAll(b, openPostgres(b, conn, Limits{}), sender, rows))
 			}
 		})
@@ -137,7 +149,7 @@ func benchDatabase(b *testing.B) string {
 	b.Helper()
 	cluster := pgtest.StartCluster(b)
 	conn := cluster.ConnString("postgres")
-	pgtest.SQL(b, conn, kojiTables+SchemaSQL())
+	pgtest.SQL(b, conn, kojiTables+relaySchema)
 	return conn
 }
 
