@@ -16,13 +16,14 @@ import (
 
 // The commands of this file steer a running relay through its control socket.
 
-// runningRelay gives a client for the relay that runs with the configuration at path.
+// runningRelay gives a client for the relay that runs with the configuration at path. Mistakes in the file are not in
+// the way: a relay that runs with an older version of it can still be steered, and says itself what is wrong.
 func runningRelay(path string) (*admin.Client, error) {
-	cfg, err := loadConfig(path)
+	control, err := config.ControlPath(path)
 	if err != nil {
-		return nil, err
+		return nil, usageError{err}
 	}
-	return admin.NewClient(cfg.Relay.Control), nil
+	return admin.NewClient(control), nil
 }
 
 func reloadCommand() *cobra.Command {
@@ -139,16 +140,19 @@ func pausingCommand(name, short, long string, do func(*admin.Client, context.Con
 // openQueue gives the queue's commands what they work on: the running relay, or, where none runs, the store
 // itself. release must be called.
 func openQueue(ctx context.Context, path string) (q admin.QueueControl, status func(context.Context) (admin.Status, error), release func(), err error) {
-	cfg, err := loadConfig(path)
+	client, err := runningRelay(path)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	client := admin.NewClient(cfg.Relay.Control)
 	_, err = client.Status(ctx)
 	if err == nil {
 		return client, client.Status, func() {}, nil
 	}
 	if !errors.Is(err, admin.ErrNotRunning) {
+		return nil, nil, nil, err
+	}
+	cfg, err := loadConfig(path)
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	return openStoppedQueue(ctx, cfg)
@@ -163,5 +167,10 @@ func openStoppedQueue(ctx context.Context, cfg *config.Config) (admin.QueueContr
 		return nil, nil, nil, usageError{errors.New("there is no queue: [queue] enabled = off")}
 	}
 	status := func(ctx context.Context) (admin.Status, error) { return daemon.StoppedStatus(ctx, cfg, store), nil }
-	return daemon.NewQueueControl(store), status, func() { store.Close() }, nil
+	control, err := daemon.NewQueueControl(cfg, store)
+	if err != nil {
+		store.Close()
+		return nil, nil, nil, err
+	}
+	return control, status, func() { store.Close() }, nil
 }

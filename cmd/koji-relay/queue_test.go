@@ -209,7 +209,7 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		t.Errorf("reload: %s", text)
 	}
 	change("events = postTag", "priority = high")
-	if text := s.command(t, exitUsage, "reload"); !strings.Contains(text, "[message] priority = high") {
+	if text := s.command(t, exitFailure, "reload"); !strings.Contains(text, "old configuration stays") || !strings.Contains(text, "[message] priority = high") {
 		t.Errorf("reload of a bad file: %s", text)
 	}
 }

@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
 	"time"
 
+	"koji-relay/callbacks"
+	"koji-relay/config"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
 
@@ -23,7 +27,7 @@ func (d *Daemon) control() admin.Control {
 	if d.store == nil {
 		return control{d, noQueue{}}
 	}
-	return control{d, NewQueueControl(d.store)}
+	return control{d, queueControl{d.store, d.current.translate, d.log}}
 }
 
 func (c control) Reload(ctx context.Context) admin.Reload {
@@ -73,10 +77,23 @@ func (c control) pause(what admin.Pausable, on bool) error {
 var errNoQueue = &admin.Error{Code: admin.CodeRefused, Text: "there is no queue: [queue] enabled = off"}
 
 // queueControl does what the commands ask on a store, in a running relay or without one.
-type queueControl struct{ store queue.Inspector }
+type queueControl struct {
+	store     store
+	translate translate // by the configuration in force
+	log       *slog.Logger
+}
+
+// translate makes messages of a commit, by some configuration.
+type translate func(message.Commit) callbacks.Translation
 
 // NewQueueControl is for the commands that work on the store while no relay runs.
-func NewQueueControl(store queue.Inspector) admin.QueueControl { return queueControl{store} }
+func NewQueueControl(c *config.Config, opened store) (admin.QueueControl, error) {
+	rules, err := callbacks.New(RulesOptions(c))
+	if err != nil {
+		return nil, fmt.Errorf("prepare translation: %w", err)
+	}
+	return queueControl{opened, rules.Translate, slog.New(slog.DiscardHandler)}, nil
+}
 
 func box(b admin.Box) queue.Box {
 	if b == admin.DeadBox {
@@ -125,7 +142,18 @@ func item(b admin.Box, it queue.Item) admin.Item {
 }
 
 func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
+	events := 0
+	if b == admin.DeadBox {
+		var err error
+		if which, events, err = q.retryEvents(ctx, which); err != nil {
+			return admin.Changed{Count: events}, explain(err)
+		}
+		if !which.All && len(which.IDs) == 0 {
+			return admin.Changed{Count: events}, nil
+		}
+	}
 	c, err := q.store.Retry(ctx, box(b), queue.Selection(which))
+	c.Count += events
 	return admin.Changed(c), explain(err)
 }
 

@@ -16,6 +16,7 @@ import (
 // what comes from then on, and stops the old one when the last call that uses it has returned.
 type service struct {
 	relay  *relay.Relay
+	rules  *callbacks.Rules
 	hub    *publisher // for commits from the hub API
 	outbox *publisher // for commits from the outbox
 	users  sync.WaitGroup
@@ -54,7 +55,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 			hub.order.append = d.postgres.AppendOutbox
 		}
 	}
-	return &service{relay: r, hub: &hub, outbox: &outbox}, nil
+	return &service{relay: r, rules: rules, hub: &hub, outbox: &outbox}, nil
 }
 
 // run keeps the brokers connected until stop, which first waits for the calls under way.
@@ -116,6 +117,13 @@ func (c *current) Take(ctx context.Context, commit message.Commit) message.Recei
 	s := c.acquire()
 	defer s.users.Done()
 	return s.hub.Take(ctx, commit)
+}
+
+// translate is by the rules in force.
+func (c *current) translate(commit message.Commit) callbacks.Translation {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.rules.Translate(commit)
 }
 
 // SendPatiently and Usable implement queue.Sender.
