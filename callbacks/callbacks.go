@@ -54,6 +54,7 @@ type Translation struct {
 	Messages      []message.Message // Created is left zero: this package reads no clock
 	Undeliverable []message.Undeliverable
 	Skipped       int // events that make no message: not asked for, or of a kind protonmsg passes over
+	Trimmed       int // of Messages: those whose extra was cut because of ExtraLimit
 }
 
 // New checks the options. The error names a glob that cannot be understood.
@@ -148,6 +149,9 @@ func (r *Rules) Translate(c message.Commit) Translation {
 				t.Messages = make([]message.Message, 0, len(c.Events))
 			}
 			t.Messages = append(t.Messages, m)
+			if verdict.trimmed {
+				t.Trimmed++
+			}
 		}
 	}
 	return t
@@ -157,6 +161,8 @@ func (r *Rules) Translate(c message.Commit) Translation {
 type verdict struct {
 	skip   bool   // protonmsg passes such an event over
 	reason string // it should have given one and cannot
+	// trimmed: it gives one, without its extra.
+	trimmed bool
 }
 
 // translate forms one message. The id is set whatever the verdict.
@@ -192,8 +198,9 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 	if rule.moves && r.excludes(m.Props) {
 		return m, verdict{skip: true}
 	}
-	m.Body = r.formBody(rule, event.Kwargs, &found)
-	return m, verdict{}
+	trimmed := r.trims(&found)
+	m.Body = r.formBody(rule, event.Kwargs, &found, trimmed)
+	return m, verdict{trimmed: trimmed}
 }
 
 // excludes reports whether the message is about a tag that the administrator excluded.
@@ -206,9 +213,14 @@ func (r *Rules) excludes(props []message.Prop) bool {
 	})
 }
 
+// trims reports whether extra is longer than extra_limit lets it be.
+func (r *Rules) trims(f *found) bool {
+	return r.extraLimit > 0 && f.extra != nil && pythonLen(f.extra) > r.extraLimit
+}
+
 // formBody is the event's text with protonmsg's two changes.
-func (r *Rules) formBody(rule *boundRule, kwargs []byte, f *found) string {
-	if r.extraLimit > 0 && f.extra != nil && pythonLen(f.extra) > r.extraLimit {
+func (r *Rules) formBody(rule *boundRule, kwargs []byte, f *found, trimmed bool) string {
+	if trimmed {
 		var b strings.Builder
 		b.Grow(len(kwargs) - len(f.extra))
 		b.Write(kwargs[:f.build.start])

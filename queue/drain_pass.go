@@ -61,6 +61,7 @@ func (d *Drainer) expire(ctx context.Context, o *DrainOptions, pass Pass) error 
 		o.Logger.Info("dead letters aged out", "dead_letters", done.Dead)
 	}
 	d.mark(func(st *DrainStatus) { st.Expired += int64(total) })
+	o.ObserveExpired(done, o.Expiry)
 	if err == nil {
 		d.nextExpiry = time.Now().Add(expiryEvery)
 	}

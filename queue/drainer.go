@@ -38,6 +38,8 @@ type DrainOptions struct {
 	Logger      *slog.Logger
 	// Observe is called for each message dealt with, from one goroutine at a time; it must not block.
 	Observe func(Entry, message.Outcome, Settlement)
+	// ObserveExpired is called with what aged out, from one goroutine at a time; it must not block.
+	ObserveExpired func(Expired, Expiry)
 }
 
 func (o DrainOptions) withDefaults() DrainOptions {
@@ -58,6 +60,9 @@ func (o DrainOptions) withDefaults() DrainOptions {
 	}
 	if o.Observe == nil {
 		o.Observe = func(Entry, message.Outcome, Settlement) {}
+	}
+	if o.ObserveExpired == nil {
+		o.ObserveExpired = func(Expired, Expiry) {}
 	}
 	return o
 }

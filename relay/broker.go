@@ -115,6 +115,9 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 		}
 		cause := err.Error()
 		b.set(Down, cause)
+		if f := b.r.opts.Observer.Failed; f != nil {
+			f(b.e.name, endedBy(err))
+		}
 		if cause != logged {
 			b.log.Warn("broker down", "cause", cause)
 			logged = cause

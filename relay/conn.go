@@ -249,7 +249,7 @@ func (c *conn) link(address string) (*link, attempt) {
 		return l, attempt{}
 	}
 	if c.closing {
-		return nil, attempt{verdict: unsent, reason: "connection lost"}
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
 	}
 	if r, ok := c.refusals[address]; ok {
 		if time.Now().Before(r.until) {

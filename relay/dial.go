@@ -41,11 +41,11 @@ func dial(ctx context.Context, o *Options, e endpoint, log *slog.Logger, hooks c
 	defer cancel()
 	c := newConn(o, e, log, hooks)
 	if err := c.open(ctx, e); err != nil {
-		return nil, c.inTime(ctx, err)
+		return nil, c.dialFailed(ctx, err)
 	}
 	if err := c.greet(ctx); err != nil {
 		c.hangUp()
-		return nil, c.inTime(ctx, err)
+		return nil, c.dialFailed(ctx, err)
 	}
 	return c, nil
 }

@@ -186,18 +186,18 @@ func (l *link) attached() (*sender, attempt) {
 	select {
 	case l.c.attach <- attachRequest{target: l.target, reply: reply}:
 	case <-l.c.amqp.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost"}
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
 	}
 	var r attachReply
 	select {
 	case r = <-reply:
 	case <-l.c.amqp.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost"}
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
 	}
 	if r.err != nil {
 		var gone *amqp.ConnError
 		if errors.As(r.err, &gone) || !l.c.healthy() || l.c.stopped.Load() {
-			return nil, attempt{verdict: unsent, reason: "connection lost"}
+			return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
 		}
 		return nil, judgeRefusal(r.err, l.c.peer)
 	}
@@ -229,7 +229,7 @@ func (l *link) abandon() {
 		s.retired = true
 	}
 	l.mu.Unlock()
-	l.flush(attempt{verdict: unsent, reason: "connection lost"})
+	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: failedLost})
 	if closing {
 		l.c.bounded(s.amqp.Close)
 	}

@@ -38,6 +38,7 @@ type attempt struct {
 	broker  string
 	reason  string
 	alone   verdict // of a lost one: what it would be if nothing else had been under way
+	failure string  // for the metrics, where verdict and state do not say it
 }
 
 // rule is one row of the table of answers. Empty conditions match an answer without one; "*" matches any.
@@ -113,7 +114,7 @@ func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
 
 // judgeRefusal turns a refused link into an attempt for a message that was to go over it.
 func judgeRefusal(err error, p peer) attempt {
-	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + failureText(err)}
+	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + failureText(err), failure: failedLink}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
 		a.verdict = judge(message.Rejected, remote.Condition, p)
@@ -124,7 +125,7 @@ func judgeRefusal(err error, p peer) attempt {
 // outcome makes the last word on a message from the deciding attempt. all tells whether every configured broker
 // was asked.
 func (a attempt) outcome(all bool) message.Outcome {
-	o := message.Outcome{State: a.state, Broker: a.broker, Reason: a.reason}
+	o := message.Outcome{State: a.state, Broker: a.broker, Reason: a.reason, Failure: a.failed()}
 	switch a.verdict {
 	case accepted, dropped:
 		o.Next = message.Done

@@ -91,6 +91,9 @@ type Observer struct {
 	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)
+	// Failed is called for each attempt to connect that failed and each connection that ended by itself, with a word
+	// of docs/metrics.md: connect, tls, sasl, link, timeout, lost.
+	Failed func(broker, failure string)
 }
 
 // Relay sends messages. All methods may be called concurrently.

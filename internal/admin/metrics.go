@@ -46,9 +46,12 @@ func (f Failure) bounded() string {
 	return string(FailureOther)
 }
 
-// FailureOf is the failure that an outcome's state tells by itself.
-func FailureOf(s message.State) Failure {
-	switch s {
+// FailureOf gives the failure that an outcome names, or else the one that its state tells by itself.
+func FailureOf(o message.Outcome) Failure {
+	if o.Failure != "" {
+		return Failure(o.Failure)
+	}
+	switch o.State {
 	case message.NotSent:
 		return FailureConnect
 	case message.Unknown:

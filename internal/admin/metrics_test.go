@@ -213,7 +213,7 @@ func TestEveryStateHasItsFailure(t *testing.T) {
 	for state, want := range map[message.State]Failure{message.NotSent: FailureConnect, message.Unknown: FailureTimeout,
 		message.Rejected: FailureRejected, message.Released: FailureReleased, message.Modified: FailureModified,
 		message.Accepted: FailureOther} {
-		if got := FailureOf(state); got != want {
+		if got := FailureOf(message.Outcome{State: state}); got != want {
 			t.Errorf("FailureOf(%s) = %s, want %s", state, got, want)
 		}
 	}

@@ -71,7 +71,8 @@ func (d *Daemon) drainOptions(c *config.Config) queue.DrainOptions {
 			ToDead:     c.Queue.Expired == config.DeadLetter,
 			DeadMaxAge: c.Queue.DeadMaxAge,
 		},
-		Logger:  d.log,
-		Observe: d.watch.drained,
+		Logger:         d.log,
+		Observe:        d.watch.drained,
+		ObserveExpired: d.watch.expired,
 	}
 }

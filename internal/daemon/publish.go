@@ -64,6 +64,7 @@ func (p *publisher) take(ctx context.Context, c message.Commit, now time.Time) m
 	for i := range t.Messages {
 		t.Messages[i].Created = now
 	}
+	p.watch.metrics.ExtraTrimmed(t.Trimmed)
 	receipt := message.Receipt{Skipped: t.Skipped}
 	unsent, err := p.send(ctx, c, t, &receipt)
 	if errors.Is(err, errAppended) {

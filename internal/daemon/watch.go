@@ -59,7 +59,7 @@ func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable) {
 	for i := range unsent {
 		u := &unsent[i]
 		if u.Outcome.Next == message.Dead {
-			w.metrics.DeadLetters(admin.FailureOf(u.Outcome.State), 1)
+			w.metrics.DeadLetters(admin.FailureOf(u.Outcome), 1)
 			w.message(&u.Message, u.Outcome, admin.Dead)
 			continue
 		}
@@ -95,26 +95,25 @@ func (w *watch) relayObserver() relay.Observer {
 	return relay.Observer{
 		Settled: func(broker string, m *message.Message, o message.Outcome, took time.Duration) {
 			if o.State != message.Accepted {
-				w.metrics.SendFailed(broker, admin.FailureOf(o.State))
+				w.metrics.SendFailed(broker, admin.FailureOf(o))
 				return
 			}
 			w.metrics.MessageSent(m.Address, broker)
 			w.metrics.RoundTrip(broker, took)
 		},
 		BrokerState: func(broker string, s relay.BrokerState) {
-			switch s {
-			case relay.Up:
-				w.mu.Lock()
-				again := w.seen[broker]
-				w.seen[broker] = true
-				w.mu.Unlock()
-				if again {
-					w.metrics.Reconnected(broker)
-				}
-			case relay.Down:
-				w.metrics.SendFailed(broker, admin.FailureConnect)
+			if s != relay.Up {
+				return
+			}
+			w.mu.Lock()
+			again := w.seen[broker]
+			w.seen[broker] = true
+			w.mu.Unlock()
+			if again {
+				w.metrics.Reconnected(broker)
 			}
 		},
+		Failed: func(broker, failure string) { w.metrics.SendFailed(broker, admin.Failure(failure)) },
 	}
 }
 
@@ -122,12 +121,22 @@ func (w *watch) relayObserver() relay.Observer {
 func (w *watch) drained(e queue.Entry, o message.Outcome, s queue.Settlement) {
 	switch {
 	case s.Action == queue.Bury:
-		w.metrics.DeadLetters(admin.FailureOf(o.State), 1)
+		w.metrics.DeadLetters(admin.FailureOf(o), 1)
 		w.message(&e.Message, o, admin.Dead)
 	case o.State == message.Accepted:
 		w.metrics.QueueDrained(1)
 		w.message(&e.Message, o, admin.Drained)
 	case s.Action == queue.Forget:
 		w.message(&e.Message, o, admin.Dropped)
+	}
+}
+
+// expired accounts for what grew older than max_age.
+func (w *watch) expired(done queue.Expired, by queue.Expiry) {
+	for address, n := range done.Messages {
+		w.metrics.QueueExpired(address, n)
+		if by.ToDead {
+			w.metrics.DeadLetters(admin.FailureExpired, n)
+		}
 	}
 }

@@ -1,0 +1,91 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"testing"
+	"time"
+
+	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
+)
+
+func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	stopped := startBroker(t, devbroker.Options{})
+	stopped.Stop()
+	refusing := startBroker(t, devbroker.Options{})
+	refusing.Script("#", refuse(devbroker.RefuseSession, "amqp:unauthorized-access"))
+	silent := startBroker(t, devbroker.Options{})
+	silent.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageOpen})
+	for _, row := range []struct {
+		want   string
+		broker *devbroker.Broker
+		adjust func(*Options)
+	}{
+		{"connect", stopped, nil},
+		{"tls", startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}), nil},
+		{"sasl", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
+			func(o *Options) { o.User, o.Password = "u", "wrong" }},
+		{"link", refusing, nil},
+		{"timeout", silent, func(o *Options) { o.ConnectTimeout = 100 * time.Millisecond }},
+	} {
+		t.Run(row.want, func(t *testing.T) {
+			t.Parallel()
+			failed := make(chan string, 100) // more than there are attempts in a test
+			startRelay(t, func(o *Options) {
+				if row.adjust != nil {
+					row.adjust(o)
+				}
+				o.Observer.Failed = func(_, failure string) { failed <- failure }
+			}, row.broker)
+			select {
+			case got := <-failed:
+				if got != row.want {
+					t.Errorf("failure is %q, want %q", got, row.want)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("no failure was reported")
+			}
+		})
+	}
+}
+
+func TestEndOfAConnectionHasAReason(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{errors.New("EOF"): "lost", errDropped{"nothing settled"}: "timeout"} {
+		if got := endedBy(err); got != want {
+			t.Errorf("the end by %v is %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestStoppingIsNoFailure(t *testing.T) {
+	t.Parallel()
+	failed := make(chan string, 100)
+	w := startRelay(t, func(o *Options) {
+		o.Observer.Failed = func(_, failure string) { failed <- failure }
+	}, startBroker(t, devbroker.Options{}))
+	w.await(0, Up)
+	w.stop()
+	select {
+	case f := <-failed:
+		t.Errorf("the stop of the relay counts as a failure: %q", f)
+	default:
+	}
+}
+
+func TestOutcomeNamesWhatItsStateDoesNot(t *testing.T) {
+	t.Parallel()
+	for verdict, want := range map[verdict]string{tooLarge: "too_large", unencodable: "unencodable", lost: "lost",
+		silent: "timeout", stuck: "timeout", refused: "", busy: "", accepted: ""} {
+		if got := (attempt{verdict: verdict}).outcome(false).Failure; got != want {
+			t.Errorf("%v gives %q, want %q", verdict, got, want)
+		}
+	}
+	if got := judgeRefusal(context.Canceled, peer{}).outcome(false); got.Failure != "link" || got.State != message.NotSent {
+		t.Errorf("a refused link gives %+v", got)
+	}
+}
