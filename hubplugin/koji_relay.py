@@ -2,12 +2,11 @@
 
 While a call runs, each hub callback is kept as a line of JSON. When the hub has committed, they
 are posted to koji-relay's socket (delivery = direct), or the hub's own transaction has put them
-into the table koji_relay.outbox (delivery = outbox). What the socket does not take goes there too.
+into the table koji_relay.outbox (delivery = outbox), where all goes that the socket does not take.
 Calls that the hub rolls back leave nothing.
 
-The plugin never makes a hub call fail and never holds one up for longer than `timeout`. It reads
-its configuration at first use, so that no mistake there can set the hub offline. Never enable it
-together with protonmsg: every message would go out twice.
+It never makes a hub call fail, nor holds one up for longer than `timeout`. Its configuration is
+read at first use: no mistake there sets the hub offline. Beside protonmsg all goes out twice.
 """
 import contextlib
 import fnmatch
@@ -45,8 +44,8 @@ UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
 GET_TIMEOUTS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 SET_TIMEOUTS = GET_TIMEOUTS.replace('current_setting', 'set_config').replace("')", "', %s, true)")
-config = None
-trouble = None, None    # what was wrong at the last commit with koji-relay, and with the outbox
+NOTIFY = "SELECT pg_notify('koji_relay', '') WHERE %s"
+config, trouble = None, (None, None)    # trouble at the last commit: koji-relay's, the outbox's
 
 
 def load_config():
@@ -156,12 +155,11 @@ def replace(value):
     """What to write for a value that json.dumps does not know: the same as protonmsg."""
     if isinstance(value, (set, frozenset)):
         return list(value)
-    try:    # Not by koji's @convert_datetime: there a date that cannot be read fails the hub call.
+    # Not by koji's @convert_datetime: there a date that cannot be read fails the hub call.
+    with contextlib.suppress(Exception):
         text = koji.util.encode_datetime(value)
-    except Exception:
-        text = None
-    if isinstance(text, str):
-        return text
+        if isinstance(text, str):
+            return text
     LOG.warning('replacing a value that JSON cannot hold: %s', type(value))
     return {'error': "Can't serialize", 'type': str(type(value))}
 
@@ -181,6 +179,7 @@ def before_commit(cbtype, *args, **kwargs):
                 cursor.execute(GET_TIMEOUTS)
                 settings = cursor.fetchone()
                 insert(cursor, commit.id, commit.events, config.timeout / 2)
+                cursor.execute(NOTIFY, [config.notify])
                 cursor.execute(SET_TIMEOUTS, settings)  # RELEASE would leave ours to the hub
             commit.events = []
         except Exception as error:
@@ -194,10 +193,8 @@ def after_commit(cbtype, *args, **kwargs):
     """Hand over what is not in the outbox yet; what koji-relay does not take goes there now."""
     global trouble
     commit = context.__dict__.pop('koji_relay', None)
-    if commit is None:
-        return
-    if config.test_mode:
-        return LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in commit.events])
+    if commit is None or config.test_mode:
+        return commit and LOG.info('test mode: %s: %s', commit.id, [e[:2] for e in commit.events])
     deadline = time.monotonic() + config.timeout - commit.spent
     rest, why = post(commit, deadline) if commit.events else ([], trouble[0])
     lost, failure = store_after_commit(commit, rest, deadline) if rest else ([], commit.failure)
@@ -271,7 +268,7 @@ def post(commit, deadline):
         return commit.events, trouble[0] or 'its answers take too long'
     work = sum(len(event[2]) for event in commit.events) / OUTBOX_SPEED
     # The outbox may need time as well: some, and more for more, unless that is more than there is.
-    deadline -= config.timeout / 20 + (work if work < config.timeout / 2 else 0)
+    deadline -= config.timeout / 5 + (work if work < config.timeout / 2 else 0)
     rest, why, requests = [], None, batches(commit.events, config.max_request_bytes)
     for batch in requests:
         try:
@@ -331,20 +328,23 @@ def insert(cursor, commit_id, events, seconds):
     finally:
         if wait:
             OUTBOX.book(time.monotonic() - started, config.timeout / 2)
-    if config.notify:
-        cursor.execute("SELECT pg_notify('koji_relay', '')")
 
 
 def store_after_commit(commit, events, deadline):
     """Insert events in a transaction of their own. Returns those that are lost, and why."""
     connection, seconds = raw_connection(), max(deadline - time.monotonic(), UNNOTICED)
-    fitting = next(batches(events, seconds * OUTBOX_SPEED))
+    fitting, lost = next(batches(events, seconds * OUTBOX_SPEED)), events
     try:
         connection.rollback()       # ends what another plugin may have left open
-        insert(connection.cursor(), commit.id, fitting, seconds)
+        cursor = connection.cursor()
+        insert(cursor, commit.id, fitting, seconds)
         connection.commit()
+        lost = events[len(fitting):]
+        cursor.execute(SET_TIMEOUTS, ['%dms' % (1000 * UNNOTICED)] * 2)
+        cursor.execute(NOTIFY, [config.notify])
+        connection.commit()     # apart: with NOTIFY it waits for a lock of the whole server
     except Exception as error:
         if connection is not None and not connection.closed:
             connection.rollback()
-        return events, first_line(error)
-    return events[len(fitting):], 'too large to be stored in time' if fitting != events else None
+        return lost, first_line(error)
+    return lost, 'too large to be stored in time' if lost else None
