@@ -29,7 +29,8 @@ func queueCommand() *cobra.Command {
 		Args:  noSubcommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand())
+	// Those who look for the dead letters or for a pause look here too.
+	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(), resumeCommand())
 	addBoxCommands(cmd, admin.QueueBox, "message", "make messages due now")
 	return cmd
 }
