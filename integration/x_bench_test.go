@@ -42,7 +42,7 @@ const handOvers = 300 // of each round
 func measureFigures(b *testing.B) {
 	broker := startBroker(b, rabbitmq40)
 	database := startPostgres(b)
-	discard(b, broker, rabbitmq40.sources("bench", []string{tagTopic})[0])
+	countArrivals(b, broker, rabbitmq40.sources("bench", []string{tagTopic})[0])
 
 	up := startRelay(b, forBroker(rabbitmq40, "bench", broker).with(newDatabase(b, database, "bench_up")), broker)
 	refused := startRelay(b, settings{"broker.urls": "amqp://127.0.0.1:1 amqp://127.0.0.1:2", "broker.topic_prefix": "/topic/bench"}.
@@ -100,37 +100,6 @@ func pythonHandOver(b *testing.B, socket string, n int) float64 {
 		b.Fatal(err)
 	}
 	return us
-}
-
-// discard subscribes, so that the topic is bound, and throws away what comes.
-func discard(b *testing.B, s *server, source string) {
-	ctx := within(b, 10*time.Second)
-	conn, err := amqp.Dial(ctx, "amqp://"+s.addr(), s.dialOptions())
-	if err != nil {
-		b.Fatal(err)
-	}
-	session, err := conn.NewSession(ctx, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	settled := amqp.SenderSettleModeSettled // nothing to answer
-	receiver, err := session.NewReceiver(ctx, source, &amqp.ReceiverOptions{Credit: 1000, RequestedSenderSettleMode: &settled})
-	if err != nil {
-		b.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			if _, err := receiver.Receive(context.Background(), nil); err != nil {
-				return // the connection is closed
-			}
-		}
-	}()
-	b.Cleanup(func() {
-		conn.Close()
-		<-done
-	})
 }
 
 // plainSender is what sending costs without a relay.
