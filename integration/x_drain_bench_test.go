@@ -144,7 +144,7 @@ func (d *drainBench) connect(b *testing.B) *pgx.Conn {
 // watchMemory samples the relay's own memory until stop, which gives the most that it had, in MiB.
 func (d *drainBench) watchMemory(b *testing.B) (stop func() float64) {
 	ctx, cancel := context.WithCancel(context.Background())
-	peak := make(chan float64)
+	peak := make(chan float64, 1) // nobody may wait for it
 	go func() {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -153,6 +153,9 @@ func (d *drainBench) watchMemory(b *testing.B) (stop func() float64) {
 			select {
 			case <-tick.C:
 				most = max(most, anonymousMiB(b, d.relay))
+			case <-d.relay.ended: // drain says so
+				peak <- most
+				return
 			case <-ctx.Done():
 				peak <- most
 				return
