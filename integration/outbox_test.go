@@ -71,12 +71,13 @@ func TestOutboxReadByTwoRelaysArrivesOnce(t *testing.T) {
 type outboxHub struct {
 	*ledger
 	db         *pgx.Conn
-	neighbours int // events of the same commits as those that nobody can translate
-	bad        int // of these
+	silent     bool // as with notify = off
+	neighbours int  // events of the same commits as those that nobody can translate
+	bad        int  // of these
 }
 
-// commit inserts n events in one transaction.
-func (h *outboxHub) commit(t testing.TB, n int, more ...string) {
+// commit inserts n events, and more, in one transaction, and gives its id.
+func (h *outboxHub) commit(t testing.TB, n int, more ...string) (id string) {
 	t.Helper()
 	ctx := within(t, 10*time.Second)
 	if h.db == nil {
@@ -103,7 +104,9 @@ func (h *outboxHub) commit(t testing.TB, n int, more ...string) {
 	for i, kwargs := range more {
 		insert(n+i, "postPackageListChange", kwargs)
 	}
-	batch.Queue("SELECT pg_notify('koji_relay', '')")
+	if !h.silent {
+		batch.Queue("SELECT pg_notify('koji_relay', '')")
+	}
 	if err := h.db.SendBatch(ctx, batch).Close(); err != nil {
 		t.Fatalf("insert into the outbox: %v", err)
 	}
@@ -114,6 +117,7 @@ func (h *outboxHub) commit(t testing.TB, n int, more ...string) {
 		h.ledger.events[number].handed = true
 	}
 	h.answered += n // the hub has its commit: this is its 200
+	return id
 }
 
 // commitUntranslatable inserts commits with events behind two neighbours that have no action, and so no address.

@@ -142,7 +142,8 @@ func (b *Outbox) read(ctx context.Context) error {
 			return err
 		}
 		b.works()
-		if _, err := awaitNotification(ctx, conn, b.o.Interval); err != nil {
+		// A little early, so that what came right after a look is with a broker within the interval.
+		if _, err := awaitNotification(ctx, conn, b.o.Interval-b.o.Interval/10); err != nil {
 			return err
 		}
 	}
