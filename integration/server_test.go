@@ -257,9 +257,12 @@ func (m *dockerMachine) kill(ctx context.Context) error {
 	})
 }
 
+// freeze tries several times: on a busy machine the kernel may not freeze all processes soon enough for the engine.
 func (m *dockerMachine) freeze(ctx context.Context) error {
-	_, err := m.engine.ContainerPause(ctx, m.id(), client.ContainerPauseOptions{})
-	return err
+	return poll(20*time.Second, func() error {
+		_, err := m.engine.ContainerPause(ctx, m.id(), client.ContainerPauseOptions{})
+		return err
+	})
 }
 
 func (m *dockerMachine) thaw(ctx context.Context) error {
