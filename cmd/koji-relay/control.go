@@ -92,12 +92,16 @@ func logLevelCommand() *cobra.Command {
 		ValidArgs: []string{"debug", "info", "warn", "error"},
 	}
 	path := addConfigFlag(cmd)
+	asJSON := addJSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		client, err := runningRelay(*path)
 		if err != nil {
 			return err
 		}
-		return client.SetLogLevel(cmd.Context(), args[0])
+		if err := client.SetLogLevel(cmd.Context(), args[0]); err != nil {
+			return err
+		}
+		return printDone(cmd, *asJSON, "log level: "+args[0], map[string]any{"log_level": args[0]})
 	}
 	return cmd
 }
@@ -122,6 +126,7 @@ func pausingCommand(name, short, long string, do func(*admin.Client, context.Con
 		Example: fmt.Sprintf("  koji-relay %s\n  koji-relay %s --publish", name, name),
 	}
 	path := addConfigFlag(cmd)
+	asJSON := addJSONFlag(cmd)
 	cmd.Flags().BoolVar(&publish, "publish", false, "all sending, not only the drain")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		client, err := runningRelay(*path)
@@ -132,9 +137,20 @@ func pausingCommand(name, short, long string, do func(*admin.Client, context.Con
 		if publish {
 			what = admin.Publish
 		}
-		return do(client, cmd.Context(), what)
+		if err := do(client, cmd.Context(), what); err != nil {
+			return err
+		}
+		return printDone(cmd, *asJSON, fmt.Sprintf("%s: %s", name, what), map[string]any{"what": what, "paused": name == "pause"})
 	}
 	return cmd
+}
+
+func printDone(cmd *cobra.Command, asJSON bool, text string, object map[string]any) error {
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), object)
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), text)
+	return err
 }
 
 // openQueue gives the queue's commands what they work on: the running relay, or, where none runs, the store

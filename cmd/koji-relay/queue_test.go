@@ -178,7 +178,9 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		t.Errorf("pause without a relay: %s", text)
 	}
 	defer s.start(t)()
-	s.command(t, exitOK, "pause")
+	if text := s.command(t, exitOK, "pause", "--json"); !strings.Contains(text, `"paused": true`) || !strings.Contains(text, `"what": "drain"`) {
+		t.Errorf("pause --json: %s", text)
+	}
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "the drain; koji-relay resume") {
 		t.Errorf("after pause:\n%s", text)
 	}
