@@ -28,6 +28,7 @@ func TestStores(t *testing.T) {
 		t.Run("difficult messages in "+store, func(t *testing.T) { difficult(t, open(t)) })
 		t.Run("max_bytes in "+store, func(t *testing.T) { maxBytes(t, open(t)) })
 	}
+	t.Run("no transaction idles while the drain waits for a broker", func(t *testing.T) { idleTransactions(t, newLane(t, broker, postgres, 1)) })
 }
 
 // command runs a command of the program and gives what it printed.
@@ -198,5 +199,35 @@ func maxBytes(t *testing.T, l *lane) {
 		}
 		return nil
 	})
+	r.kill(t)
+}
+
+// idleTransactions watches the server while the drain holds its lock and the broker does not answer it.
+func idleTransactions(t *testing.T, l *lane) {
+	r := l.relays[0]
+	r.start(t)
+	r.awaitConnected(t, l.broker)
+	l.freeze()
+	defer l.thaw()
+	body, ids := tagCommit(50)
+	r.mustPost(t, body)
+	longest, seen := 0.0, 0
+	for began := time.Now(); time.Since(began) < 14*time.Second; <-time.After(100 * time.Millisecond) {
+		var idle *float64
+		if err := l.postgres.query(t, l.database, `SELECT max(extract(epoch FROM clock_timestamp() - state_change))::float8
+			FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'`, &idle); err != nil {
+			t.Fatal(err)
+		}
+		if idle != nil {
+			seen++
+			longest = max(longest, *idle)
+		}
+	}
+	if seen == 0 || longest > 10 {
+		t.Errorf("%d times a transaction was idle, for at most %.1f s; want some, for the lock, and none above 10 s", seen, longest)
+	}
+	t.Logf("account: idle transactions seen %d times, the longest for %.1f s", seen, longest)
+	l.thaw()
+	l.open().waitFor(t, 60*time.Second, ids...)
 	r.kill(t)
 }
