@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -18,13 +20,15 @@ const rememberedFates = 200
 type watch struct {
 	metrics *admin.Metrics
 	recent  *admin.Recent
+	log     *slog.Logger
 
 	mu   sync.Mutex
 	seen map[string]bool // brokers that were up before; guarded by mu
 }
 
-func newWatch(version string) *watch {
+func newWatch(version string, log *slog.Logger) *watch {
 	return &watch{
+		log:     log,
 		metrics: admin.NewMetrics(version),
 		recent:  admin.NewRecent(rememberedFates),
 		seen:    make(map[string]bool),
@@ -36,8 +40,12 @@ func (w *watch) taken(c message.Commit, r message.Receipt, took time.Duration) {
 	w.metrics.CommitTaken(c, r, took)
 }
 
-// message takes note of what became of one message at hand-over.
+// message takes note of what became of one message.
 func (w *watch) message(m *message.Message, o message.Outcome, fate admin.FateKind) {
+	if w.log.Enabled(context.Background(), slog.LevelDebug) {
+		w.log.Debug("message dealt with", "fate", fate, "commit", m.Commit, "event", m.Event, "address", m.Address,
+			"message_id", m.ID, "broker", o.Broker, "reason", o.Reason)
+	}
 	w.recent.Add(admin.Fate{
 		Time: time.Now(), Commit: m.Commit, Event: m.Event, Callback: m.Callback, Address: m.Address,
 		MessageID: m.ID, Fate: fate, Broker: o.Broker, Reason: o.Reason,
@@ -121,8 +129,11 @@ func (w *watch) relayObserver() relay.Observer {
 func (w *watch) drained(e queue.Entry, o message.Outcome, s queue.Settlement) {
 	switch {
 	case s.Action == queue.Bury:
+		m := &e.Message
+		w.log.Warn("message set aside as a dead letter", "commit", m.Commit, "event", m.Event, "address", m.Address,
+			"message_id", m.ID, "reason", o.Reason)
 		w.metrics.DeadLetters(admin.FailureOf(o), 1)
-		w.message(&e.Message, o, admin.Dead)
+		w.message(m, o, admin.Dead)
 	case o.State == message.Accepted:
 		w.metrics.QueueDrained(1)
 		w.message(&e.Message, o, admin.Drained)

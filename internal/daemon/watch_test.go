@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net"
@@ -81,7 +82,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 		ID: deadCommit, Commit: deadCommit, Address: "build.tag", Body: "{}", Created: time.Now().Add(-2 * time.Hour)}}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	w := newWatch("test")
+	w := newWatch("test", slog.New(slog.DiscardHandler))
 	expired := make(chan struct{}, 1)
 	drainer := queue.NewDrainer(store, noBroker{}, queue.DrainOptions{
 		Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true},
@@ -106,6 +107,33 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantSeries(t, scrape(t, w), `koji_relay_queue_expired_total{address="build.tag"} 1`, `koji_relay_dead_letter_total{reason="expired"} 1`)
+}
+
+// One grep for a message-id finds what became of the message, at each stage.
+func TestFateOfAMessageIsLogged(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	w := newWatch("test", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	m := message.Message{ID: "id-1", Commit: "c-1", Event: 3, Address: "build.tag", Body: "a secret"}
+	rejected := message.Outcome{State: message.Rejected, Broker: "b:5672", Reason: "rejected: too old"}
+	w.put([]message.Unsent{{Message: m, Outcome: rejected}}, nil)
+	w.sent(&m, message.Outcome{State: message.Accepted, Broker: "b:5672"})
+	w.drained(queue.Entry{Message: m}, rejected, queue.Settlement{Action: queue.Bury})
+	w.drained(queue.Entry{Message: m}, message.Outcome{State: message.Accepted}, queue.Settlement{Action: queue.Forget})
+	const fields = `commit=c-1 event=3 address=build.tag message_id=id-1`
+	for _, want := range []string{
+		`level=DEBUG msg="message dealt with" fate=queued ` + fields,
+		`level=DEBUG msg="message dealt with" fate=sent ` + fields + ` broker=b:5672`,
+		`level=WARN msg="message set aside as a dead letter" ` + fields + ` reason="rejected: too old"`,
+		`level=DEBUG msg="message dealt with" fate=drained ` + fields,
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no line with %s in:\n%s", want, log.String())
+		}
+	}
+	if strings.Contains(log.String(), m.Body) {
+		t.Error("a body is logged")
+	}
 }
 
 // noBroker is a sender without a broker.
