@@ -36,25 +36,31 @@ func (c *conn) senderOptions() *amqp.SenderOptions {
 	return &amqp.SenderOptions{TargetCapabilities: c.dialect.capabilities}
 }
 
-// try attaches to target in the scratch session, where a refusal hurts nobody.
+// try attaches to target in the scratch session, where a refusal hurts nobody. RabbitMQ 3 refuses an address by ending the
+// session; one that had ended before says nothing about the address, which is tried again in a fresh one.
 func (c *conn) try(ctx context.Context, target string) (maxSize uint64, err error) {
-	if c.scratch == nil {
-		if c.scratch, err = c.amqp.NewSession(ctx, nil); err != nil {
-			c.scratch = nil
-			return 0, fmt.Errorf("begin session: %w", err)
+	for fresh := c.scratch == nil; ; fresh = true {
+		if c.scratch == nil {
+			if c.scratch, err = c.amqp.NewSession(ctx, nil); err != nil {
+				c.scratch = nil
+				return 0, fmt.Errorf("begin session: %w", err)
+			}
 		}
-	}
-	s, err := c.scratch.NewSender(ctx, target, c.senderOptions())
-	if err != nil {
+		s, err := c.scratch.NewSender(ctx, target, c.senderOptions())
+		if err == nil {
+			maxSize = s.MaxMessageSize()
+			c.wg.Go(func() { c.bounded(s.Close) })
+			return maxSize, nil
+		}
 		// Whether or not the session survived, the next try gets a fresh one.
 		session := c.scratch
 		c.scratch = nil
 		c.wg.Go(func() { c.bounded(session.Close) })
-		return 0, err
+		var ended *amqp.SessionError
+		if fresh || !errors.As(err, &ended) {
+			return 0, err
+		}
 	}
-	maxSize = s.MaxMessageSize()
-	c.wg.Go(func() { c.bounded(s.Close) })
-	return maxSize, nil
 }
 
 // bounded runs the close of a session or link, which waits for the peer. Its error says nothing new: where the

@@ -35,7 +35,8 @@ const subscribeCredit = 200
 // number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends, which is no
 // error, or deliver returns an error, which is returned. It connects again to brokers that go away, and logs why.
 //
-// Nothing is kept on a broker for a subscriber that is away. RabbitMQ 4 needs the permission to declare a queue of its
+// Nothing is kept on a broker for a subscriber that is away, except that RabbitMQ 3 leaves a queue amq.gen-…
+// for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission to declare a queue of its
 // own and to bind it; RabbitMQ 3 the same for its plugin's sake.
 func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(Arrival) error) error {
 	if err := o.complete(); err != nil {
