@@ -32,10 +32,11 @@ with several brokers, the broker as well. Connections that end are opened again;
 they ended is told on standard error.
 
 Messages sent while tail is not connected are not shown. A message that matches two
-patterns may be shown twice. RabbitMQ 3 does not say to which topic a message went:
+patterns may be shown twice. RabbitMQ 3 and Artemis do not say to which topic a message went:
 the pattern is shown in its place. On RabbitMQ the user needs the permission to
 configure, write and read queues of its own; and while tail runs, the topics that it
-watches count as bound.
+watches count as bound. RabbitMQ 3 keeps the queue, amq.gen-…, when tail has ended:
+delete it, or let a policy expire such queues (docs/consumers.md).
 
 Exit codes: 0 interrupted, or --count reached; 2 unusable arguments or configuration.`,
 		Example: `  koji-relay tail
