@@ -38,6 +38,7 @@ func suite(t *testing.T, b brokerKind) {
 		{"selector on application-properties finds its messages", selector, b.selectors},
 		{"message that is too large takes no other down", tooLarge, b.maxMessage > 0},
 		{"large message arrives whole", large, b.maxMessage == 0},
+		{"messages of several frames are settled beside others", severalFrames, true},
 		{"topic that nobody subscribed to slows nothing", unboundTopic, true},
 		{"memory alarm costs the hub one hand-off timeout at most", alarm, b.rabbit()},
 		{"full address costs the hub one hand-off timeout at most", fullAddress, b.full != nil},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,6 +84,43 @@ func large(t *testing.T, b brokerKind, s *server) {
 	box.waitFor(t, 30*time.Second, ids...)
 	if d := box.byID()[ids[1]][0]; d.Body == nil || len(*d.Body) < size {
 		t.Errorf("a body of %d bytes did not arrive whole", size)
+	}
+}
+
+// severalFrames: a message of several frames goes out while others are sent to another address. RabbitMQ 3 settles by
+// ranges of delivery-ids, in which it expects one message to be whole before the next begins.
+func severalFrames(t *testing.T, b brokerKind, s *server) {
+	part := newPart()
+	box := subscribe(t, s, b, b.sources(part, []string{tagTopic, "build.untag"})...)
+	r := startRelay(t, forBroker(b, part, s), s)
+	const workers, commits = 4, 25
+	var (
+		posting sync.WaitGroup
+		mu      sync.Mutex // guards all
+		all     []string
+	)
+	for range workers {
+		posting.Go(func() {
+			for range commits {
+				body, ids := bigCommit(300 << 10)
+				mu.Lock()
+				all = append(all, ids...)
+				mu.Unlock()
+				body = bytes.Replace(body, []byte("postTag"), []byte("postUntag"), 1)
+				a, err := r.post(within(t, 30*time.Second), body)
+				if err != nil || a.Sent != len(ids) {
+					t.Errorf("sent %d, queued %d (%v) after %v; want sent %d", a.Sent, a.Queued, err, a.Took, len(ids))
+					return
+				}
+			}
+		})
+	}
+	posting.Wait()
+	box.waitFor(t, 30*time.Second, all...)
+	for id, copies := range box.byID() {
+		if len(copies) != 1 {
+			t.Errorf("message %s arrived %d times", id, len(copies))
+		}
 	}
 }
 

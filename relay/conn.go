@@ -54,6 +54,7 @@ type conn struct {
 	born      time.Time
 
 	attach chan attachRequest
+	turns  chan struct{}  // how many links may give a message to the driver at once
 	wg     sync.WaitGroup // link goroutines and those they start
 
 	settledAt atomic.Int64 // time of the last settlement, in nanoseconds after born

@@ -167,6 +167,11 @@ func (c *conn) greet(ctx context.Context) (err error) {
 	if c.target, err = c.dialect.target(c.opts.TopicPrefix, sampleAddress); err != nil {
 		return err
 	}
+	// One at a time only where it must be: a link that waits for credit keeps its turn.
+	c.turns = make(chan struct{}, maxLinks)
+	if c.peer.settlesRanges() {
+		c.turns = make(chan struct{}, 1)
+	}
 	c.stage = stageAttach
 	if c.main, err = c.amqp.NewSession(ctx, nil); err != nil {
 		return fmt.Errorf("begin session: %w", err)

@@ -45,6 +45,11 @@ func newPeer(properties map[string]any) peer {
 
 func (p peer) rabbitmq() bool { return p.product == "RabbitMQ" }
 
+// settlesRanges reports whether the broker settles all delivery-ids between two that it publishes one after the other,
+// as the plugin of RabbitMQ 3 does. If frames of two messages alternate in a session, the ranges are not those of the
+// messages: some are never settled, and some are accepted before their last frame has come.
+func (p peer) settlesRanges() bool { return p.rabbitmq() && p.major() < 4 }
+
 // major is the first number of the version, 0 if there is none.
 func (p peer) major() int {
 	n, _, _ := strings.Cut(p.version, ".")

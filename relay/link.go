@@ -140,12 +140,18 @@ func (l *link) run() {
 			<-l.slots
 			continue
 		}
+		select {
+		case l.c.turns <- struct{}{}:
+		case <-l.c.amqp.Done():
+			return
+		}
 		d := l.take(s)
 		if d == nil {
 			<-l.slots
-			continue
+		} else {
+			l.transfer(s, d)
 		}
-		l.transfer(s, d)
+		<-l.c.turns
 	}
 }
 
