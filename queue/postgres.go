@@ -53,6 +53,8 @@ const (
 //   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown table.
 //   - Every statement of ours takes few rows by an index, one after the other. On tables that grow and shrink by a
 //     million rows the planner's statistics are never right, and then it reads them whole, in parallel, compiled.
+//     Where few ids are joined with a table, the condition is = ANY(ARRAY[id]) rather than = id: of a table that it
+//     believes to be empty the planner would take each row first, and look for it among the ids.
 //   - An answer 200 means on disk, whatever the database's default.
 const sessionSettings = `
 	SELECT set_config(name, value, false)
@@ -61,6 +63,7 @@ const sessionSettings = `
 		('statement_timeout', '60s'),
 		('plan_cache_mode', 'force_custom_plan'),
 		('enable_seqscan', 'off'),
+		('enable_bitmapscan', 'off'),
 		('enable_hashjoin', 'off'),
 		('enable_mergejoin', 'off'),
 		('max_parallel_workers_per_gather', '0'),

@@ -173,7 +173,7 @@ func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 
 const (
 	fullQueueItems = `SELECT ` + queueItem + `, convert_to(q.props::text, 'UTF8'), convert_to(q.body::text, 'UTF8')
-		FROM koji_relay.delivery d JOIN proton_queue q ON q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
+		FROM koji_relay.delivery d JOIN proton_queue q ON q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
 	fullDeadItems = `SELECT ` + deadItem + `, coalesce(d.props, ''), d.body FROM koji_relay.dead_letter d`
 )
 
@@ -220,7 +220,7 @@ func (p *Postgres) Drop(ctx context.Context, box Box, which Selection) (Changed,
 		WITH gone AS (
 			DELETE FROM koji_relay.delivery d WHERE `+which.where("true")+` RETURNING d.message_id, d.queue_id, d.created_ts
 		), deleted AS (
-			DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+			DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		)
 		SELECT message_id FROM gone`)
 	if err != nil {

@@ -23,7 +23,7 @@ const (
 // deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
 // that putting them again stores them again.
 const deleteOrphans = `
-	DELETE FROM koji_relay.delivery d USING unnest($1::text[]) AS k(message_id) WHERE d.message_id = k.message_id
+	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
 	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
 // insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same

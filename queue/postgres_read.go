@@ -92,7 +92,7 @@ func (s *pgPass) behindWalk() walk {
 				return nil, nil
 			}
 			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM unnest($1::text[]) AS k(id)
-				JOIN koji_relay.delivery ON message_id = k.id
+				JOIN koji_relay.delivery ON message_id = ANY(ARRAY[k.id])
 				WHERE next_attempt IS NULL ORDER BY queue_id LIMIT $2`, s.behind, limit)
 		},
 		took: func(heads []head) {
@@ -249,14 +249,14 @@ const findForeign = `
 	SELECT w.id::bigint, current_database() || '/' || w.id || '/' ||
 		coalesce(to_char(w.created_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), ''), 0::bigint
 	FROM w WHERE NOT EXISTS (SELECT FROM koji_relay.delivery d
-		WHERE d.queue_id > $1::bigint AND d.queue_id = w.id AND d.created_ts IS NOT DISTINCT FROM w.created_ts)
+		WHERE d.queue_id = w.id AND d.created_ts IS NOT DISTINCT FROM w.created_ts OFFSET 0)
 	UNION ALL SELECT coalesce(max(id), 0)::bigint, '', count(*) FROM w`
 
 const insertForeign = `
 	INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size)
 	SELECT k.message_id, q.id, q.created_ts, CASE WHEN isfinite(q.created_ts) THEN q.created_ts END, q.address,
 		octet_length(q.body::text) + octet_length(q.props::text) + octet_length(q.address) + 256
-	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN proton_queue q ON q.id = k.id
+	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN proton_queue q ON q.id = ANY(ARRAY[k.id])
 	ON CONFLICT (message_id) DO NOTHING`
 
 // adoptSome looks at one more window of proton_queue and gives each row that protonmsg wrote a delivery row.

@@ -13,10 +13,10 @@ import (
 
 const forget = `
 	WITH gone AS (
-		DELETE FROM koji_relay.delivery d USING unnest($1::text[]) AS k(message_id) WHERE d.message_id = k.message_id
+		DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
 		RETURNING d.queue_id, d.created_ts, d.size
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT coalesce(sum(size), 0)::bigint FROM gone`
 
@@ -24,14 +24,14 @@ const setAside = `
 	UPDATE koji_relay.delivery d SET attempts = k.attempts, tries = k.tries, last_error = k.reason,
 		next_attempt = now() + k.delay * interval '1 second'
 	FROM unnest($1::text[], $2::int[], $3::int[], $4::float8[], $5::text[]) AS k(message_id, attempts, tries, delay, reason)
-	WHERE d.message_id = k.message_id`
+	WHERE d.message_id = ANY(ARRAY[k.message_id])`
 
 // bury moves the chosen rows, given as "chosen (message_id, attempts, reason)", to the dead letters.
 const bury = `, gone AS (
-		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = k.message_id
+		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.*, k.reason AS why, k.attempts AS tried
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		RETURNING q.id, q.created_ts, q.address, q.props::text AS props, q.body::text AS body
 	), dead AS (
 		INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
@@ -116,16 +116,16 @@ const chooseExpired = `WITH chosen AS (
 const buryExpired = chooseExpired + bury + ` SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
 
 const dropExpired = chooseExpired + `, gone AS (
-		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = k.message_id
+		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.queue_id, d.created_ts, d.address, d.size
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = g.queue_id AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
 
-const dropOldDead = `DELETE FROM koji_relay.dead_letter WHERE message_id IN (
+const dropOldDead = `DELETE FROM koji_relay.dead_letter WHERE message_id = ANY(ARRAY(
 		SELECT message_id FROM koji_relay.dead_letter WHERE died < now() - $1 * interval '1 second'
-		ORDER BY died LIMIT $2)`
+		ORDER BY died LIMIT $2))`
 
 // Expire implements Pass. Rows of protonmsg expire as well, so it gives them delivery rows first.
 func (s *pgPass) Expire(ctx context.Context, e Expiry) (Expired, error) {
