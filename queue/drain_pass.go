@@ -163,6 +163,7 @@ func (r *drainRun) send(ctx, group context.Context, batches <-chan []Entry, sent
 		}
 		began := time.Now()
 		taken := r.sendBatch(sending, entries)
+		r.tell(false)
 		select {
 		case sent <- struct{}{}:
 		case <-group.Done():

@@ -80,6 +80,9 @@ type Drainer struct {
 	mu      sync.Mutex
 	unsaved map[string]Settlement // outcomes that the store does not know yet
 	status  DrainStatus
+	told    int64     // of status.Accepted, in the log
+	toldAt  time.Time // when that was, or when the drain began to work
+	endedAt time.Time // when the log was last told at the end of a drain
 
 	// Only Run uses these.
 	nextExpiry time.Time
@@ -107,6 +110,8 @@ const (
 	finishTime = 5 * time.Second
 	// saveTime is what storing its outcomes gets then.
 	saveTime = 3 * time.Second
+	// tellEvery is how often the log is told of a drain that goes on, and at most of drains that end.
+	tellEvery = 30 * time.Second
 	// expiryEvery bounds how much later than max_age a message is discarded.
 	expiryEvery = time.Minute
 )
@@ -179,6 +184,10 @@ func (d *Drainer) Run(ctx context.Context) error {
 
 // work runs passes as long as there is something to drain, and gives the time until the next look.
 func (d *Drainer) work(ctx context.Context) time.Duration {
+	d.mu.Lock()
+	d.toldAt = time.Now()
+	d.mu.Unlock()
+	defer d.tell(true)
 	for ctx.Err() == nil {
 		if wait := time.Until(d.notBefore); wait > 0 {
 			return wait
@@ -199,6 +208,28 @@ func (d *Drainer) work(ctx context.Context) time.Duration {
 		}
 	}
 	return max(0, min(d.options.Load().Interval, time.Until(d.nextExpiry)))
+}
+
+// tell logs how many queued messages were sent since it last did. Many short drains share a line.
+func (d *Drainer) tell(ended bool) {
+	now := time.Now()
+	d.mu.Lock()
+	messages := d.status.Accepted - d.told
+	due := now.Sub(d.toldAt) >= tellEvery
+	if ended {
+		due = now.Sub(d.endedAt) >= tellEvery
+	}
+	due = due && messages > 0
+	if due {
+		d.told, d.toldAt = d.status.Accepted, now
+	}
+	if due && ended {
+		d.endedAt = now
+	}
+	d.mu.Unlock()
+	if due {
+		d.options.Load().Logger.Info("queued messages were sent", "messages", messages)
+	}
 }
 
 // measure lets a store whose size is bounded count what the other relays of the fleet put and drained.

@@ -1,9 +1,12 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -54,6 +57,61 @@ func TestDrainSendsAllInOrderAndEmptiesTheQueue(t *testing.T) {
 		if len(sender.batches) != 3 {
 			t.Errorf("sent in %d batches, want 3", len(sender.batches))
 		}
+	})
+}
+
+type logBuffer struct {
+	mu     sync.Mutex // guards buffer
+	buffer bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *logBuffer) text() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
+}
+
+// A drain that ends is in the log at once, one that goes on every half minute, and many short ones share a line.
+func TestLogTellsHowManyQueuedMessagesWereSent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := &logBuffer{}
+		store, sender := &fakeStore{}, &fakeSender{}
+		store.add(unsent(1, 70)...)
+		d, _ := running(t, store, sender, DrainOptions{RateLimit: 1, BatchSize: 1, Interval: 10 * time.Second,
+			Logger: slog.New(slog.NewTextHandler(log, nil))})
+		want := func(counts ...string) {
+			t.Helper()
+			var got []string
+			for line := range strings.Lines(log.text()) {
+				if _, count, ok := strings.Cut(line, `msg="queued messages were sent" messages=`); ok {
+					got = append(got, strings.TrimSpace(count))
+				}
+			}
+			if !slices.Equal(got, counts) {
+				t.Errorf("the log tells of %q messages, want %q", got, counts)
+			}
+		}
+		advance(29 * time.Second)
+		want()
+		advance(2 * time.Second)
+		want("31")
+		advance(50 * time.Second)
+		want("31", "30", "9")
+		for i := range 5 {
+			store.add(unsent(100+i, 100+i)...)
+			d.Wake()
+			advance(2 * time.Second)
+		}
+		want("31", "30", "9")
+		advance(30 * time.Second)
+		want("31", "30", "9", "5")
 	})
 }
 

@@ -97,15 +97,17 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 	defer tried()
 	pause := newPause()
 	logged := ""
+	failures, downSince := 0, time.Now()
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
 		c, err := dial(ctx, &b.r.opts, b.e, b.log, b.hooks())
 		var lasted time.Duration
 		if err == nil {
 			logged = ""
-			b.connected(c)
+			b.connected(c, failures, time.Since(downSince))
 			tried()
 			err = c.serve(ctx)
+			failures, downSince = 0, time.Now()
 			lasted = time.Since(c.born)
 			b.disconnected()
 		}
@@ -113,6 +115,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 		if ctx.Err() != nil {
 			break
 		}
+		failures++
 		cause := err.Error()
 		b.set(Down, cause)
 		if f := b.r.opts.Observer.Failed; f != nil {
@@ -177,8 +180,9 @@ func (b *broker) observe(s BrokerState) {
 	}
 }
 
-// connected puts a new connection to use; on trial if the last one ended silent.
-func (b *broker) connected(c *conn) {
+// connected puts a new connection to use; on trial if the last one ended silent. failures counts the end of the last
+// one and the attempts since.
+func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	b.mu.Lock()
 	state, cause := Up, ""
 	if b.doubted {
@@ -188,7 +192,11 @@ func (b *broker) connected(c *conn) {
 	b.conn, b.connectedAt = c, time.Now()
 	b.setLocked(state, cause)
 	b.mu.Unlock()
-	b.log.Info("broker connected", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name,
+	log := b.log
+	if failures > 0 {
+		log = log.With("failures", failures, "down", down.Round(time.Millisecond).String())
+	}
+	log.Info("broker connected", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name,
 		"login", c.mechanism, "state", string(state))
 	b.observe(state)
 	b.r.endStart()

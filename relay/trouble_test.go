@@ -49,6 +49,8 @@ func TestBrokerTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
 	// Once for the lost connection, once for the refused ones.
 	wantLines(t, log, 2, "broker down")
 	wantLines(t, log, 1, "connection refused")
+	wantLines(t, log, 1, "failures=") // of the second connection
+	wantLines(t, log, 1, "down=")
 }
 
 func TestAddressTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
