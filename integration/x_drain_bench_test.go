@@ -105,8 +105,7 @@ func (d *drainBench) command(b *testing.B, args ...string) {
 	}
 }
 
-// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them, and gives the server the care that it finds time for
-// while an outage lasts. Else autovacuum would take its share of the two cores from one of the rates.
+// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them.
 func (d *drainBench) fill(b *testing.B, rows int, nextAttempt string) {
 	b.Helper()
 	db := d.connect(b)
@@ -118,11 +117,6 @@ func (d *drainBench) fill(b *testing.B, rows int, nextAttempt string) {
 		) INSERT INTO proton_queue (id, address, props, body)
 		SELECT id, '%[2]s', '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira"}',
 			json_build_object('n', id, 'build', repeat('0123456789', 85)) FROM n ORDER BY id`, rows, tagTopic, nextAttempt))
-	for _, care := range []string{"VACUUM (ANALYZE) koji_relay.delivery", "VACUUM (ANALYZE) proton_queue", "CHECKPOINT"} {
-		if err == nil {
-			_, err = db.Exec(context.Background(), care)
-		}
-	}
 	if err != nil {
 		b.Fatalf("fill the queue: %v", err)
 	}

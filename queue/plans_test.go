@@ -82,6 +82,7 @@ func workOnQueue(t *testing.T, p *Postgres) {
 	pass.End(true)
 	for i := range 10 {
 		must(p.Put(ctx, unsent(5*i, 5*i+4), nil))
+		must(p.Put(ctx, unsent(5*i, 5*i+4), nil)) // the hub asked again
 		_, err := p.Backlog(ctx)
 		must(err)
 	}

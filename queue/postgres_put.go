@@ -24,7 +24,7 @@ const (
 // that putting them again stores them again.
 const deleteOrphans = `
 	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
-	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = d.queue_id AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
+	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
 // insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
 // messages then wait for one another instead of locking each other up), and inserts what was not known.
