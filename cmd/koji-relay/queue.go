@@ -272,7 +272,7 @@ func selectionCommand(box admin.Box, name, short, verb string,
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", name, changed.Count)
 		for _, id := range changed.Missing {
-			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or cannot be sent\n", id, boxText(box))
+			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or still cannot be sent ('koji-relay %s show' has the reason)\n", id, boxText(box), box)
 		}
 		if len(changed.Missing) > 0 {
 			return errReported

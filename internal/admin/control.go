@@ -74,7 +74,7 @@ type Selection struct {
 // Changed counts what an action did.
 type Changed struct {
 	Count   int      `json:"count"`
-	Missing []string `json:"missing,omitempty"` // ids that are not there
+	Missing []string `json:"missing,omitempty"` // ids that are not there, or that still cannot be sent
 }
 
 // Imported counts the lines of an import.

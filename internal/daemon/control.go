@@ -142,19 +142,16 @@ func item(b admin.Box, it queue.Item) admin.Item {
 }
 
 func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
-	events := 0
+	var events admin.Changed
 	if b == admin.DeadBox {
 		var err error
-		if which, events, err = q.retryEvents(ctx, which); err != nil {
-			return admin.Changed{Count: events}, explain(err)
-		}
-		if !which.All && len(which.IDs) == 0 {
-			return admin.Changed{Count: events}, nil
+		which, events, err = q.retryEvents(ctx, which)
+		if err != nil || !which.All && len(which.IDs) == 0 {
+			return events, explain(err)
 		}
 	}
 	c, err := q.store.Retry(ctx, box(b), queue.Selection(which))
-	c.Count += events
-	return admin.Changed(c), explain(err)
+	return admin.Changed{Count: c.Count + events.Count, Missing: append(c.Missing, events.Missing...)}, explain(err)
 }
 
 func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {

@@ -12,9 +12,9 @@ import (
 )
 
 // retryEvents translates the dead events of which again, as a newer relay or another configuration may be able to, and
-// puts what they become into the queue. It returns what is left for the store to retry, and how many events it dealt with.
-// An event that still gives no message stays a dead letter.
-func (q queueControl) retryEvents(ctx context.Context, which admin.Selection) (rest admin.Selection, done int, err error) {
+// puts what they become into the queue. It returns what is left for the store to retry, and what it did: an event that
+// still gives no message stays a dead letter and counts as missing.
+func (q queueControl) retryEvents(ctx context.Context, which admin.Selection) (rest admin.Selection, done admin.Changed, err error) {
 	var events []string
 	err = q.store.List(ctx, queue.Dead, queue.ListOptions{}, func(it queue.Item) error {
 		if it.Event && (which.All || slices.Contains(which.IDs, it.Message.ID)) {
@@ -23,18 +23,19 @@ func (q queueControl) retryEvents(ctx context.Context, which admin.Selection) (r
 		return nil
 	})
 	if err != nil {
-		return which, 0, err
+		return which, done, err
 	}
 	rest = which
-	rest.IDs = slices.Clone(which.IDs)
+	rest.IDs = slices.DeleteFunc(slices.Clone(which.IDs), func(id string) bool { return slices.Contains(events, id) })
 	for _, id := range events {
 		ok, err := q.retryEvent(ctx, id)
 		if err != nil {
 			return which, done, err
 		}
 		if ok {
-			done++
-			rest.IDs = slices.DeleteFunc(rest.IDs, func(other string) bool { return other == id })
+			done.Count++
+		} else {
+			done.Missing = append(done.Missing, id)
 		}
 	}
 	return rest, done, nil
