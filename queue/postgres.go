@@ -74,9 +74,9 @@ const sessionSettings = `
 	JOIN pg_settings USING (name)`
 
 // OpenPostgres opens the store. It refuses what only an administrator can mend (an unusable connection string, a
-// refused login, schema koji_relay absent or of another version), naming the remedy. A server that cannot be reached
-// or is starting up is no error: the store is returned, its calls fail until the server is back, and then work
-// without a restart. ctx bounds the first look only.
+// refused login, a server before PostgreSQL 12, schema koji_relay absent or of another version), naming the remedy. A
+// server that cannot be reached or is starting up is no error: the store is returned, its calls fail until the server
+// is back, and then work without a restart. ctx bounds the first look only.
 func OpenPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	p, err := newPostgres(o)
 	if err != nil {
@@ -85,7 +85,7 @@ func OpenPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	err = p.checkSchema(ctx)
 	switch {
 	case err == nil:
-	case errors.Is(err, ErrSchema), refused(err):
+	case errors.Is(err, ErrSchema), errors.Is(err, errOldServer), refused(err):
 		p.pool.Close()
 		return nil, err
 	default:

@@ -29,9 +29,14 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	}
 	defer s.Close()
 	r.Database = s.name
-	err = s.conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_user`).Scan(&r.Server, &r.Role)
+	var number int
+	err = s.conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user`).
+		Scan(&r.Server, &number, &r.Role)
 	if err != nil {
 		return r, fmt.Errorf("ask %s who we are: %w", s.name, err)
+	}
+	if err := checkServer(number, r.Server); err != nil {
+		return r, err
 	}
 	if r.Pooler, err = s.pooler(ctx, connString); err != nil {
 		return r, err

@@ -129,11 +129,27 @@ func readStatus(ctx context.Context, conn *pgx.Conn) (SchemaStatus, error) {
 	return st, err
 }
 
+// errOldServer is a server that does not understand our statements: plan_cache_mode and MATERIALIZED came with PostgreSQL 12.
+var errOldServer = errors.New("PostgreSQL 12 or later is needed")
+
+// checkServer takes server_version_num and server_version.
+func checkServer(number int, name string) error {
+	if number < 120000 {
+		return fmt.Errorf("%w, and this is %s; upgrade it, or set store = file in [queue]", errOldServer, name)
+	}
+	return nil
+}
+
 // readVersion gives the version of the schema, 0 when it is absent, and whether proton_queue exists.
 func readVersion(ctx context.Context, conn *pgx.Conn) (version int, table bool, err error) {
 	var schema bool
-	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'koji_relay'),
-		to_regclass('proton_queue') IS NOT NULL`).Scan(&schema, &table)
+	var number int
+	var name string
+	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'koji_relay'), to_regclass('proton_queue') IS NOT NULL,
+		current_setting('server_version_num')::int, current_setting('server_version')`).Scan(&schema, &table, &number, &name)
+	if err == nil {
+		err = checkServer(number, name)
+	}
 	if err != nil || !schema {
 		return 0, table, err
 	}

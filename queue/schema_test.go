@@ -2,6 +2,7 @@ package queue
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -83,5 +84,16 @@ func TestSchemaIsInitialisedOnceAndRemovedWithoutKojisTable(t *testing.T) {
 	}
 	if _, _, err := s.Upgrade(t.Context()); !errors.Is(err, ErrSchema) {
 		t.Errorf("upgrade of nothing gave %v, want ErrSchema", err)
+	}
+}
+
+func TestServerBeforePostgreSQL12IsRefusedWithTheRemedy(t *testing.T) {
+	t.Parallel()
+	if err := checkServer(120000, "12.0"); err != nil {
+		t.Errorf("PostgreSQL 12: %v", err)
+	}
+	err := checkServer(100023, "10.23")
+	if !errors.Is(err, errOldServer) || !strings.Contains(err.Error(), "10.23") || !strings.Contains(err.Error(), "store = file") {
+		t.Errorf("PostgreSQL 10: %v", err)
 	}
 }
