@@ -77,7 +77,7 @@ func (l *lane) run(r *relay, point string, set settings) {
 }
 
 // kill runs a relay until it dies: at the failpoint, or at a random time where that is empty. Others are started a little
-// later, so that they have to wait for what it holds.
+// later, so that they have to wait for what it holds, or take it over.
 func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 	l.Helper()
 	if point == "" {
@@ -91,7 +91,8 @@ func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 		l.run(r, fmt.Sprintf("%s:%d", point, nth), set)
 	}
 	draining := slices.Contains(drainPoints, point)
-	if !draining { // the others might drain in its place
+	alone := draining || slices.Contains(outboxPoints, point) // another would drain in its place, or read the outbox
+	if !alone {
 		l.leave(r, time.Duration(50+rand.IntN(250))*time.Millisecond)
 		l.runAll(others, set)
 	}
@@ -113,7 +114,7 @@ func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 		r.kill(l)
 	}
 	l.thaw()
-	if draining {
+	if alone {
 		l.runAll(others, set)
 	}
 	if strings.Contains(r.log.text(), "failpoint "+point) {
