@@ -26,7 +26,8 @@ import (
 //   - A row stays until its first attempt is over: the drain deletes or sets aside after the outcome, the outbox reader deletes
 //     after Take. So Backlog sees what another relay, or a killed one, had in hand. Rows set aside were attempted.
 //   - The drain reads never-attempted rows by proton_queue.id. Two puts of which one began after the other was committed have
-//     ids in that order, because the sequence counts one by one.
+//     ids in that order, because the sequence counts one by one. A put that is committed after one with later ids was
+//     read comes next, before all that are put from then on; so does a commit in the outbox.
 //
 // Limits: it is order of attempts, not of arrival, since a message refused for its own sake is tried again later. Within a
 // batch order is the sender's. A process that was frozen and comes back may repeat a batch, with the same ids. Rows that

@@ -173,18 +173,18 @@ type outboxEvent struct {
 	size   int
 }
 
-// empty takes commits until there are none.
+// empty takes commits until there are none. Each page begins where the reader was some time ago: an event that was committed
+// late appears before some that were taken, and must be taken before all that come from then on.
 func (b *Outbox) empty(ctx context.Context, session *pgx.Conn) error {
-	began := time.Now()
-	from, full := b.walk.start(began, math.MinInt64)
 	for {
+		began := time.Now()
+		from, full := b.walk.start(began, math.MinInt64)
 		page, err := b.page(ctx, from)
 		if err != nil {
 			return err
 		}
 		if full {
 			b.walk.walked(began, time.Since(began))
-			full = false
 		}
 		commits := wholeCommits(page)
 		if len(commits) == 0 {
@@ -198,12 +198,11 @@ func (b *Outbox) empty(ctx context.Context, session *pgx.Conn) error {
 		if err := b.deleteDone(ctx); err != nil {
 			return err
 		}
-		// Of a full page, events may be left anywhere behind the first one.
-		from = page[len(page)-1].id
+		seen := page[len(page)-1].id
 		if len(page) >= outboxPage {
-			from = page[0].id - 1
+			seen = page[0].id - 1 // events may be left anywhere behind the first one
 		}
-		b.walk.reached(time.Now(), from)
+		b.walk.reached(time.Now(), seen)
 	}
 }
 

@@ -31,10 +31,11 @@ type pgPass struct {
 	full  bool
 	first places // where the pass began
 	places
-	adopted bool          // the walk for rows of protonmsg reached the end
-	behind  []string      // message-ids of rows that it found behind fresh
-	turn    int           // counts batches, to take turns between fresh and due
-	walking time.Duration // spent on finding the first batch and on adopting
+	given   map[int64]bool // proton_queue.id of messages behind fresh that were given and may be there still
+	adopted bool           // the walk for rows of protonmsg reached the end
+	behind  []string       // message-ids of rows that it found behind fresh
+	turn    int            // counts batches, to take turns between fresh and due
+	walking time.Duration  // spent on finding the first batch and on adopting
 	reached []mark[places]
 
 	conn    *pgxpool.Conn
@@ -62,7 +63,7 @@ const (
 func (p *Postgres) BeginDrain(ctx context.Context) (Pass, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	pass := &pgPass{store: p, began: time.Now()}
+	pass := &pgPass{store: p, began: time.Now(), given: map[int64]bool{}}
 	if err := pass.lock(ctx); err != nil {
 		return nil, p.explain("take the drain lock", err)
 	}

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -67,20 +68,53 @@ type walk struct {
 }
 
 // freshWalk gives messages that were never attempted; first those that the walk for rows of protonmsg has passed.
+//
+// A put that is committed late makes rows appear before some that were given. Those must be given before all that are
+// put from then on, or order would be lost. So the walk does not pass rows of the last seconds, but reads them again, and
+// knows those that it gave.
 func (s *pgPass) freshWalk() walk {
 	const fresh = `SELECT ` + headColumns + ` FROM koji_relay.delivery
 		WHERE next_attempt IS NULL AND queue_id > $1 AND queue_id <= $2 ORDER BY queue_id LIMIT $3`
+	upTo := func(ctx context.Context, conn *pgx.Conn, end int64, limit int) ([]head, error) {
+		most := limit + len(s.given)
+		heads, err := readHeads(ctx, conn, fresh, s.fresh, end, most)
+		if err != nil {
+			return nil, err
+		}
+		if len(heads) == most {
+			end = heads[most-1].queueID
+		}
+		still := make(map[int64]bool, len(s.given))
+		heads = slices.DeleteFunc(heads, func(h head) bool {
+			given := s.given[h.queueID]
+			if given {
+				still[h.queueID] = true
+			}
+			return given
+		})
+		maps.DeleteFunc(s.given, func(id int64, _ bool) bool { return id <= end && !still[id] }) // they are settled
+		return heads[:min(limit, len(heads))], nil
+	}
 	return walk{
 		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
 			if !s.adopted {
-				heads, err := readHeads(ctx, conn, fresh, s.fresh, s.adopt, limit)
+				heads, err := upTo(ctx, conn, s.adopt, limit)
 				if err != nil || len(heads) > 0 {
 					return heads, err
 				}
 			}
-			return readHeads(ctx, conn, fresh, s.fresh, int64(math.MaxInt64), limit)
+			return upTo(ctx, conn, math.MaxInt64, limit)
 		},
-		took: func(heads []head) { s.fresh = heads[len(heads)-1].queueID },
+		took: func(heads []head) {
+			passing := true
+			for _, h := range heads {
+				if passing = passing && !h.late; passing {
+					s.fresh = h.queueID
+				} else {
+					s.given[h.queueID] = true
+				}
+			}
+		},
 	}
 }
 
@@ -127,9 +161,12 @@ type head struct {
 	createdTS   *string // proton_queue.created_ts as text, which also has a form for infinity
 	size        int64
 	nextAttempt time.Time
+	late        bool // it was put so recently that rows before it may still appear
 }
 
-const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created, attempts, tries, next_attempt`
+// The interval is lateness.
+const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created, attempts, tries, next_attempt,
+	coalesce(created_ts > now() - interval '10 seconds', false)`
 
 // batch reads heads until limits are reached, and then the bodies of those only, so that memory is bounded by limits
 // whatever is queued. Heads without a row are orphans and are swept.
@@ -172,7 +209,7 @@ func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 		var h head
 		var created, next *time.Time
 		m := &h.Message
-		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next)
+		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next, &h.late)
 		m.Created, h.nextAttempt = timeOf(created), timeOf(next)
 		return h, err
 	})
