@@ -116,13 +116,19 @@ func (s *doubts) accepted(id string) (broker string, ok bool) {
 	return broker, ok
 }
 
-// with reports whether id is unsettled on c, as an attempt: unsent if the broker may answer yet.
+// with gives what is known of id on c, as an attempt: unsent if c has it and may answer yet, accepted if any broker
+// did so late. Both are looked up at once, since the answer may come at any time.
 func (s *doubts) with(id string, c *conn) (attempt, bool) {
-	d := s.get(id)
-	if d == nil || d.l.c != c {
+	s.mu.Lock()
+	d := s.open[id]
+	broker, known := s.remembered[id]
+	s.mu.Unlock()
+	switch {
+	case known:
+		return acceptedLate(broker), true
+	case d == nil || d.l.c != c:
 		return attempt{}, false
-	}
-	if !c.stalled.Load() && d.l.stalled() {
+	case !c.stalled.Load() && d.l.stalled():
 		return standsStill, true
 	}
 	return attempt{verdict: unsent, state: message.Unknown, broker: c.name, reason: noAnswer}, true
