@@ -169,14 +169,14 @@ func TestWithEveryBrokerDownSendReturnsAtOnce(t *testing.T) {
 	for range 1000 {
 		wantAll(t, w.Send(t.Context(), sample(10)), message.NotSent, message.Wait)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 10*time.Second { // waiting would take 1000
 		t.Fatalf("1000 calls took %v", took)
 	}
 }
 
 func TestFrozenBrokersCostOneHandoffTimeout(t *testing.T) {
 	t.Parallel()
-	const handoff = 300 * time.Millisecond
+	const handoff = time.Second
 	var brokers []*devbroker.Broker
 	for range 3 {
 		brokers = append(brokers, startBroker(t, devbroker.Options{}))

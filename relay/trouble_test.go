@@ -115,7 +115,7 @@ func TestStallIsLoggedOnceWithItsLikelyCause(t *testing.T) {
 // What RabbitMQ 3 does to publishers under a memory alarm.
 func TestBrokerThatStopsReadingCostsOneHandoffTimeout(t *testing.T) {
 	t.Parallel()
-	const handoff = 300 * time.Millisecond
+	const handoff = time.Second
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, func(o *Options) { o.HandoffTimeout = handoff }, b)
 	wantAll(t, w.Send(t.Context(), fresh("build.tag")), message.Accepted, message.Done)
