@@ -391,3 +391,23 @@ func TestBusyDrainIsTriedAgain(t *testing.T) {
 		wantNumbers(t, "sent then", sender.numbers(), 1)
 	})
 }
+
+func TestCauseIsNewsOnlyOnce(t *testing.T) {
+	t.Parallel()
+	var r retry
+	for i, row := range []struct {
+		cause string
+		news  bool
+	}{
+		{"no route to host", true},
+		{"no route to host", false},
+		{"read tcp 10.0.0.9:43210->10.0.0.2:5432: i/o timeout", true},
+		{"read tcp 10.0.0.9:43212->10.0.0.2:5432: i/o timeout", false},
+		{"read tcp 10.0.0.9:43214->10.0.0.3:5432: i/o timeout", true},
+		{"no route to host", true},
+	} {
+		if got := r.failed(errors.New(row.cause)); got != row.news {
+			t.Errorf("%d: %q is news: %v, want %v", i, row.cause, got, row.news)
+		}
+	}
+}

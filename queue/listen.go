@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"regexp"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -116,10 +117,14 @@ type retry struct {
 // failed counts a failure, and reports whether its cause is news.
 func (r *retry) failed(err error) bool {
 	r.failures++
-	news := err.Error() != r.cause
-	r.cause = err.Error()
+	cause := ownAddress.ReplaceAllString(err.Error(), "->")
+	news := cause != r.cause
+	r.cause = cause
 	return news
 }
+
+// ownAddress is our side of a connection in the error of a socket. It has another port each time, which is no news.
+var ownAddress = regexp.MustCompile(`\S+:\d+->`)
 
 // over notes success, and reports whether it follows a failure.
 func (r *retry) over() bool {

@@ -116,7 +116,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			break
 		}
 		failures++
-		cause := err.Error()
+		cause := causeText(err)
 		b.set(Down, cause)
 		if f := b.r.opts.Observer.Failed; f != nil {
 			f(b.e.name, endedBy(err))

@@ -50,9 +50,15 @@ func dial(ctx context.Context, o *Options, e endpoint, log *slog.Logger, hooks c
 	return c, nil
 }
 
+// timeOver reports whether ctx has come to its deadline. A socket with the same deadline may notice before ctx does.
+func timeOver(ctx context.Context) bool {
+	end, limited := ctx.Deadline()
+	return limited && !time.Now().Before(end)
+}
+
 // inTime says of an error whether it is that the time was over.
 func (c *conn) inTime(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) && !isAuth(err) {
+	if timeOver(ctx) && !isAuth(err) {
 		return fmt.Errorf("%s: no answer within %v (connect_timeout)", c.stage, c.opts.ConnectTimeout)
 	}
 	return err

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"regexp"
 
 	"github.com/Azure/go-amqp"
 )
@@ -52,7 +53,7 @@ func (c *conn) dialFailed(ctx context.Context, err error) error {
 	switch {
 	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess && c.stage == stageOpen:
 		e.failure = failedSASL
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case timeOver(ctx):
 		e.failure = failedTimeout
 	case c.stage == stageTLS:
 		e.failure = failedTLS
@@ -76,3 +77,9 @@ func endedBy(err error) string {
 	}
 	return failedLost
 }
+
+// socketAddresses are part of the errors of sockets. Ours has another port each time, so that no cause would be like the
+// one before, and the broker's is said anyway.
+var socketAddresses = regexp.MustCompile(`\b(read|write) (tcp|udp)[46]? \S+->\S+: `)
+
+func causeText(err error) string { return socketAddresses.ReplaceAllString(err.Error(), "") }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"testing"
 	"time"
 
@@ -87,5 +88,48 @@ func TestOutcomeNamesWhatItsStateDoesNot(t *testing.T) {
 	}
 	if got := judgeRefusal(context.Canceled, peer{}).outcome(false); got.Failure != "link" || got.State != message.NotSent {
 		t.Errorf("a refused link gives %+v", got)
+	}
+}
+
+// A proxy before a broker that is down accepts and hangs up.
+func TestUnchangedCauseIsLoggedOnceWhateverTheSocketSays(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	attempts := make(chan struct{}, 100)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1))
+			_ = c.(*net.TCPConn).SetLinger(0) // a reset
+			_ = c.Close()
+			attempts <- struct{}{}
+		}
+	}()
+	w, log := logged(t, func(o *Options) { o.Brokers = []Broker{{URL: "amqp://" + l.Addr().String()}} })
+	for range 4 {
+		<-attempts
+	}
+	w.stop()
+	wantLines(t, log, 1, "broker down")
+}
+
+func TestCauseDoesNotNamePortsOfOurs(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"read SASL header: read tcp 127.0.0.1:44290->127.0.0.1:31351: i/o timeout":                   "read SASL header: i/o timeout",
+		"write tcp [::1]:39818->[::1]:5671: write: broken pipe":                                      "write: broken pipe",
+		"connect: lookup bus on 10.0.0.2:53: read udp 10.0.0.9:43311->10.0.0.2:53: i/o timeout":      "connect: lookup bus on 10.0.0.2:53: i/o timeout",
+		"closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either": "closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either",
+	} {
+		if got := causeText(errors.New(text)); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -173,5 +173,5 @@ func failureText(err error) string {
 	if errors.As(err, &remote) {
 		return conditionText(remote)
 	}
-	return shorten(err.Error(), 300)
+	return shorten(causeText(err), 300)
 }
