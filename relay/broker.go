@@ -266,9 +266,8 @@ func (b *broker) doubt(since time.Time) {
 
 // usable reports whether SendPatiently would use the broker.
 func (b *broker) usable() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.state == Up || b.state == Stalled && b.conn.unsettled.Load() == 0
+	_, ok := b.offer(true)
+	return ok
 }
 
 // offer is a broker that may be used now.
@@ -279,7 +278,21 @@ type offer struct {
 	fresh bool // not yet seasoned
 }
 
-// offer says whether and how the broker may be used.
+// rank is lower for what is to be used first: what has been connected for a while, then what is fresh, then what may still
+// be silent. The hub tries one that owes no answer in its turn, so that the first broker of the list is soon back in use.
+func (o offer) rank(patient bool) int {
+	switch {
+	case o.trial && (patient || o.c.unsettled.Load() > 0):
+		return 2
+	case o.fresh:
+		return 1
+	}
+	return 0
+}
+
+// offer says whether and how the broker may be used. A stalled one that has no message of ours is on trial whenever a
+// patient caller likes, else only now and then, and with other addresses than those that wait: it may be but one of
+// them that stands still.
 func (b *broker) offer(patient bool) (o offer, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -288,7 +301,7 @@ func (b *broker) offer(patient bool) (o offer, ok bool) {
 	switch {
 	case b.state == Up:
 		return o, true
-	case b.state == Stalled && b.conn.unsettled.Load() == 0 && (patient || !now.Before(b.trialAt)):
+	case b.state == Stalled && (!now.Before(b.trialAt) || patient && b.conn.unsettled.Load() == 0):
 		o.trial = true
 		return o, true
 	}
@@ -303,7 +316,7 @@ func (b *broker) claim(o offer, patient bool) bool {
 	if b.state != Stalled || b.conn != o.c {
 		return b.state == Up && b.conn == o.c
 	}
-	if !patient && now.Before(b.trialAt) {
+	if now.Before(b.trialAt) && !(patient && b.conn.unsettled.Load() == 0) {
 		return false
 	}
 	b.trialAt = now.Add(b.trialPause)

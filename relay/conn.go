@@ -313,12 +313,19 @@ func (c *conn) submit(d *delivery) (attempt, bool) {
 	}
 }
 
-// silentFor is for how long the broker has settled nothing though something waits; 0 if nothing does.
-func (c *conn) silentFor() time.Duration {
-	var oldest time.Duration
+// silentFor is for how long the broker has settled nothing though something waits; 0 if nothing does. Without overtaken,
+// links do not count on which all that waits was submitted before something that another has settled.
+func (c *conn) silentFor(overtaken bool) time.Duration {
+	links := c.allLinks()
+	var after, oldest time.Duration
+	if !overtaken {
+		for _, l := range links {
+			after = max(after, l.lastSettled())
+		}
+	}
 	waiting := false
-	for _, l := range c.allLinks() {
-		if since, any := l.waitingSince(); any && (!waiting || since < oldest) {
+	for _, l := range links {
+		if since, any := l.waitingSince(); any && since >= after && (!waiting || since < oldest) {
 			oldest, waiting = since, true
 		}
 	}

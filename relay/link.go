@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,7 @@ type link struct {
 	unsettled map[*delivery]struct{}
 	settledAt time.Duration // since conn.born; of this link
 	settledTo time.Duration // the latest takenAt of a settled delivery
+	settledOf time.Duration // the latest began of one
 	stalledAt time.Duration // 0 = not stalled
 	sender    *sender       // nil = attach first
 	retired   bool
@@ -95,7 +97,7 @@ func (l *link) submit(d *delivery) (attempt, bool) {
 	switch {
 	case l.retired:
 		return attempt{verdict: unsent, reason: "link closed"}, false
-	case l.c.stalled.Load() && !d.patient && !d.trial:
+	case l.c.stalled.Load() && !d.patient && !d.trial, d.trial && l.waitingFor(d.round):
 		return attempt{verdict: unsent, reason: noAnswer}, false
 	case l.stalledAt != 0 && !d.patient && !d.trial && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
 		return attempt{verdict: stuck, reason: standsStill.reason}, false
@@ -112,6 +114,16 @@ func (l *link) submit(d *delivery) (attempt, bool) {
 
 // waiting reports whether anything is queued or unsettled. l.mu is held.
 func (l *link) waiting() bool { return l.live > 0 || len(l.unsettled) > 0 }
+
+// waitingFor reports whether anything but r's own is queued or unsettled. l.mu is held.
+func (l *link) waitingFor(r *round) bool {
+	for d := range l.unsettled {
+		if d.round != r {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.queue, func(d *delivery) bool { return !d.over && d.round != r })
+}
 
 func (l *link) nudge() {
 	select {
@@ -420,6 +432,13 @@ func (l *link) waitingSince() (since time.Duration, any bool) {
 		}
 	}
 	return since, any
+}
+
+// lastSettled is when the youngest that is settled was submitted.
+func (l *link) lastSettled() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.settledOf
 }
 
 // silentFor is for how long the link has settled nothing though something waits; 0 if nothing does.

@@ -41,6 +41,7 @@ func (s *shipment) visitInOrder(ctx context.Context, o offer, wait time.Duration
 		if open = open[n:]; !o.b.upWith(o.c) {
 			return
 		}
+		o.trial = false
 	}
 }
 

@@ -150,6 +150,7 @@ func (s *shipment) tour(ctx context.Context) {
 		case s.patient:
 			if o.trial {
 				s.prove(ctx, o, wait)
+				o.trial = false // it is over, one way or the other
 			}
 			s.visitInParts(ctx, o, wait)
 		default:
@@ -172,12 +173,28 @@ func (s *shipment) visitInParts(ctx context.Context, o offer, wait time.Duration
 	}
 }
 
-// prove sends messages one by one until the broker settles one, or has one that it does not settle.
+// proveWith is how many addresses a broker is proven with at a time: one of them may stand still by itself.
+const proveWith = 2
+
+// prove sends one message to each of two addresses at a time until the broker settles one, or has some that it does not settle.
 func (s *shipment) prove(ctx context.Context, o offer, wait time.Duration) {
-	for _, i := range slices.Clone(s.open) {
-		if s.visit(ctx, o, wait, []int{i}); o.b.upWith(o.c) || o.c.unsettled.Load() > 0 || ctx.Err() != nil {
+	had := o.c.unsettled.Load()
+	for open := slices.Clone(s.open); len(open) > 0; {
+		var some, rest []int
+		seen := map[string]bool{}
+		for _, i := range open {
+			if address := s.msgs[i].Address; len(some) < proveWith && !seen[address] {
+				seen[address] = true
+				some = append(some, i)
+			} else {
+				rest = append(rest, i)
+			}
+		}
+		s.visit(ctx, o, wait, some)
+		if o.b.upWith(o.c) || o.c.unsettled.Load() > had || ctx.Err() != nil {
 			return
 		}
+		open = rest
 	}
 }
 
@@ -197,7 +214,7 @@ func (r *Relay) waitStart(ctx context.Context, deadline time.Time) {
 	}
 }
 
-// pick chooses the broker to use next: the first of the list that has been connected for a while, else the first.
+// pick chooses the broker to use next: the first of the best rank.
 func (r *Relay) pick(tried []*broker, patient, hadTrial bool) (offer, bool) {
 	for {
 		var best offer
@@ -213,7 +230,7 @@ func (r *Relay) pick(tried []*broker, patient, hadTrial bool) (offer, bool) {
 			if !ok || o.trial && hadTrial {
 				continue
 			}
-			if better := !found || best.fresh && !o.fresh || best.trial && !o.trial && patient; better {
+			if !found || o.rank(patient) < best.rank(patient) {
 				best, found = o, true
 			}
 		}

@@ -20,13 +20,13 @@ func (s *shipment) wait(ctx context.Context, o offer, wait time.Duration, round 
 		case <-round.done:
 			return
 		case <-look.C:
-			s.r.judgeSilence(o, deliveries)
+			s.r.judgeSilence(o, deliveries, s.patient)
 			if s.patient && !(o.c.stalled.Load() && s.r.hasOther(o.b)) {
 				continue
 			}
 			s.giveUp(deliveries, noAnswer)
 		case <-end.C:
-			s.r.judgeSilence(o, deliveries)
+			s.r.judgeSilence(o, deliveries, s.patient)
 			s.giveUp(deliveries, noAnswer)
 		case <-ctx.Done():
 			s.giveUp(deliveries, "given up by the caller")
@@ -46,9 +46,12 @@ func (s *shipment) giveUp(deliveries []*delivery, reason string) {
 
 // judgeSilence finds out, when a round has waited long enough, whether it is the broker that does not answer or
 // only some of its links. Half of HandoffTimeout is enough: a call may have spent the other half on another broker.
-func (r *Relay) judgeSilence(o offer, deliveries []*delivery) {
+//
+// Where nothing but an address waits that others have overtaken, it may be either. On the hub's time it counts as the
+// broker's silence, which is soon tried again; to a patient caller, who would wait for send_timeout, as the address's.
+func (r *Relay) judgeSilence(o offer, deliveries []*delivery, patient bool) {
 	enough := r.opts.HandoffTimeout / 2
-	if quiet := o.c.silentFor(); quiet >= enough {
+	if quiet := o.c.silentFor(!patient); quiet >= enough {
 		r.stall(o, quiet)
 		return
 	}

@@ -158,7 +158,7 @@ func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
 	recovered := answered && l.stalledAt != 0
 	if answered {
 		l.settledAt, l.stalledAt = l.c.now(), 0
-		l.settledTo = max(l.settledTo, d.takenAt)
+		l.settledTo, l.settledOf = max(l.settledTo, d.takenAt), max(l.settledOf, d.began)
 	}
 	l.mu.Unlock()
 	l.c.unsettled.Add(-1)

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -176,39 +177,100 @@ func TestCreditWithdrawnInTheMiddleStopsOnlyItsAddress(t *testing.T) {
 	poll(t, "the last is accepted", func() bool { return w.SendPatiently(t.Context(), last)[0].Next == message.Done })
 }
 
+// The hub may go on meanwhile, which shows that the broker settles, or be quiet.
 func TestDrainIsNotHeldUpByOneAddress(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 200 * time.Millisecond }, b)
-	w.await(0, Up)
-	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	defer func() { close(stop); <-stopped }()
-	go func() { // the hub goes on meanwhile: the broker settles
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-				w.Send(context.Background(), fresh("build.tag"))
+	for name, quiet := range map[string]bool{"busy hub": false, "quiet hub": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, devbroker.Options{})
+			w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, b)
+			w.await(0, Up)
+			b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
+			stop, stopped := make(chan struct{}), make(chan struct{})
+			defer func() { close(stop); <-stopped }()
+			go func() {
+				defer close(stopped)
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(20 * time.Millisecond):
+						if !quiet {
+							w.Send(context.Background(), fresh("build.tag"))
+						}
+					}
+				}
+			}()
+			began := time.Now()
+			outs := w.SendPatiently(t.Context(), sample(300, "task.open", "build.tag", "repo.done"))
+			if took := time.Since(began); took > 10*time.Second { // half of send_timeout
+				t.Errorf("the drain waited %v for one address", took)
 			}
-		}
-	}()
-	began := time.Now()
-	outs := w.SendPatiently(t.Context(), sample(300, "task.open", "build.tag", "repo.done"))
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("the drain waited %v for one address", took)
+			for i, o := range outs {
+				want := message.Done
+				if i%3 == 0 {
+					want = message.Later
+				}
+				if o.Next != want {
+					t.Errorf("message %d: %+v", i, o)
+				}
+			}
+		})
 	}
-	for i, o := range outs {
-		want := message.Done
-		if i%3 == 0 {
-			want = message.Later
-		}
-		if o.Next != want {
-			t.Errorf("message %d: %+v", i, o)
-		}
+}
+
+// One message to an address that stands still, and nothing else for a while: it looks as if the broker were silent.
+func TestBrokerIsSoonUsedAgainWhenOneAddressMadeItLookSilent(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]func(*world) message.Outcome{
+		"by the hub": func(w *world) message.Outcome { return w.Send(w.t.Context(), fresh("build.tag"))[0] },
+		"by the drain": func(w *world) message.Outcome {
+			if !w.Usable() {
+				return message.Outcome{}
+			}
+			stuck := slices.Concat(fresh("task.open"), fresh("task.open"))
+			return w.SendPatiently(w.t.Context(), append(stuck, fresh("build.tag")...))[2]
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, devbroker.Options{})
+			w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, b)
+			w.await(0, Up)
+			b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
+			wantAll(t, w.Send(t.Context(), sample(1, "task.open")), message.Unknown, message.Wait)
+			if s := w.Status()[0]; s.State != Stalled {
+				t.Fatalf("the broker is %s", s.State)
+			}
+			poll(t, "another address is served", func() bool { return again(w).Next == message.Done }) // in half of send_timeout
+			if s := w.Status()[0]; s.State != Up {
+				t.Errorf("the broker is %s then", s.State)
+			}
+			if n := b.Stats().Connections; n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
 	}
+}
+
+func TestSilentBrokerIsLeftAloneWhileAnotherWorks(t *testing.T) {
+	t.Parallel()
+	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, a, b)
+	w.await(0, Up)
+	w.await(1, Up)
+	a.Script("#", held)
+	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
+	poll(t, "the other broker has proven itself", func() bool { return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done })
+	for began := time.Now(); time.Since(began) < 2*firstTrialPause; <-time.After(10 * time.Millisecond) {
+		wantAll(t, w.Send(t.Context(), fresh("task.open")), message.Accepted, message.Done)
+	}
+	if n := a.Stats().Messages; n != 1 {
+		t.Errorf("%d messages were given to a broker that had not answered the first", n)
+	}
+	a.SettleHeld()
+	w.await(0, Up)
 }
 
 // 1,000 unsettled messages come back one by one: the session that ended takes nobody's message with it.
