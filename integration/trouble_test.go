@@ -260,6 +260,14 @@ func fullAddress(t *testing.T, b brokerKind, s *server) {
 		if queued == 0 {
 			t.Errorf("the address took %d messages and was not full", len(all))
 		}
+		// Another address of the same broker is served soon, although nothing else happens.
+		eventually(t, 20*time.Second, "a message to another address is sent", func() error {
+			body, _ := tagCommit(1)
+			if a := r.mustPost(t, bytes.Replace(body, []byte("postTag"), []byte("postUntag"), 1)); a.Sent != 1 {
+				return fmt.Errorf("the relay says sent %d, queued %d", a.Sent, a.Queued)
+			}
+			return nil
+		})
 		open().waitFor(t, 90*time.Second, all...)
 	}
 }
