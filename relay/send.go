@@ -173,28 +173,24 @@ func (s *shipment) visitInParts(ctx context.Context, o offer, wait time.Duration
 	}
 }
 
-// proveWith is how many addresses a broker is proven with at a time: one of them may stand still by itself.
+// proveWith is how many messages a broker is proven with at a time: the address of one may stand still by itself.
 const proveWith = 2
 
-// prove sends one message to each of two addresses at a time until the broker settles one, or has some that it does not settle.
+// prove sends a few messages at a time, the first of each address first, until the broker settles one or has some that it
+// does not settle.
 func (s *shipment) prove(ctx context.Context, o offer, wait time.Duration) {
 	had := o.c.unsettled.Load()
-	for open := slices.Clone(s.open); len(open) > 0; {
-		var some, rest []int
-		seen := map[string]bool{}
-		for _, i := range open {
-			if address := s.msgs[i].Address; len(some) < proveWith && !seen[address] {
-				seen[address] = true
-				some = append(some, i)
-			} else {
-				rest = append(rest, i)
-			}
-		}
-		s.visit(ctx, o, wait, some)
-		if o.b.upWith(o.c) || o.c.unsettled.Load() > had || ctx.Err() != nil {
+	turn, seen := map[int]int{}, map[string]int{}
+	for _, i := range s.open {
+		address := s.msgs[i].Address
+		turn[i] = seen[address]
+		seen[address]++
+	}
+	open := slices.SortedStableFunc(slices.Values(s.open), func(a, b int) int { return turn[a] - turn[b] })
+	for some := range slices.Chunk(open, proveWith) {
+		if s.visit(ctx, o, wait, some); o.b.upWith(o.c) || o.c.unsettled.Load() > had || ctx.Err() != nil {
 			return
 		}
-		open = rest
 	}
 }
 
