@@ -311,6 +311,7 @@ func declareQueue(t *testing.T, s *server, name string, topics []string) {
 	if err := s.machine.write(within(t, time.Minute), path, []byte(definitions)); err != nil {
 		t.Fatalf("write %s: %v", path, err)
 	}
+	s.exec(t, runScript, "ctl", "await_startup") // its port is open a little earlier
 	s.exec(t, runScript, "ctl", "import_definitions", path)
 	// A binding is buffered for a while before it is written: a broker killed soon would come back without it.
 	s.exec(t, runScript, "ctl", "eval", "mnesia:sync_log().")
