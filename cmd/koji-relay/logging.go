@@ -5,9 +5,10 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/coreos/go-systemd/v22/journal"
+	systemd "github.com/coreos/go-systemd/v22/journal"
 
 	"koji-relay/config"
+	"koji-relay/internal/journal"
 )
 
 // newLogger logs in the form that log_format says. "auto" is the journal where stderr is connected to it, text
@@ -19,9 +20,9 @@ func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logg
 	case format == config.LogText || format == config.Auto && isTerminal(stderr):
 		return slog.New(slog.NewTextHandler(stderr, opts))
 	case format == config.Auto && isJournal(stderr):
-		return slog.New(newJournalHandler(journal.Send, plain))
-	case format == config.LogJournal && journal.Enabled():
-		return slog.New(newJournalHandler(journal.Send, plain))
+		return slog.New(journal.NewHandler(plain))
+	case format == config.LogJournal && systemd.Enabled():
+		return slog.New(journal.NewHandler(plain))
 	case format == config.LogJournal:
 		log := slog.New(plain)
 		log.Warn("log_format = journal, but no systemd journal is here; logging JSON to standard error")
@@ -35,8 +36,8 @@ func isJournal(w io.Writer) bool {
 	if w != io.Writer(os.Stderr) {
 		return false
 	}
-	is, err := journal.StderrIsJournalStream()
-	return err == nil && is && journal.Enabled()
+	is, err := systemd.StderrIsJournalStream()
+	return err == nil && is && systemd.Enabled()
 }
 
 func isTerminal(w io.Writer) bool {

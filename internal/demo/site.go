@@ -1,39 +1,37 @@
-package main
+package demo
 
 import (
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"text/template"
 
-	"koji-relay/config"
-	"koji-relay/internal/daemon"
 	"koji-relay/internal/devbroker"
 )
 
 // Files in the demo's directory.
 const (
-	demoSocket        = "hub.sock"
-	demoConfig        = "protonmsg.conf"
-	demoRelayLog      = "relay.log"
-	demoSubscriberLog = "subscriber.log"
-	demoSubscriberCfg = "subscriber.conf"
+	socketFile       = "hub.sock"
+	relayConfig      = "protonmsg.conf"
+	relayLog         = "relay.log"
+	subscriberLog    = "subscriber.log"
+	subscriberConfig = "subscriber.conf"
 )
 
 // The accounts on the demo's brokers. The viewer's subscription survives the brokers' deaths, which its
 // administrator would see to on a real broker.
 const (
-	demoPublisher = "relay"
-	demoViewer    = "subscriber"
+	publisherName = "relay"
+	viewerName    = "subscriber"
 )
 
-// demoSite is where the demo happens: a directory, two brokers and the relay.
-type demoSite struct {
+// site is where the demo happens: a directory, two brokers and the relay.
+type site struct {
 	dir     string
 	users   map[string]string // and their passwords
 	brokers [2]*devbroker.Broker
@@ -43,9 +41,9 @@ type demoSite struct {
 	relayDone chan error // has the relay's result when it has ended; nil before startRelay
 }
 
-// demoConfiguration is like protonmsg.conf.example: the same keys set to the same values, but for addresses and the
+// configuration is like protonmsg.conf.example: the same keys set to the same values, but for addresses and the
 // queue's store.
-var demoConfiguration = template.Must(template.New(demoConfig).Parse(`[broker]
+var configuration = template.Must(template.New(relayConfig).Parse(`[broker]
 urls = {{.URLs}}
 topic_prefix = topic://koji
 
@@ -66,12 +64,12 @@ admin =
 log_format = text
 `))
 
-func openDemoSite() (*demoSite, error) {
+func openSite() (*site, error) {
 	dir, err := os.MkdirTemp("", "koji-relay-demo-")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the demo: %w", err)
 	}
-	s := &demoSite{dir: dir, users: map[string]string{demoPublisher: rand.Text(), demoViewer: rand.Text()}}
+	s := &site{dir: dir, users: map[string]string{publisherName: rand.Text(), viewerName: rand.Text()}}
 	if err := s.fill(); err != nil {
 		s.close(true)
 		return nil, err
@@ -79,10 +77,10 @@ func openDemoSite() (*demoSite, error) {
 	return s, nil
 }
 
-func (s *demoSite) fill() error {
+func (s *site) fill() error {
 	for i := range s.brokers {
 		b, err := devbroker.New(devbroker.Options{
-			Mechanisms: []string{"PLAIN"}, Users: s.users, DurableUsers: []string{demoViewer},
+			Mechanisms: []string{"PLAIN"}, Users: s.users, DurableUsers: []string{viewerName},
 			Product: "koji-relay demo broker", TopicPrefix: "topic://", FillTo: true, MaxRecordBytes: -1,
 		})
 		if err != nil {
@@ -94,19 +92,19 @@ func (s *demoSite) fill() error {
 		}
 	}
 	var err error
-	if s.log, err = os.Create(s.path(demoRelayLog)); err != nil {
+	if s.log, err = os.Create(s.path(relayLog)); err != nil {
 		return fmt.Errorf("make the relay's log: %w", err)
 	}
-	if err := s.configure(demoConfig, demoPublisher); err != nil {
+	if err := s.configure(relayConfig, publisherName); err != nil {
 		return err
 	}
-	return s.configure(demoSubscriberCfg, demoViewer)
+	return s.configure(subscriberConfig, viewerName)
 }
 
-func (s *demoSite) path(name string) string { return filepath.Join(s.dir, name) }
+func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
 
 // configure writes a configuration file with the user's name in its URLs.
-func (s *demoSite) configure(name, user string) error {
+func (s *site) configure(name, user string) error {
 	var urls []string
 	for _, b := range s.brokers {
 		urls = append(urls, fmt.Sprintf("amqp://%s:%s@%s", user, s.users[user], b.Addr()))
@@ -115,7 +113,7 @@ func (s *demoSite) configure(name, user string) error {
 	if err != nil {
 		return fmt.Errorf("make the configuration: %w", err)
 	}
-	err = demoConfiguration.Execute(f, struct{ URLs, Dir string }{strings.Join(urls, " "), s.dir})
+	err = configuration.Execute(f, struct{ URLs, Dir string }{strings.Join(urls, " "), s.dir})
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write the configuration %s: %w", f.Name(), err)
 	}
@@ -124,32 +122,22 @@ func (s *demoSite) configure(name, user string) error {
 
 // startRelay runs the relay as `koji-relay serve` does, but in this process and with its log in a file. When it
 // ends by itself, fail learns why.
-func (s *demoSite) startRelay(fail context.CancelCauseFunc) error {
-	load := func() (*config.Config, error) { return loadVerifiedConfig(s.path(demoConfig)) }
-	cfg, err := load()
-	if err != nil {
-		return err
-	}
-	level := new(slog.LevelVar)
-	d := daemon.New(daemon.Options{
-		Config: cfg, Load: load, Logger: newLogger(s.log, cfg.Relay.LogFormat, level), Level: level,
-	})
+func (s *site) startRelay(serve func(context.Context, string, io.Writer) error, fail context.CancelCauseFunc) {
 	intake, stop := context.WithCancel(context.Background())
 	s.stopRelay = stop
 	s.relayDone = make(chan error, 1)
 	go func() {
-		err := d.Run(intake, context.Background())
+		err := serve(intake, s.path(relayConfig), s.log)
 		if err != nil {
 			err = fmt.Errorf("the relay ended: %w", err)
 			fail(err)
 		}
 		s.relayDone <- err
 	}()
-	return nil
 }
 
 // close stops the relay, then the brokers, and removes the directory when tidy.
-func (s *demoSite) close(tidy bool) {
+func (s *site) close(tidy bool) {
 	if s.relayDone != nil {
 		s.stopRelay()
 		<-s.relayDone

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -12,22 +12,22 @@ import (
 	"time"
 )
 
-// demoSubscriber is `koji-relay tail --json` in a process of its own: all that it shares with the relay is AMQP.
-type demoSubscriber struct {
+// subscriber is `koji-relay tail --json` in a process of its own: all that it shares with the relay is AMQP.
+type subscriber struct {
 	cmd     *exec.Cmd
 	stderr  *os.File
 	stopped chan struct{} // closed by stop
 	done    chan struct{} // closed when the process has ended and all it wrote is read
 }
 
-// startDemoSubscriber starts the process. Every message that it reports goes into the account; when it ends before
+// startSubscriber starts the process. Every message that it reports goes into the account; when it ends before
 // stop, fail learns it.
-func startDemoSubscriber(program string, site *demoSite, account *account, fail context.CancelCauseFunc) (*demoSubscriber, error) {
-	stderr, err := os.Create(site.path(demoSubscriberLog))
+func startSubscriber(program string, site *site, account *account, fail context.CancelCauseFunc) (*subscriber, error) {
+	stderr, err := os.Create(site.path(subscriberLog))
 	if err != nil {
 		return nil, fmt.Errorf("make the subscriber's log: %w", err)
 	}
-	cmd := exec.Command(program, "tail", "--json", "--config", site.path(demoSubscriberCfg))
+	cmd := exec.Command(program, "tail", "--json", "--config", site.path(subscriberConfig))
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {
@@ -37,7 +37,7 @@ func startDemoSubscriber(program string, site *demoSite, account *account, fail 
 		stderr.Close()
 		return nil, fmt.Errorf("start the subscriber: %w", err)
 	}
-	s := &demoSubscriber{cmd: cmd, stderr: stderr, stopped: make(chan struct{}), done: make(chan struct{})}
+	s := &subscriber{cmd: cmd, stderr: stderr, stopped: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		err := errors.Join(s.read(stdout, account), cmd.Wait())
@@ -51,7 +51,7 @@ func startDemoSubscriber(program string, site *demoSite, account *account, fail 
 }
 
 // read feeds the account until the process closes its output.
-func (s *demoSubscriber) read(stdout io.Reader, account *account) error {
+func (s *subscriber) read(stdout io.Reader, account *account) error {
 	for lines := json.NewDecoder(stdout); ; {
 		var m struct {
 			ID string `json:"message_id"`
@@ -67,10 +67,10 @@ func (s *demoSubscriber) read(stdout io.Reader, account *account) error {
 	}
 }
 
-func (s *demoSubscriber) pid() int { return s.cmd.Process.Pid }
+func (s *subscriber) pid() int { return s.cmd.Process.Pid }
 
 // stop ends the process and waits for it.
-func (s *demoSubscriber) stop() {
+func (s *subscriber) stop() {
 	close(s.stopped)
 	s.cmd.Process.Signal(syscall.SIGTERM) // its error would be that the process has ended
 	select {

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -14,8 +14,8 @@ func (d *demo) introduce() {
 	s := d.screen
 	s.line(s.paint(bold, "koji-relay demo") + ": one hub, one relay, two brokers, one subscriber. It takes 20 seconds or so.")
 	s.line("")
-	s.say("   hub         stands in for Koji: %d commits of a real hub, over %s", len(d.hub.commits), d.site.path(demoSocket))
-	s.say("   relay       as koji-relay serve; its log is %s", d.site.path(demoRelayLog))
+	s.say("   hub         stands in for Koji: %d commits of a real hub, over %s", len(d.hub.commits), d.site.path(socketFile))
+	s.say("   relay       as koji-relay serve; its log is %s", d.site.path(relayLog))
 	s.say("   broker 1    amqp://%s, the preferred one", d.site.brokers[0].Addr())
 	s.say("   broker 2    amqp://%s", d.site.brokers[1].Addr())
 	s.say("   subscriber  koji-relay tail --json, process %d", d.viewer.pid())
@@ -55,9 +55,9 @@ func (d *demo) play(ctx context.Context) error {
 
 // ready polls until the relay and the subscriber are connected.
 func (d *demo) ready(ctx context.Context) error {
-	for deadline := time.Now().Add(demoPatience); !d.connected(); {
+	for deadline := time.Now().Add(patience); !d.connected(); {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the relay and the subscriber are not connected after %s", demoPatience)
+			return fmt.Errorf("the relay and the subscriber are not connected after %s", patience)
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
@@ -71,14 +71,14 @@ func (d *demo) ready(ctx context.Context) error {
 func (d *demo) connected() bool {
 	for _, b := range d.site.brokers {
 		subscribed := slices.ContainsFunc(b.Connections(), func(c devbroker.ConnInfo) bool {
-			return c.User == demoViewer && len(c.Links) > 0
+			return c.User == viewerName && len(c.Links) > 0
 		})
 		if !subscribed {
 			return false
 		}
 	}
 	return slices.ContainsFunc(d.site.brokers[0].Connections(), func(c devbroker.ConnInfo) bool {
-		return c.User != demoViewer
+		return c.User != viewerName
 	})
 }
 
@@ -115,7 +115,7 @@ func (d *demo) firstReturns(ctx context.Context) error {
 		return err
 	}
 	first, second := d.site.brokers[0], d.site.brokers[1]
-	for start := time.Now(); time.Since(start) < demoPatience; {
+	for start := time.Now(); time.Since(start) < patience; {
 		one, two := first.Stats().Messages, second.Stats().Messages
 		if err := d.handOver(ctx, 10); err != nil {
 			return err
@@ -124,7 +124,7 @@ func (d *demo) firstReturns(ctx context.Context) error {
 			return nil
 		}
 	}
-	d.screen.event(yellow, fmt.Sprintf("the relay has not returned in %s; its log may say why", demoPatience))
+	d.screen.event(yellow, fmt.Sprintf("the relay has not returned in %s; its log may say why", patience))
 	return nil
 }
 
@@ -150,7 +150,7 @@ func (d *demo) handOver(ctx context.Context, commits int) error {
 			return err
 		}
 		d.table.tick()
-		pause := d.opts.pause * time.Duration([]int{0, 2, 1, 1}[i%4])
+		pause := d.opts.Pause * time.Duration([]int{0, 2, 1, 1}[i%4])
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -160,7 +160,7 @@ func (d *demo) handOver(ctx context.Context, commits int) error {
 	return nil
 }
 
-// conclude waits for what is on its way and prints the account. Anything lost is errReported.
+// conclude waits for what is on its way and prints the account. Anything lost is ErrReported.
 func (d *demo) conclude(ctx context.Context) error {
 	if err := d.account.waitFor(ctx, none, d.opts.quiet, d.table.tick); err != nil {
 		return err
@@ -191,7 +191,7 @@ func (d *demo) conclude(ctx context.Context) error {
 	s.line("")
 	s.line(verdict)
 	if len(b.lost) > 0 || b.strangers > 0 {
-		return errReported
+		return ErrReported
 	}
 	return nil
 }
@@ -202,11 +202,11 @@ func (d *demo) keep(ctx context.Context) {
 	s.line("")
 	s.line(s.paint(bold, "Still running") + "; the hub goes on with a commit every other second. In a second terminal:")
 	s.line("")
-	s.say("   %s tail --config %s", d.opts.program, d.site.path(demoConfig))
-	if err := os.WriteFile(d.site.path(demoCommit), []byte(demoTag), 0o600); err == nil {
-		s.say("   curl --unix-socket %s http://hub/v1/commits --data @%s", d.site.path(demoSocket), d.site.path(demoCommit))
+	s.say("   %s tail --config %s", d.opts.Program, d.site.path(relayConfig))
+	if err := os.WriteFile(d.site.path(commitFile), []byte(tagCommit), 0o600); err == nil {
+		s.say("   curl --unix-socket %s http://hub/v1/commits --data @%s", d.site.path(socketFile), d.site.path(commitFile))
 	}
-	s.say("   less +F %s", d.site.path(demoRelayLog))
+	s.say("   less +F %s", d.site.path(relayLog))
 	s.line("")
 	s.line("   Ctrl-C ends it.")
 	for {
@@ -221,10 +221,10 @@ func (d *demo) keep(ctx context.Context) {
 	}
 }
 
-// demoCommit is a file with a commit to post by hand, and demoTag what is in it.
+// commitFile is a file with a commit to post by hand, and tagCommit what is in it.
 const (
-	demoCommit = "commit.json"
-	demoTag    = `{"commit": "7f3c0000-0000-4000-8000-000000000001", "events": [{"callback": "postTag", "kwargs":
+	commitFile = "commit.json"
+	tagCommit  = `{"commit": "7f3c0000-0000-4000-8000-000000000001", "events": [{"callback": "postTag", "kwargs":
  {"tag": {"name": "f42"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "you"}}}]}
 `
 )

@@ -1,23 +1,18 @@
-package main
+package demo
 
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
 	"koji-relay/internal/devbroker"
 )
 
-// screen prints the demo. It uses colour on a terminal only, and not where NO_COLOR asks for none.
+// screen prints the demo.
 type screen struct {
 	w      io.Writer
 	colour bool
-}
-
-func newScreen(w io.Writer) *screen {
-	return &screen{w: w, colour: isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
 // Colours, as parameters of the terminal's SGR sequence.

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -16,10 +16,10 @@ import (
 	"koji-relay/callbacks"
 )
 
-// demoCommits are commits of a real hub, as JSON Lines: testdata/golden/commits.extra0.jsonl, compressed.
+// packedCommits are commits of a real hub, as JSON Lines: testdata/golden/commits.extra0.jsonl, compressed.
 //
-//go:embed demo_commits.jsonl.gz
-var demoCommits []byte
+//go:embed commits.jsonl.gz
+var packedCommits []byte
 
 // handOver is one commit in the form of the hub API.
 type handOver struct {
@@ -45,7 +45,7 @@ type standInHub struct {
 }
 
 func newStandInHub(socket string, account *account) (*standInHub, error) {
-	commits, err := readDemoCommits()
+	commits, err := readCommits()
 	if err != nil {
 		return nil, err
 	}
@@ -66,8 +66,8 @@ func newStandInHub(socket string, account *account) (*standInHub, error) {
 	}, nil
 }
 
-func readDemoCommits() ([]handOver, error) {
-	z, err := gzip.NewReader(bytes.NewReader(demoCommits))
+func readCommits() ([]handOver, error) {
+	z, err := gzip.NewReader(bytes.NewReader(packedCommits))
 	if err != nil {
 		return nil, fmt.Errorf("unpack the demo's commits: %w", err)
 	}

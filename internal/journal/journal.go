@@ -1,4 +1,6 @@
-package main
+// Package journal writes log records to the systemd journal. What the journal does not take goes to a handler
+// that stands behind it.
+package journal
 
 import (
 	"context"
@@ -14,28 +16,32 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// journalHandler writes records to the systemd journal: the level becomes the priority, each attribute a field
+// handler writes records to the systemd journal: the level becomes the priority, each attribute a field
 // of its own (commit -> COMMIT), and MESSAGE is the message followed by the attributes, since that is all that
 // journalctl shows by itself. What the journal does not take goes to the fallback. It may be used concurrently.
-type journalHandler struct {
+type handler struct {
 	send     func(message string, priority journal.Priority, fields map[string]string) error
 	fallback slog.Handler // decides which levels are logged, too
 	prefix   string       // of the group that is open, with a dot
-	attrs    []journalAttr
+	attrs    []attribute
 }
 
-// journalAttr is one attribute with the names of its groups in its key.
-type journalAttr struct{ key, value string }
+// attribute is one attribute with the names of its groups in its key.
+type attribute struct{ key, value string }
 
-func newJournalHandler(send func(string, journal.Priority, map[string]string) error, fallback slog.Handler) *journalHandler {
-	return &journalHandler{send: send, fallback: fallback}
+// NewHandler gives a handler for the journal of this machine. Its levels are those of fallback, which also
+// takes what the journal refuses.
+func NewHandler(fallback slog.Handler) slog.Handler { return newHandler(journal.Send, fallback) }
+
+func newHandler(send func(string, journal.Priority, map[string]string) error, fallback slog.Handler) *handler {
+	return &handler{send: send, fallback: fallback}
 }
 
-func (h *journalHandler) Enabled(ctx context.Context, l slog.Level) bool {
+func (h *handler) Enabled(ctx context.Context, l slog.Level) bool {
 	return h.fallback.Enabled(ctx, l)
 }
 
-func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	next := *h
 	next.attrs = slices.Clone(h.attrs)
 	for _, a := range attrs {
@@ -45,7 +51,7 @@ func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &next
 }
 
-func (h *journalHandler) WithGroup(name string) slog.Handler {
+func (h *handler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
 	}
@@ -55,7 +61,7 @@ func (h *journalHandler) WithGroup(name string) slog.Handler {
 	return &next
 }
 
-func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
+func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	attrs := slices.Clone(h.attrs)
 	r.Attrs(func(a slog.Attr) bool {
 		attrs = appendAttr(attrs, h.prefix, a)
@@ -66,7 +72,7 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 	fields := make(map[string]string, len(attrs)+1)
 	for _, a := range attrs {
 		fmt.Fprintf(&message, " %s=%s", a.key, quoted(a.value))
-		if name := journalField(a.key); name != "" {
+		if name := fieldName(a.key); name != "" {
 			fields[name] = a.value
 		}
 	}
@@ -78,13 +84,13 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // appendAttr flattens groups.
-func appendAttr(attrs []journalAttr, prefix string, a slog.Attr) []journalAttr {
+func appendAttr(attrs []attribute, prefix string, a slog.Attr) []attribute {
 	v := a.Value.Resolve()
 	if v.Kind() != slog.KindGroup {
 		if a.Key == "" && v.Any() == nil {
 			return attrs // slog's empty attribute
 		}
-		return append(attrs, journalAttr{prefix + a.Key, attrText(v)})
+		return append(attrs, attribute{prefix + a.Key, attrText(v)})
 	}
 	if a.Key != "" {
 		prefix += a.Key + "."
@@ -131,9 +137,9 @@ var reservedFields = []string{
 
 var reservedPrefixes = []string{"CODE_", "SYSLOG_", "OBJECT_", "COREDUMP_"}
 
-// journalField makes a field name of a key: A-Z, 0-9 and underscores, at most 64. Names that the journal uses
+// fieldName makes a field name of a key: A-Z, 0-9 and underscores, at most 64. Names that the journal uses
 // itself get RELAY_ in front. A key of which nothing remains gives "".
-func journalField(key string) string {
+func fieldName(key string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z':
