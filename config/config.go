@@ -84,11 +84,9 @@ type Queue struct {
 
 // Relay is the section [relay].
 type Relay struct {
-	Socket           string // empty = none
+	Socket           string
 	SocketGroup      string // empty = none
 	SocketMode       uint32
-	Listen           string // loopback host:port; empty = none
-	TokenFile        string
 	Control          string
 	Admin            string // loopback host:port; empty = off
 	HandoffTimeout   time.Duration
@@ -225,7 +223,7 @@ func (r *reading) readKeys() {
 		case k.required:
 			r.problems = append(r.problems, r.missing(k))
 			r.wrong[k.id()] = true
-		case k.retired == "":
+		case k.live():
 			if err := k.set(r.config, k.def); err != nil && k.def != "" {
 				panic(fmt.Sprintf("default of [%s] %s: %v", k.section, k.name, err))
 			}
@@ -236,6 +234,11 @@ func (r *reading) readKeys() {
 
 func (r *reading) readEntry(k *key, e *entry) {
 	p := Problem{File: e.place.file, Line: e.place.line, Section: k.section, Key: k.name}
+	if k.gone != "" {
+		p.Value, p.Text = k.show(e.raw()), "retired, not read; "+k.gone
+		r.config.Warnings = append(r.config.Warnings, p)
+		return
+	}
 	value, err := r.doc.expand(k.section, e)
 	if err != nil {
 		// The raw text: it is what the administrator has to change.
@@ -267,7 +270,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 			r.config.Warnings = append(r.config.Warnings, p)
 		}
 	}
-	if k.retired == "" {
+	if k.live() {
 		r.config.add(k.setting(value, e.place), e.place)
 	}
 }

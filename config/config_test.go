@@ -130,8 +130,6 @@ rate_limit = 16
 socket = /s
 socket_group = g
 socket_mode = 0600
-listen = [::1]:17
-token_file = /t
 control = /ctl
 admin = localhost:18
 handoff_timeout = 0.19
@@ -151,7 +149,7 @@ log_format = json
 		Queue: Queue{Enabled: false, Store: StoreFile, Database: "host=db dbname=koji", Path: "/q", BatchSize: 8, BatchBytes: 9000,
 			MaxAge: 10 * time.Hour, Expired: DeadLetter, DeadMaxAge: 11 * 24 * time.Hour, MaxBytes: 12, PreserveOrder: true, MaxAttempts: 13,
 			Interval: 14 * time.Second, StoreTimeout: 150 * time.Millisecond, RateLimit: 16},
-		Relay: Relay{Socket: "/s", SocketGroup: "g", SocketMode: 0o600, Listen: "[::1]:17", TokenFile: "/t", Control: "/ctl", Admin: "localhost:18",
+		Relay: Relay{Socket: "/s", SocketGroup: "g", SocketMode: 0o600, Control: "/ctl", Admin: "localhost:18",
 			HandoffTimeout: 190 * time.Millisecond, MaxRequestBytes: 2000, MaxInflightBytes: 2100, LogLevel: "debug", LogFormat: LogJSON},
 	}
 	ignored := cmp.FilterPath(func(p cmp.Path) bool {

@@ -17,12 +17,6 @@ func (r *reading) crossCheck() {
 	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes && r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {
 		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
-	if c.Relay.Socket == "" && c.Relay.Listen == "" && r.right("relay.socket", "relay.listen") {
-		r.complain("relay", "socket", "empty, and so is listen, so that the hub has no way in; set one of them")
-	}
-	if c.Relay.Listen != "" && c.Relay.TokenFile == "" && r.right("relay.token_file") {
-		r.complain("relay", "listen", "set without token_file, so that every local user could publish; set token_file")
-	}
 	if c.Broker.Key != "" && c.Broker.Cert == "" && r.right("broker.cert") {
 		r.complain("broker", "key", "set without cert; set cert to the certificate that belongs to it")
 	}

@@ -21,10 +21,14 @@ type key struct {
 	warn          func(string) []string // what is odd about a value that is taken
 	lines         bool                  // whether the value may go on over several lines
 	retired       string                // for a retired key: its successor
+	gone          string                // for a key that is not read any more: what to do instead
 	protonmsg     bool                  // a key that protonmsg had
 }
 
 func (k *key) id() string { return k.section + "." + k.name }
+
+// live reports whether the key has a value of its own in the effective configuration.
+func (k *key) live() bool { return k.retired == "" && k.gone == "" }
 
 const maxSeconds = 1e6
 
@@ -155,20 +159,16 @@ var keys = []key{
 		set: into(func(c *Config) *int { return &c.Queue.RateLimit }, whole(0, math.MaxInt32))},
 
 	{section: "relay", name: "socket", def: "/run/koji-relay/hub.sock",
-		doc: "Unix socket on which the hub hands over commits; empty = none. Like the next two ignored under socket activation, where the .socket unit decides",
-		set: into(func(c *Config) *string { return &c.Relay.Socket }, socketPath)},
+		doc: "Unix socket on which the hub hands over commits. Like the next two ignored under socket activation, where the .socket unit decides",
+		set: into(func(c *Config) *string { return &c.Relay.Socket }, someSocketPath)},
 	{section: "relay", name: "socket_group", sample: "apache",
 		doc: "group that owns the socket; none = the relay's own",
 		set: into(func(c *Config) *string { return &c.Relay.SocketGroup }, anyText)},
 	{section: "relay", name: "socket_mode", def: "0660",
 		doc: "file mode of the socket, in octal",
 		set: into(func(c *Config) *uint32 { return &c.Relay.SocketMode }, fileMode)},
-	{section: "relay", name: "listen", sample: "127.0.0.1:9762",
-		doc: "loopback host:port for the hub, instead of the socket or beside it; needs `token_file`",
-		set: into(func(c *Config) *string { return &c.Relay.Listen }, loopback)},
-	{section: "relay", name: "token_file", sample: "/etc/koji-relay/token",
-		doc: "file with the secret that the hub has to show on `listen`",
-		set: into(func(c *Config) *string { return &c.Relay.TokenFile }, credentialPath)},
+	{section: "relay", name: "listen", gone: socketOnly},
+	{section: "relay", name: "token_file", gone: socketOnly},
 	{section: "relay", name: "control", def: "/run/koji-relay/control.sock",
 		doc: "Unix socket, for its owner only, of the commands that change something",
 		set: into(func(c *Config) *string { return &c.Relay.Control }, someSocketPath)},
@@ -196,6 +196,10 @@ var keys = []key{
 func Dialects() []string { return slices.Clone(dialects) }
 
 var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
+
+// socketOnly is the remedy for the keys of the loopback port. docs/decisions/0012 says why it went.
+const socketOnly = "the hub hands over on the Unix socket alone; remove it, and give the web server's group access by " +
+	"socket_group, or by SocketGroup= in koji-relay.socket"
 
 const (
 	maxHours = 1_000_000 // a time.Duration ends at two and a half times that

@@ -23,7 +23,6 @@ func (c *Config) Verify() error {
 	for _, f := range []struct{ section, key, path string }{
 		{"broker", "user_file", c.Broker.UserFile},
 		{"broker", "password_file", c.Broker.PasswordFile},
-		{"relay", "token_file", c.Relay.TokenFile},
 	} {
 		v.secret(f.section, f.key, f.path)
 	}

@@ -32,13 +32,13 @@ KEYS = {    # name: (default, regular expression of what the file may say, conve
     'delivery': ('direct', 'direct|outbox', str.lower),
     'timeout': ('2', r'(?=.*[1-9])\d{1,4}(\.\d+)?', float),
     'socket': ('/run/koji-relay/hub.sock', '/.+', str),
-    'url': ('', r'(http://127\.0\.0\.1:\d{1,5})?', str),
-    'token_file': ('', '(/.+)?', str),
     'callbacks': ('*', r'[\w\s*?!\[\]-]*', str.split),
     'max_request_bytes': ('8388608', r'[1-9]\d{0,9}', int),
     'notify': ('on',) + SWITCH,
     'test_mode': ('off',) + SWITCH,
 }
+RETIRED = {name: 'remove it; koji-relay is reached over its Unix socket alone: set socket, and let '
+                 'the group of httpd write to it' for name in ('url', 'token_file')}
 BREAKER_PERIOD = 10.0   # seconds in which nobody waits again for what did not answer
 UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
@@ -63,7 +63,10 @@ def load_config():
             text = default
         values[name] = convert(text)
     for name in given:
-        LOG.error('%s: ignoring the unknown key %s', CONFIG_FILE, name)
+        if name in RETIRED:
+            LOG.warning('%s: ignoring the retired key %s: %s', CONFIG_FILE, name, RETIRED[name])
+        else:
+            LOG.error('%s: ignoring the unknown key %s', CONFIG_FILE, name)
     config = types.SimpleNamespace(**values)
 
 
@@ -289,16 +292,12 @@ def exchange(commit_id, batch, deadline):
     body = ['{"commit": "%s", "events": [' % commit_id, ', '.join(
         '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch), ']}']
     head = ('POST /v1/commits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
-            'Content-Type: application/json\r\nContent-Length: %d\r\n' % sum(map(len, body)))
-    if config.token_file:
-        with open(config.token_file) as token:
-            head += 'Authorization: Bearer %s\r\n' % token.read().strip()
-    text = ''.join([head, '\r\n'] + body)
-    address = ('127.0.0.1', int(config.url.split(':')[2])) if config.url else config.socket
-    with DeadlineSocket(socket.AF_INET if config.url else socket.AF_UNIX) as connection:
+            'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n' % sum(map(len, body)))
+    text = ''.join([head] + body)
+    with DeadlineSocket(socket.AF_UNIX) as connection:
         connection.deadline = deadline
         connection.arm()
-        connection.connect(address)
+        connection.connect(config.socket)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):    # the answer says why
             for position in range(0, len(text), 1 << 20):
                 connection.arm()

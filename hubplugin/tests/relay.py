@@ -13,18 +13,13 @@ class Relay:
     has .head (bytes), .text (the body) and .data (the parsed body).
     """
 
-    def __init__(self, path=None, backlog=64):
+    def __init__(self, path, backlog=64):
         self.requests = []
         self.connections = 0
         self.answer = reply(200, {'sent': 1, 'queued': 0, 'skipped': 0, 'dead': 0})
         self.path = path
-        if path:
-            self.listener = socket.socket(socket.AF_UNIX)
-            self.listener.bind(path)
-        else:
-            self.listener = socket.socket(socket.AF_INET)
-            self.listener.bind(('127.0.0.1', 0))
-            self.port = self.listener.getsockname()[1]
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
         self.listener.listen(backlog)
         self.open = []
 
@@ -40,8 +35,7 @@ class Relay:
             self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()
             self.listener = None
-            if self.path:
-                os.unlink(self.path)
+            os.unlink(self.path)
         for connection in self.open:
             connection.close()
 

@@ -1,6 +1,5 @@
 """Delivery after the commit: the socket in all its moods, the outbox behind it, and the time it takes."""
 import json
-import os
 import signal
 import socket
 import statistics
@@ -77,7 +76,7 @@ def test_200_means_taken(load, hub, database, relay, answer):
 
 
 @pytest.mark.parametrize('status, document', [
-    (400, {'code': 'BAD_REQUEST'}), (401, b''), (404, b'<html>'), (413, {'code': 'TOO_LARGE'}),
+    (400, {'code': 'BAD_REQUEST'}), (404, b'<html>'), (413, {'code': 'TOO_LARGE'}),
     (500, b'oops'), (502, b''), (503, b''), (503, b'not json'), (503, {'code': 'BUSY'}),
     (503, {'not_taken': []}), (503, {'not_taken': [77]}), (503, {'not_taken': 1}), (503, [1]),
     (201, {}), (204, b''), (302, b''),
@@ -154,19 +153,6 @@ def test_parts_after_one_without_an_answer_are_not_tried(load, hub, database, re
     assert [row[1] for row in outbox(database)] == [1, 2, 3, 4]
 
 
-def test_loopback_port_with_a_token(load, hub, database, directory):
-    with open(directory + '/token', 'w') as token:
-        token.write('s3cret\n')
-    with Relay() as relay:
-        load(url='http://127.0.0.1:%d' % relay.port, token_file=directory + '/token')
-        hub.request(change('x'))
-        assert 'authorization: bearer s3cret\r\n' in relay.requests[0].head.decode().lower() + '\r\n'
-        os.unlink(directory + '/token')
-        hub.request(change('y'))
-        assert relay.connections == 1
-    assert [json.loads(row[3])['what'] for row in outbox(database)] == ['y', 'y']
-
-
 def test_test_mode_only_logs(load, hub, database, relay, log):
     for delivery in ('direct', 'outbox'):
         load(test_mode='on', delivery=delivery)
@@ -237,22 +223,6 @@ def test_full_backlog_costs_nothing(load, hub, database, directory, log):
         for client in waiting:
             client.close()
     assert len(outbox(database)) == 2 and 'BlockingIOError' in log()[0]
-
-
-@pytest.mark.timing
-def test_full_backlog_of_a_port_costs_at_most_the_timeout(load, hub, database):
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        listener.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        for client in waiting:
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname())
-        load(url='http://127.0.0.1:%d' % listener.getsockname()[1], timeout='0.5')
-        assert timed(hub.request, change('x')) < 0.5 + GRACE
-        for client in waiting:
-            client.close()
-    assert len(outbox(database)) == 2
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -139,24 +138,14 @@ func (d *Daemon) wait(intake context.Context) error {
 	}
 }
 
-// listener is one place where the hub hands over, and what it asks of who connects.
-type listener struct {
-	net.Listener
-	token string
-}
-
-// listen opens what the configuration names, or takes over what systemd opened for us.
-func (d *Daemon) listen(parts *stops) ([]listener, error) {
+// listen opens the socket that the configuration names, or takes over what systemd opened for us.
+func (d *Daemon) listen(parts *stops) ([]net.Listener, error) {
 	c := d.opts.Config.Relay
-	token, err := readToken(c.TokenFile)
-	if err != nil {
-		return nil, err
-	}
 	inherited, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("take over the sockets of systemd: %w", err)
 	}
-	var all []listener
+	var all []net.Listener
 	for _, l := range inherited {
 		if l == nil {
 			continue // a file descriptor that is no stream socket
@@ -164,26 +153,16 @@ func (d *Daemon) listen(parts *stops) ([]listener, error) {
 		if u, ok := l.(*net.UnixListener); ok {
 			u.SetUnlinkOnClose(false) // the file is systemd's and outlives us
 		}
-		all = append(all, listener{l, token})
+		all = append(all, l)
 	}
-	if len(all) == 0 && c.Socket != "" {
+	if len(all) == 0 {
 		l, err := ingest.ListenUnix(ingest.SocketOptions{
 			Path: c.Socket, Group: c.SocketGroup, Mode: fs.FileMode(c.SocketMode),
 		})
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, listener{l, token})
-	}
-	if c.Listen != "" {
-		l, err := net.Listen("tcp", c.Listen)
-		if err != nil {
-			return nil, fmt.Errorf("listen on [relay] listen = %s: %w", c.Listen, err)
-		}
-		all = append(all, listener{l, token})
-	}
-	if len(all) == 0 {
-		return nil, errors.New("nothing to listen on: set [relay] socket or listen, or start koji-relay.socket")
+		all = append(all, l)
 	}
 	parts.add(part{"listeners", time.Second, func(context.Context) error {
 		for _, l := range all {
@@ -192,21 +171,6 @@ func (d *Daemon) listen(parts *stops) ([]listener, error) {
 		return nil
 	}})
 	return all, nil
-}
-
-func readToken(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("read [relay] token_file: %w", err)
-	}
-	token := strings.TrimSpace(string(text))
-	if token == "" {
-		return "", fmt.Errorf("read [relay] token_file %s: it is empty; write a long random word into it", path)
-	}
-	return token, nil
 }
 
 // openQueue opens the queue that the configuration names. It refuses to start without one: a queue that is
@@ -270,14 +234,13 @@ func (d *Daemon) startDrain(parts *stops) {
 }
 
 // serve starts answering the hub.
-func (d *Daemon) serve(listeners []listener, parts *stops) {
+func (d *Daemon) serve(listeners []net.Listener, parts *stops) {
 	c := d.opts.Config.Relay
 	server := ingest.New(ingest.Options{
 		Decode:           callbacks.DecodeCommit,
 		Taker:            d.takes,
 		MaxRequestBytes:  c.MaxRequestBytes,
 		MaxInflightBytes: c.MaxInflightBytes,
-		Token:            listeners[0].token,
 		Logger:           d.log,
 	})
 	for _, l := range listeners {
@@ -336,7 +299,7 @@ func (d *Daemon) notify(state string) {
 	}
 }
 
-func addresses(listeners []listener) string {
+func addresses(listeners []net.Listener) string {
 	var all []string
 	for _, l := range listeners {
 		all = append(all, l.Addr().String())

@@ -93,8 +93,6 @@ func needRestart(started, next *config.Config) []string {
 	differ("socket", a.Socket != b.Socket)
 	differ("socket_group", a.SocketGroup != b.SocketGroup)
 	differ("socket_mode", a.SocketMode != b.SocketMode)
-	differ("listen", a.Listen != b.Listen)
-	differ("token_file", a.TokenFile != b.TokenFile)
 	differ("control", a.Control != b.Control)
 	differ("admin", a.Admin != b.Admin)
 	differ("max_request_bytes", a.MaxRequestBytes != b.MaxRequestBytes)

@@ -289,42 +289,6 @@ func TestBytesInFlightAreBoundedOverAllRequests(t *testing.T) {
 	}
 }
 
-func TestPortNeedsTheTokenAndTheSocketDoesNot(t *testing.T) {
-	t.Parallel()
-	s := newServer(t, func(context.Context, message.Commit) message.Receipt { return message.Receipt{} },
-		func(o *Options) { o.Token = "s3cret" })
-	client := serveUnix(t, s)
-	if status, answer := post(t, client, strings.NewReader(`{}`)); status != 200 {
-		t.Errorf("over the socket: %d %s", status, answer)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() {
-		l.Close()
-		<-done
-	})
-	for header, want := range map[string]int{"": 401, "Bearer wrong": 401, "s3cret": 401, "Bearer s3cret": 200} {
-		req, err := http.NewRequest("POST", "http://"+l.Addr().String()+"/v1/commits", strings.NewReader(`{}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Authorization", header)
-		req.Close = true
-		resp, err := http.DefaultTransport.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != want {
-			t.Errorf("Authorization %q: %d, want %d", header, resp.StatusCode, want)
-		}
-	}
-}
-
 func TestSocketFile(t *testing.T) {
 	t.Parallel()
 	opts := SocketOptions{Path: filepath.Join(t.TempDir(), "s"), Mode: 0o640}
