@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"koji-relay/internal/failpoint"
+	"koji-relay/internal/message"
 )
 
 // filePass is one run over the file. Nothing is committed late in a file, so each pass begins at the beginning.
@@ -117,7 +118,7 @@ func (tx fileTx) read(b *fileBatch, seq uint64) error {
 	props, body, err := tx.body(seq)
 	if err == nil {
 		m.Body = string(body)
-		m.Props, err = decodeProps(props)
+		m.Props, err = message.DecodeProps(props)
 	}
 	if err != nil {
 		e.Unreadable = err.Error()

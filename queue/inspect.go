@@ -101,7 +101,7 @@ func (it *Item) unsent() (row, bool) {
 	m := it.Message
 	m.Body = string(it.Body)
 	var err error
-	if m.Props, err = decodeProps([]byte(it.Props)); err != nil {
+	if m.Props, err = message.DecodeProps([]byte(it.Props)); err != nil {
 		return row{}, false
 	}
 	props, reason := storable(&m)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"koji-relay/internal/message"
 )
 
 // adoptWindow is the number of rows looked at beside one batch while the walk for rows of protonmsg goes on.
@@ -250,7 +252,7 @@ func loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]Entry, err
 		found[at[id]] = true
 		h.Message.Address, h.Message.Body = address, body
 		var err error
-		if h.Message.Props, err = decodeProps(props); err != nil {
+		if h.Message.Props, err = message.DecodeProps(props); err != nil {
 			h.Unreadable = err.Error()
 		}
 		return nil

@@ -82,7 +82,7 @@ func deadMessage(m message.Message, props []byte, attempts int, reason string) d
 
 // storable gives the stored text of m's properties, and the reason why m cannot be queued, if there is one.
 func storable(m *message.Message) (props []byte, reason string) {
-	props, err := encodeProps(m.Props)
+	props, err := message.EncodeProps(m.Props)
 	switch {
 	case err != nil:
 		return fmt.Appendf(nil, "%q", m.Props), "cannot be stored: " + err.Error()

@@ -1,4 +1,4 @@
-package queue
+package message
 
 import (
 	"bytes"
@@ -11,16 +11,14 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"koji-relay/internal/message"
 )
 
-// encodeProps gives the JSON object that is stored for props, in their order. protonmsg reads the same
+// EncodeProps gives the JSON object that is stored for props, in their order. protonmsg reads the same
 // text, so numbers keep the spelling from which Python, too, recovers the type: a float64 always has a
 // point or an exponent. A json.RawMessage is written as it is.
 //
 // It fails for what JSON has no spelling for: NaN, infinities, invalid UTF-8, a RawMessage that is not JSON.
-func encodeProps(props []message.Prop) ([]byte, error) {
+func EncodeProps(props []Prop) ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteByte('{')
 	for i, p := range props {
@@ -82,9 +80,9 @@ func writeString(b *bytes.Buffer, s string) error {
 	return nil
 }
 
-// decodeProps is the inverse of encodeProps, and reads what protonmsg stored. The order is kept, and a
+// DecodeProps is the inverse of EncodeProps, and reads what protonmsg stored. The order is kept, and a
 // value without an AMQP form is kept as its text.
-func decodeProps(text []byte) ([]message.Prop, error) {
+func DecodeProps(text []byte) ([]Prop, error) {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.UseNumber()
 	if t, err := dec.Token(); err != nil {
@@ -92,7 +90,7 @@ func decodeProps(text []byte) ([]message.Prop, error) {
 	} else if t != json.Delim('{') {
 		return nil, errors.New("read the properties: not a JSON object")
 	}
-	props := []message.Prop{}
+	props := []Prop{}
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
@@ -102,7 +100,7 @@ func decodeProps(text []byte) ([]message.Prop, error) {
 		if err := dec.Decode(&raw); err != nil {
 			return nil, fmt.Errorf("read property %q: %w", key, err)
 		}
-		props = append(props, message.Prop{Key: key.(string), Value: decodeValue(raw)})
+		props = append(props, Prop{Key: key.(string), Value: decodeValue(raw)})
 	}
 	if _, err := dec.Token(); err != nil {
 		return nil, fmt.Errorf("read the end of the properties: %w", err)

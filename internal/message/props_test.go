@@ -1,4 +1,4 @@
-package queue
+package message
 
 import (
 	"bytes"
@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"koji-relay/internal/message"
 )
 
 func TestPropsKeepTypeAndSpelling(t *testing.T) {
@@ -24,12 +22,12 @@ func TestPropsKeepTypeAndSpelling(t *testing.T) {
 		{`"\ud800"`, raw(`"\ud800"`)}, {`"\ude00\ud83d"`, raw(`"\ude00\ud83d"`)}, {`"\ud83d\ude00\ud800"`, raw(`"\ud83d\ude00\ud800"`)},
 		{`[1, 2.50]`, raw(`[1, 2.50]`)}, {`{"a":  1}`, raw(`{"a":  1}`)},
 	} {
-		got, err := decodeProps([]byte(`{"k": ` + test.text + `}`))
+		got, err := DecodeProps([]byte(`{"k": ` + test.text + `}`))
 		if err != nil {
 			t.Errorf("%s: %v", test.text, err)
 			continue
 		}
-		if diff := cmp.Diff([]message.Prop{{Key: "k", Value: test.want}}, got); diff != "" {
+		if diff := cmp.Diff([]Prop{{Key: "k", Value: test.want}}, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.text, diff)
 		}
 	}
@@ -38,7 +36,7 @@ func TestPropsKeepTypeAndSpelling(t *testing.T) {
 func TestBrokenPropsAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{``, `[]`, `null`, `{"a": }`, `{"a": 1`, `{"a": 1} 2`, `{1: 2}`, `{"a": NaN}`} {
-		if got, err := decodeProps([]byte(text)); err == nil {
+		if got, err := DecodeProps([]byte(text)); err == nil {
 			t.Errorf("%q was read as %v", text, got)
 		}
 	}
@@ -49,18 +47,18 @@ func FuzzProps(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		first, err := decodeProps(text)
+		first, err := DecodeProps(text)
 		if err != nil {
 			return
 		}
-		encoded, err := encodeProps(first)
+		encoded, err := EncodeProps(first)
 		if err != nil {
 			if bytes.ContainsRune(text, '\uFFFD') || !json.Valid(text) || !utf8Valid(text) {
 				return
 			}
 			t.Fatalf("%q was read as %v and cannot be written: %v", text, first, err)
 		}
-		second, err := decodeProps(encoded)
+		second, err := DecodeProps(encoded)
 		if err != nil {
 			t.Fatalf("%q was written as %q and cannot be read: %v", text, encoded, err)
 		}
@@ -74,3 +72,5 @@ func FuzzProps(f *testing.F) {
 func sameFloat(a, b float64) bool { return math.Float64bits(a) == math.Float64bits(b) }
 
 func utf8Valid(b []byte) bool { return bytes.Equal(bytes.ToValidUTF8(b, nil), b) }
+
+func raw(s string) json.RawMessage { return json.RawMessage(s) }
