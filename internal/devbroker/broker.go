@@ -19,6 +19,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // Options configure a Broker. The zero value is a broker on a free loopback port that lets anyone in.
@@ -85,8 +87,8 @@ func (o *Options) setDefaults() error {
 	if o.MaxFrameSize == 0 {
 		o.MaxFrameSize = 64 << 10
 	}
-	if o.MaxFrameSize < minFrameSize {
-		return fmt.Errorf("max frame size %d: AMQP needs at least %d", o.MaxFrameSize, minFrameSize)
+	if o.MaxFrameSize < wire.MinFrameSize {
+		return fmt.Errorf("max frame size %d: AMQP needs at least %d", o.MaxFrameSize, wire.MinFrameSize)
 	}
 	if o.Credit == 0 {
 		o.Credit = 500

@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // handshakeTimeout bounds TLS and SASL; writeTimeout one write to a peer that does not read. Frozen time counts
@@ -31,7 +33,7 @@ type conn struct {
 	nc     net.Conn // the TLS connection where there is TLS
 	tcp    net.Conn
 	in     *bufio.Reader
-	frames chan frame
+	frames chan wire.Frame
 	wake   chan struct{}
 	done   chan struct{} // closed by kill
 	once   sync.Once
@@ -47,7 +49,7 @@ type conn struct {
 	info   ConnInfo
 
 	// The rest belongs to serve.
-	peer     open
+	peer     wire.Open
 	user     string // authenticated; empty for ANONYMOUS
 	out      []byte // frames not written yet
 	muted    bool   // after HalfClose: what would be written is thrown away
@@ -60,7 +62,7 @@ func newConn(b *Broker, tcp net.Conn) *conn {
 	c := &conn{
 		b: b, nc: tcp, tcp: tcp,
 		// Room for the frames of a pipelining sender, so that the socket is read while one is handled.
-		frames:   make(chan frame, 64),
+		frames:   make(chan wire.Frame, 64),
 		wake:     make(chan struct{}, 1),
 		done:     make(chan struct{}),
 		sessions: map[uint16]*session{},
@@ -193,7 +195,7 @@ func (c *conn) flush() error {
 
 // send queues one frame; serve flushes.
 func (c *conn) send(channel uint16, code uint64, list []any, payload []byte) {
-	c.out = appendFrame(c.out, frameAMQP, channel, code, list, payload)
+	c.out = wire.AppendFrame(c.out, wire.FrameAMQP, channel, code, list, payload)
 }
 
 func (c *conn) readHeader() (string, error) {
@@ -239,22 +241,22 @@ func (c *conn) greet() error {
 	if err := c.negotiate(limit); err != nil {
 		return fmt.Errorf("negotiate: %w", err)
 	}
-	f, err := readFrame(c.in, limit)
+	f, err := wire.ReadFrame(c.in, limit)
 	if err != nil {
 		return err
 	}
-	p, _, err := f.performative()
-	if err == nil && p.code() != codeOpen {
-		err = malformed("performative 0x%x where open is due", p.code())
+	p, _, err := f.Performative()
+	if err == nil && p.Code() != wire.CodeOpen {
+		err = wire.Malformed("performative 0x%x where open is due", p.Code())
 	}
 	if err == nil {
-		c.peer, err = decodeOpen(p.value)
+		c.peer, err = wire.DecodeOpen(p.Value)
 	}
-	if err == nil && c.peer.maxFrameSize < minFrameSize {
-		err = malformed("max-frame-size %d", c.peer.maxFrameSize)
+	if err == nil && c.peer.MaxFrameSize < wire.MinFrameSize {
+		err = wire.Malformed("max-frame-size %d", c.peer.MaxFrameSize)
 	}
 	if err != nil {
-		c.peer.maxFrameSize = minFrameSize
+		c.peer.MaxFrameSize = wire.MinFrameSize
 		c.sendOpen()
 		return errors.Join(err, c.closeWith(Cause{"amqp:decode-error", err.Error()}), c.flush())
 	}
@@ -275,15 +277,15 @@ func (c *conn) sendOpen() {
 	if o.IdleTimeout > 0 {
 		idle = uint32(o.IdleTimeout.Milliseconds())
 	}
-	var properties pairs
+	var properties wire.Pairs
 	for _, p := range [][2]string{{"product", o.Product}, {"version", o.Version}, {"topic-prefix", o.TopicPrefix}} {
 		if p[1] != "" {
-			properties = append(properties, symbol(p[0]), p[1])
+			properties = append(properties, wire.Symbol(p[0]), p[1])
 		}
 	}
-	c.send(0, codeOpen, []any{
+	c.send(0, wire.CodeOpen, []any{
 		o.ContainerID, nil, o.MaxFrameSize, uint16(channelMax), idle, nil, nil,
-		symbols{"ANONYMOUS-RELAY"}, nil, properties,
+		wire.Symbols{"ANONYMOUS-RELAY"}, nil, properties,
 	}, nil)
 }
 
@@ -294,8 +296,8 @@ func (c *conn) read() {
 		if idle := c.b.opts.IdleTimeout; idle > 0 {
 			c.nc.SetReadDeadline(time.Now().Add(2 * idle))
 		}
-		f, err := readFrame(c.in, c.b.opts.MaxFrameSize)
-		var bad *decodeError
+		f, err := wire.ReadFrame(c.in, c.b.opts.MaxFrameSize)
+		var bad *wire.Error
 		if errors.As(err, &bad) {
 			c.post(func() { c.closeWith(Cause{"amqp:connection:framing-error", bad.Error()}) })
 		}
@@ -313,7 +315,7 @@ func (c *conn) read() {
 // loop handles one thing at a time and writes when there is nothing more to handle.
 func (c *conn) loop() error {
 	var beat <-chan time.Time
-	half := time.Duration(c.peer.idleTimeout) * time.Millisecond / 2
+	half := time.Duration(c.peer.IdleTimeout) * time.Millisecond / 2
 	if half > 0 {
 		ticker := time.NewTicker(max(half/2, time.Millisecond))
 		defer ticker.Stop()
@@ -340,7 +342,7 @@ func (c *conn) loop() error {
 			c.pump()
 		case now := <-beat:
 			if now.Sub(c.lastSent) >= half/2 {
-				err = c.write(heartbeat)
+				err = c.write(wire.Heartbeat)
 			}
 		case <-c.done:
 			return net.ErrClosed
@@ -371,45 +373,45 @@ func (c *conn) closeWith(cause Cause) error {
 		return nil
 	}
 	c.closing = true
-	c.send(0, codeClose, []any{cause.encode()}, nil)
+	c.send(0, wire.CodeClose, []any{cause.encode()}, nil)
 	c.nc.SetReadDeadline(time.Now().Add(lingerTimeout))
 	return nil
 }
 
 // handle deals with one frame. An error ends the connection; what the peer did wrong is answered with close
 // and is no error here.
-func (c *conn) handle(f frame) error {
-	if len(f.body) == 0 {
+func (c *conn) handle(f wire.Frame) error {
+	if len(f.Body) == 0 {
 		c.b.count(func(s *Stats) { s.Heartbeats++ })
 		return nil
 	}
-	if f.kind != frameAMQP {
-		return c.closeWith(Cause{"amqp:connection:framing-error", fmt.Sprintf("frame of type %d", f.kind)})
+	if f.Kind != wire.FrameAMQP {
+		return c.closeWith(Cause{"amqp:connection:framing-error", fmt.Sprintf("frame of type %d", f.Kind)})
 	}
-	p, payload, err := f.performative()
+	p, payload, err := f.Performative()
 	if err == nil {
-		err = c.dispatch(f.channel, p, payload)
+		err = c.dispatch(f.Channel, p, payload)
 	}
-	var bad *decodeError
+	var bad *wire.Error
 	if errors.As(err, &bad) {
 		return c.closeWith(Cause{"amqp:decode-error", bad.Error()})
 	}
 	return err
 }
 
-func (c *conn) dispatch(channel uint16, p described, payload []byte) error {
+func (c *conn) dispatch(channel uint16, p wire.Described, payload []byte) error {
 	switch {
-	case p.code() == codeClose:
+	case p.Code() == wire.CodeClose:
 		err := c.closeWith(Cause{})
 		return errors.Join(io.EOF, err, c.flush())
 	case c.closing:
 		return nil
-	case p.code() == codeBegin:
+	case p.Code() == wire.CodeBegin:
 		return c.begin(channel, p)
 	}
 	s := c.sessions[channel]
 	if s == nil {
-		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("performative 0x%x on channel %d without a session", p.code(), channel)})
+		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("performative 0x%x on channel %d without a session", p.Code(), channel)})
 	}
 	return s.handle(p, payload)
 }

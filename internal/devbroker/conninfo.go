@@ -3,6 +3,8 @@ package devbroker
 import (
 	"net"
 	"slices"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // ConnInfo describes a live connection.
@@ -54,10 +56,10 @@ func (c *conn) describeLogin(mechanism, user string) {
 func (c *conn) describeOpen() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.info.ID, c.info.Container, c.info.Hostname = c.id, c.peer.containerID, c.peer.hostname
+	c.info.ID, c.info.Container, c.info.Hostname = c.id, c.peer.ContainerID, c.peer.Hostname
 }
 
-func (c *conn) describeLink(l *link, capabilities symbols) {
+func (c *conn) describeLink(l *link, capabilities wire.Symbols) {
 	info := LinkInfo{Name: l.name, Address: l.target, Sender: !l.receives}
 	for _, s := range capabilities {
 		info.Capabilities = append(info.Capabilities, string(s))

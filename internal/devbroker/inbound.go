@@ -3,6 +3,8 @@ package devbroker
 import (
 	"fmt"
 	"time"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // grant brings a sender's credit to what it should be: tops it up when half of it is used, takes it back when
@@ -29,34 +31,34 @@ func (l *link) grant() {
 }
 
 // transfer takes one frame of a message from the peer.
-func (l *link) transfer(t transfer) error {
+func (l *link) transfer(t wire.Transfer) error {
 	if l.gone {
 		return nil
 	}
 	d := l.partial
 	if d == nil {
-		if t.deliveryID == nil {
-			return malformed("first transfer of a message without delivery-id")
+		if t.DeliveryID == nil {
+			return wire.Malformed("first transfer of a message without delivery-id")
 		}
-		d = &delivery{id: *t.deliveryID}
+		d = &delivery{id: *t.DeliveryID}
 		l.partial = d
 	}
-	if t.aborted {
+	if t.Aborted {
 		l.partial = nil
 		return nil
 	}
 	d.frames++
-	d.settled = d.settled || t.settled
-	if uint64(len(d.payload)+len(t.payload)) > l.maxSize {
+	d.settled = d.settled || t.Settled
+	if uint64(len(d.payload)+len(t.Payload)) > l.maxSize {
 		l.detach(Cause{"amqp:link:message-size-exceeded", fmt.Sprintf("message of more than %d bytes", l.maxSize)})
 		return nil
 	}
-	if d.payload == nil && !t.more {
-		d.payload = t.payload // the frame's own memory: no copy for messages of one frame
+	if d.payload == nil && !t.More {
+		d.payload = t.Payload // the frame's own memory: no copy for messages of one frame
 	} else {
-		d.payload = append(d.payload, t.payload...)
+		d.payload = append(d.payload, t.Payload...)
 	}
-	if t.more {
+	if t.More {
 		behaviour := l.s.c.b.behaviour(l.address)
 		if behaviour.AtFrame > 0 && d.frames == behaviour.AtFrame {
 			l.fail(behaviour.Fault, behaviour.Cause)
@@ -78,7 +80,7 @@ func (l *link) transfer(t transfer) error {
 
 // complete decides about a whole message.
 func (l *link) complete(d *delivery) {
-	id, to := bareProperties(d.payload)
+	id, to := wire.BareProperties(d.payload)
 	r := Received{
 		Conn: l.s.c.id, Link: l.name, Target: l.target, ID: id,
 		Settled: d.settled, Payload: d.payload,
@@ -114,7 +116,7 @@ func (l *link) complete(d *delivery) {
 func (l *link) take(d *delivery) {
 	payload := d.payload
 	if l.s.c.b.opts.FillTo && l.target != "" {
-		payload = fillTo(payload, l.target)
+		payload = wire.FillTo(payload, l.target)
 	}
 	switch l.s.c.b.route(d.to, payload) {
 	case unrouted:
@@ -133,16 +135,16 @@ func (l *link) settle(d delivery) {
 		return
 	}
 	v := d.verdict
-	state := described{uint64(codeAccepted), []any{}}
+	state := wire.Described{Descriptor: uint64(wire.CodeAccepted), Value: []any{}}
 	switch v.Outcome {
 	case Reject:
-		state = described{uint64(codeRejected), []any{v.Cause.encode()}}
+		state = wire.Described{Descriptor: uint64(wire.CodeRejected), Value: []any{v.Cause.encode()}}
 	case Release:
-		state = described{uint64(codeReleased), []any{}}
+		state = wire.Described{Descriptor: uint64(wire.CodeReleased), Value: []any{}}
 	case Modify:
-		state = described{uint64(codeModified), []any{v.DeliveryFailed, v.UndeliverableHere}}
+		state = wire.Described{Descriptor: uint64(wire.CodeModified), Value: []any{v.DeliveryFailed, v.UndeliverableHere}}
 	}
-	l.s.c.send(l.s.channel, codeDisposition, []any{true, d.id, nil, true, state}, nil)
+	l.s.c.send(l.s.channel, wire.CodeDisposition, []any{true, d.id, nil, true, state}, nil)
 }
 
 func (l *link) settleHeld() {

@@ -1,6 +1,10 @@
 package devbroker
 
-import "fmt"
+import (
+	"fmt"
+
+	"koji-relay/internal/devbroker/wire"
+)
 
 // link is one link of a session. The fields of one direction are unused in the other. It belongs to the
 // connection's serve goroutine.
@@ -49,26 +53,26 @@ type outgoing struct {
 	sent int // bytes of the payload
 }
 
-func (s *session) attach(a attach) error {
-	if s.links[a.handle] != nil {
-		s.end(Cause{"amqp:session:handle-in-use", fmt.Sprintf("attach with handle %d", a.handle)})
+func (s *session) attach(a wire.Attach) error {
+	if s.links[a.Handle] != nil {
+		s.end(Cause{"amqp:session:handle-in-use", fmt.Sprintf("attach with handle %d", a.Handle)})
 		return nil
 	}
-	l := &link{s: s, handle: a.handle, name: a.name, receives: a.receiver}
-	own := a.target
-	if a.receiver {
-		own = a.source
+	l := &link{s: s, handle: a.Handle, name: a.Name, receives: a.Receiver}
+	own := a.Target
+	if a.Receiver {
+		own = a.Source
 	}
 	s.c.stall(s.c.b.connBehaviour().StallAt == StageAttach)
 	if own == nil {
 		return l.refuse(a, RefuseLink, Cause{"amqp:invalid-field", "attach without the terminus that the broker provides"})
 	}
 	switch {
-	case own.dynamic:
-		l.target = fmt.Sprintf("queue://dynamic-%d-%d-%d", s.c.id, s.channel, a.handle)
-	case own.address != nil:
-		l.target = *own.address
-	case a.receiver:
+	case own.Dynamic:
+		l.target = fmt.Sprintf("queue://dynamic-%d-%d-%d", s.c.id, s.channel, a.Handle)
+	case own.Address != nil:
+		l.target = *own.Address
+	case a.Receiver:
 		return l.refuse(a, RefuseLink, Cause{"amqp:invalid-field", "source without an address"})
 	default:
 		l.anonymous = true
@@ -78,15 +82,15 @@ func (s *session) attach(a attach) error {
 	if behaviour.Refuse != NoRefusal {
 		return l.refuse(a, behaviour.Refuse, behaviour.RefuseCause)
 	}
-	s.links[a.handle] = l
+	s.links[a.Handle] = l
 	s.c.b.count(func(st *Stats) { st.Links++ })
-	s.c.describeLink(l, own.capabilities)
+	s.c.describeLink(l, own.Capabilities)
 	l.accept(a, own, behaviour)
 	return nil
 }
 
 // accept answers the attach and gives credit, or sends what waits.
-func (l *link) accept(a attach, own *terminus, behaviour Behaviour) {
+func (l *link) accept(a wire.Attach, own *wire.Terminus, behaviour Behaviour) {
 	l.maxSize = l.s.c.b.opts.MaxMessageSize
 	if behaviour.MaxMessageSize > 0 {
 		l.maxSize = behaviour.MaxMessageSize
@@ -99,20 +103,20 @@ func (l *link) accept(a attach, own *terminus, behaviour Behaviour) {
 	}
 	var source, target any
 	if l.receives {
-		l.presettled = a.sndSettleMode == 1
-		source, target = l.terminus(codeSource, own), a.target.encode(codeTarget)
+		l.presettled = a.SndSettleMode == 1
+		source, target = l.terminus(wire.CodeSource, own), a.Target.Encode(wire.CodeTarget)
 		l.queue = l.s.c.b.subscribe(l.s.c, a, l.address)
 		announced = nil
 	} else {
-		l.deliveryCount = a.initialDeliveryCount
-		source, target = a.source.encode(codeSource), l.terminus(codeTarget, own)
+		l.deliveryCount = a.InitialDeliveryCount
+		source, target = a.Source.Encode(wire.CodeSource), l.terminus(wire.CodeTarget, own)
 	}
-	list := []any{l.name, l.handle, !l.receives, a.sndSettleMode, uint8(0), source, target, nil, nil, nil, announced}
+	list := []any{l.name, l.handle, !l.receives, a.SndSettleMode, uint8(0), source, target, nil, nil, nil, announced}
 	if l.receives {
 		list[9] = uint32(0)
-		list[4] = a.rcvSettleMode
+		list[4] = a.RcvSettleMode
 	}
-	l.s.c.send(l.s.channel, codeAttach, list, nil)
+	l.s.c.send(l.s.channel, wire.CodeAttach, list, nil)
 	if l.receives {
 		l.pump()
 		return
@@ -122,39 +126,16 @@ func (l *link) accept(a attach, own *terminus, behaviour Behaviour) {
 
 // terminus is the broker's own source or target in the answer to attach: what the peer asked for, with the
 // address that it got.
-func (l *link) terminus(code uint64, asked *terminus) any {
+func (l *link) terminus(code uint64, asked *wire.Terminus) any {
 	granted := *asked
 	if !l.anonymous {
-		granted.address = &l.target
+		granted.Address = &l.target
 	}
-	return granted.encode(code)
-}
-
-// encode gives the terminus as the broker understood it; filters and the like, which it does not support, are
-// left out, which tells the peer so.
-func (t *terminus) encode(code uint64) any {
-	if t == nil {
-		return nil
-	}
-	var addr, expiry, capabilities any
-	if t.address != nil {
-		addr = *t.address
-	}
-	if t.expiry != "" {
-		expiry = t.expiry
-	}
-	if len(t.capabilities) > 0 {
-		capabilities = t.capabilities
-	}
-	list := []any{addr, t.durable, expiry, nil, t.dynamic}
-	if code == codeSource {
-		return described{code, append(list, nil, nil, nil, nil, nil, capabilities)}
-	}
-	return described{code, append(list, nil, capabilities)}
+	return granted.Encode(code)
 }
 
 // refuse refuses the link in one of the two ways that brokers have.
-func (l *link) refuse(a attach, how Refusal, cause Cause) error {
+func (l *link) refuse(a wire.Attach, how Refusal, cause Cause) error {
 	l.s.c.b.count(func(st *Stats) { st.Refused++ })
 	if how == RefuseSession {
 		l.s.end(cause)
@@ -162,15 +143,15 @@ func (l *link) refuse(a attach, how Refusal, cause Cause) error {
 	}
 	l.gone = true
 	l.s.links[l.handle] = l
-	list := []any{a.name, a.handle, !a.receiver, a.sndSettleMode, uint8(0), a.source.encode(codeSource), a.target.encode(codeTarget)}
-	if a.receiver {
+	list := []any{a.Name, a.Handle, !a.Receiver, a.SndSettleMode, uint8(0), a.Source.Encode(wire.CodeSource), a.Target.Encode(wire.CodeTarget)}
+	if a.Receiver {
 		list[5] = nil
 		list = append(list, nil, nil, uint32(0))
 	} else {
 		list[6] = nil
 	}
-	l.s.c.send(l.s.channel, codeAttach, list, nil)
-	l.s.c.send(l.s.channel, codeDetach, []any{l.handle, true, cause.encode()}, nil)
+	l.s.c.send(l.s.channel, wire.CodeAttach, list, nil)
+	l.s.c.send(l.s.channel, wire.CodeDetach, []any{l.handle, true, cause.encode()}, nil)
 	return nil
 }
 
@@ -180,7 +161,7 @@ func (l *link) detach(cause Cause) {
 		return
 	}
 	l.release(false)
-	l.s.c.send(l.s.channel, codeDetach, []any{l.handle, true, cause.encode()}, nil)
+	l.s.c.send(l.s.channel, wire.CodeDetach, []any{l.handle, true, cause.encode()}, nil)
 }
 
 // release lets go of what the link holds. forget: the peer closed it for good.
@@ -222,26 +203,26 @@ func (l *link) fail(fault Fault, cause Cause) {
 }
 
 // flow takes a receiver's credit, or answers a sender's question.
-func (l *link) flow(f flow) {
+func (l *link) flow(f wire.Flow) {
 	if l.gone {
 		return
 	}
 	if !l.receives {
-		if f.echo {
+		if f.Echo {
 			l.s.sendFlow(l)
 		}
 		return
 	}
-	if f.linkCredit != nil {
+	if f.LinkCredit != nil {
 		seen := uint32(0)
-		if f.deliveryCount != nil {
-			seen = *f.deliveryCount
+		if f.DeliveryCount != nil {
+			seen = *f.DeliveryCount
 		}
-		l.credit = beyond(*f.linkCredit, l.deliveryCount-seen)
-		l.drain = f.drain
+		l.credit = beyond(*f.LinkCredit, l.deliveryCount-seen)
+		l.drain = f.Drain
 	}
 	l.pump()
-	if f.echo {
+	if f.Echo {
 		l.s.sendFlow(l)
 	}
 }

@@ -3,6 +3,8 @@ package devbroker
 import (
 	"fmt"
 	"slices"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // pump sends messages to the peer while it has credit and the session a window. It stops after a while, so that
@@ -45,10 +47,10 @@ func (l *link) sendSome() bool {
 	const overhead = 64 // more than the head of a frame and a transfer
 	o := l.sending
 	rest := o.payload[o.sent:]
-	n := min(len(rest), int(min(l.s.c.peer.maxFrameSize, 1<<20))-overhead)
+	n := min(len(rest), int(min(l.s.c.peer.MaxFrameSize, 1<<20))-overhead)
 	more := n < len(rest)
 	list := []any{l.handle, o.id, fmt.Appendf(nil, "%d", o.id), uint32(0), l.presettled, more}
-	l.s.c.send(l.s.channel, codeTransfer, list, rest[:n])
+	l.s.c.send(l.s.channel, wire.CodeTransfer, list, rest[:n])
 	l.s.nextOutgoingID++
 	l.s.outgoingWindow--
 	o.sent += n
@@ -70,20 +72,20 @@ func (l *link) drained() {
 }
 
 // settled takes the receiver's outcomes.
-func (l *link) settled(d disposition) {
-	inRange := func(o outgoing) bool { return o.id-d.first <= d.last-d.first }
-	if d.state == 0 && !d.settled || d.state == codeReceived {
+func (l *link) settled(d wire.Disposition) {
+	inRange := func(o outgoing) bool { return o.id-d.First <= d.Last-d.First }
+	if d.State == 0 && !d.Settled || d.State == wire.CodeReceived {
 		return
 	}
 	for _, o := range slices.Backward(l.unsettled) {
-		if inRange(o) && (d.state == codeReleased || d.state == codeModified) {
+		if inRange(o) && (d.State == wire.CodeReleased || d.State == wire.CodeModified) {
 			l.s.c.b.requeue(l.queue, o.queued)
 		}
 	}
 	before := len(l.unsettled)
 	l.unsettled = slices.DeleteFunc(l.unsettled, inRange)
-	if !d.settled && len(l.unsettled) < before {
+	if !d.Settled && len(l.unsettled) < before {
 		// The receiver waits for us to settle first (rcv-settle-mode second).
-		l.s.c.send(l.s.channel, codeDisposition, []any{false, d.first, d.last, true, described{d.state, []any{}}}, nil)
+		l.s.c.send(l.s.channel, wire.CodeDisposition, []any{false, d.First, d.Last, true, wire.Described{Descriptor: d.State, Value: []any{}}}, nil)
 	}
 }

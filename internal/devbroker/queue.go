@@ -3,6 +3,8 @@ package devbroker
 import (
 	"fmt"
 	"slices"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // queued is one message in a queue. The payload is shared by all queues that hold the message.
@@ -105,7 +107,7 @@ func (b *Broker) subscriptionLocked(id, pattern string) *queue {
 }
 
 // subscribe finds or makes the queue behind a source and counts c among its consumers.
-func (b *Broker) subscribe(c *conn, a attach, from address) *queue {
+func (b *Broker) subscribe(c *conn, a wire.Attach, from address) *queue {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var q *queue
@@ -115,8 +117,8 @@ func (b *Broker) subscribe(c *conn, a attach, from address) *queue {
 	case slices.Contains(b.opts.DurableUsers, c.user):
 		q = b.subscriptionLocked(fmt.Sprintf("subscription of %s to %s", c.user, from.key), from.key)
 		q.kept = true
-	case a.source.durable > 0 || a.source.expiry == "never":
-		q = b.subscriptionLocked(fmt.Sprintf("subscription %s %s", c.peer.containerID, a.name), from.key)
+	case a.Source.Durable > 0 || a.Source.Expiry == "never":
+		q = b.subscriptionLocked(fmt.Sprintf("subscription %s %s", c.peer.ContainerID, a.Name), from.key)
 	default:
 		b.serial++
 		id := fmt.Sprintf("temporary %d", b.serial)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 const (
@@ -29,13 +31,13 @@ func (c *conn) negotiate(limit uint32) error {
 	if err != nil {
 		return err
 	}
-	if header == headerAMQP && c.b.opts.AllowBare {
-		c.write([]byte(headerAMQP))
+	if header == wire.HeaderAMQP && c.b.opts.AllowBare {
+		c.write([]byte(wire.HeaderAMQP))
 		return nil
 	}
-	if header != headerSASL {
+	if header != wire.HeaderSASL {
 		// The specification's answer to a header that is not wanted: the wanted one, and good-bye.
-		c.write([]byte(headerSASL))
+		c.write([]byte(wire.HeaderSASL))
 		return fmt.Errorf("peer sent protocol header %q", header)
 	}
 	if err := c.authenticate(limit); err != nil {
@@ -44,38 +46,38 @@ func (c *conn) negotiate(limit uint32) error {
 	if header, err = c.readHeader(); err != nil {
 		return err
 	}
-	c.write([]byte(headerAMQP))
-	if header != headerAMQP {
+	c.write([]byte(wire.HeaderAMQP))
+	if header != wire.HeaderAMQP {
 		return fmt.Errorf("peer sent protocol header %q after SASL", header)
 	}
 	return nil
 }
 
 func (c *conn) authenticate(limit uint32) error {
-	offered := make(symbols, len(c.b.opts.Mechanisms))
+	offered := make(wire.Symbols, len(c.b.opts.Mechanisms))
 	for i, m := range c.b.opts.Mechanisms {
-		offered[i] = symbol(m)
+		offered[i] = wire.Symbol(m)
 	}
-	out := appendFrame([]byte(headerSASL), frameSASL, 0, codeSASLMechanisms, []any{offered}, nil)
+	out := wire.AppendFrame([]byte(wire.HeaderSASL), wire.FrameSASL, 0, wire.CodeSASLMechanisms, []any{offered}, nil)
 	if err := c.write(out); err != nil {
 		return err
 	}
-	f, err := readFrame(c.in, limit)
+	f, err := wire.ReadFrame(c.in, limit)
 	if err != nil {
 		return err
 	}
-	p, _, err := f.performative()
+	p, _, err := f.Performative()
 	if err != nil {
 		return err
 	}
-	if f.kind != frameSASL || p.code() != codeSASLInit {
-		return malformed("frame of type %d with performative 0x%x where sasl-init is due", f.kind, p.code())
+	if f.Kind != wire.FrameSASL || p.Code() != wire.CodeSASLInit {
+		return wire.Malformed("frame of type %d with performative 0x%x where sasl-init is due", f.Kind, p.Code())
 	}
-	list := fieldsOf("sasl-init", p.value)
-	mechanism := fieldOr(list, 0, symbol(""))
-	response := fieldOr(list, 1, []byte(nil))
-	if list.err != nil {
-		return list.err
+	list := wire.FieldsOf("sasl-init", p.Value)
+	mechanism := wire.FieldOr(list, 0, wire.Symbol(""))
+	response := wire.FieldOr(list, 1, []byte(nil))
+	if list.Err != nil {
+		return list.Err
 	}
 	script := c.b.connBehaviour()
 	c.stall(script.StallAt == StageSASL)
@@ -86,7 +88,7 @@ func (c *conn) authenticate(limit uint32) error {
 	}
 	c.user = user
 	c.describeLogin(string(mechanism), user)
-	if err := c.write(appendFrame(nil, frameSASL, 0, codeSASLOutcome, []any{code}, nil)); err != nil {
+	if err := c.write(wire.AppendFrame(nil, wire.FrameSASL, 0, wire.CodeSASLOutcome, []any{code}, nil)); err != nil {
 		return err
 	}
 	if code != saslOK {

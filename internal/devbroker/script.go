@@ -3,6 +3,8 @@ package devbroker
 import (
 	"bytes"
 	"time"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // Outcome is the delivery state that the broker answers with.
@@ -208,4 +210,22 @@ func (b *Broker) judge(a address, r Received) Verdict {
 		return judge(r)
 	}
 	return verdict
+}
+
+// Cause is an AMQP error: a condition such as "amqp:resource-limit-exceeded" and a description for a person.
+// The zero Cause is no error.
+type Cause struct {
+	Condition   string
+	Description string
+}
+
+func (c Cause) encode() any {
+	if c == (Cause{}) {
+		return nil
+	}
+	var description any
+	if c.Description != "" {
+		description = c.Description
+	}
+	return wire.Described{Descriptor: uint64(wire.CodeError), Value: []any{wire.Symbol(c.Condition), description}}
 }

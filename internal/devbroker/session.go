@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+
+	"koji-relay/internal/devbroker/wire"
 )
 
 // session is one session of a connection. It belongs to the connection's serve goroutine.
@@ -23,79 +25,79 @@ type session struct {
 // serial numbers: the id of our first transfer frame. Any value will do; a low one is easy to read in traces.
 const firstOutgoingID = 1
 
-func (c *conn) begin(channel uint16, p described) error {
+func (c *conn) begin(channel uint16, p wire.Described) error {
 	if channel > channelMax || c.sessions[channel] != nil {
 		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("begin on channel %d", channel)})
 	}
-	b, err := decodeBegin(p.value)
+	b, err := wire.DecodeBegin(p.Value)
 	if err != nil {
 		return err
 	}
 	s := &session{
 		c: c, channel: channel,
-		nextIncomingID: b.nextOutgoingID, incomingWindow: c.b.opts.IncomingWindow,
-		nextOutgoingID: firstOutgoingID, outgoingWindow: b.incomingWindow,
+		nextIncomingID: b.NextOutgoingID, incomingWindow: c.b.opts.IncomingWindow,
+		nextOutgoingID: firstOutgoingID, outgoingWindow: b.IncomingWindow,
 		links: map[uint32]*link{},
 	}
 	c.sessions[channel] = s
 	c.b.count(func(st *Stats) { st.Sessions++ })
 	c.stall(c.b.connBehaviour().StallAt == StageBegin)
-	c.send(channel, codeBegin, []any{
+	c.send(channel, wire.CodeBegin, []any{
 		channel, s.nextOutgoingID, s.incomingWindow, uint32(1<<31 - 1), c.b.opts.MaxLinks - 1,
 	}, nil)
 	return nil
 }
 
-func (s *session) handle(p described, payload []byte) error {
-	if p.code() == codeEnd {
+func (s *session) handle(p wire.Described, payload []byte) error {
+	if p.Code() == wire.CodeEnd {
 		s.abandon()
 		delete(s.c.sessions, s.channel)
 		if !s.ended {
-			s.c.send(s.channel, codeEnd, nil, nil)
+			s.c.send(s.channel, wire.CodeEnd, nil, nil)
 		}
 		return nil
 	}
 	if s.ended {
 		return nil
 	}
-	switch p.code() {
-	case codeAttach:
-		a, err := decodeAttach(p.value)
+	switch p.Code() {
+	case wire.CodeAttach:
+		a, err := wire.DecodeAttach(p.Value)
 		if err != nil {
 			return err
 		}
-		if a.handle >= s.c.b.opts.MaxLinks {
-			return s.c.closeWith(Cause{"amqp:connection:framing-error", fmt.Sprintf("handle %d", a.handle)})
+		if a.Handle >= s.c.b.opts.MaxLinks {
+			return s.c.closeWith(Cause{"amqp:connection:framing-error", fmt.Sprintf("handle %d", a.Handle)})
 		}
 		return s.attach(a)
-	case codeFlow:
-		f, err := decodeFlow(p.value)
+	case wire.CodeFlow:
+		f, err := wire.DecodeFlow(p.Value)
 		if err != nil {
 			return err
 		}
 		return s.flow(f)
-	case codeTransfer:
-		t, err := decodeTransfer(p.value, payload)
+	case wire.CodeTransfer:
+		t, err := wire.DecodeTransfer(p.Value, payload)
 		if err != nil {
 			return err
 		}
 		return s.transfer(t)
-	case codeDisposition:
-		d, err := decodeDisposition(p.value)
+	case wire.CodeDisposition:
+		d, err := wire.DecodeDisposition(p.Value)
 		if err != nil {
 			return err
 		}
 		s.disposition(d)
 		return nil
-	case codeDetach:
-		d, err := decodeDetach(p.value)
+	case wire.CodeDetach:
+		d, err := wire.DecodeDetach(p.Value)
 		if err != nil {
 			return err
 		}
 		s.detached(d)
 		return nil
 	}
-	return malformed("unknown performative 0x%x", p.code())
+	return wire.Malformed("unknown performative 0x%x", p.Code())
 }
 
 // end ends the session from our side.
@@ -105,7 +107,7 @@ func (s *session) end(cause Cause) {
 	}
 	s.ended = true
 	s.abandon()
-	s.c.send(s.channel, codeEnd, []any{cause.encode()}, nil)
+	s.c.send(s.channel, wire.CodeEnd, []any{cause.encode()}, nil)
 }
 
 // abandon lets go of all links without a word: the session or the connection is over.
@@ -126,20 +128,20 @@ func (s *session) ordered() []*link {
 	return links
 }
 
-func (s *session) flow(f flow) error {
+func (s *session) flow(f wire.Flow) error {
 	next := uint32(firstOutgoingID)
-	if f.nextIncomingID != nil {
-		next = *f.nextIncomingID
+	if f.NextIncomingID != nil {
+		next = *f.NextIncomingID
 	}
-	s.outgoingWindow = beyond(f.incomingWindow, s.nextOutgoingID-next)
-	if f.handle != nil {
-		l := s.links[*f.handle]
+	s.outgoingWindow = beyond(f.IncomingWindow, s.nextOutgoingID-next)
+	if f.Handle != nil {
+		l := s.links[*f.Handle]
 		if l == nil {
-			s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("flow for handle %d", *f.handle)})
+			s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("flow for handle %d", *f.Handle)})
 			return nil
 		}
 		l.flow(f)
-	} else if f.echo {
+	} else if f.Echo {
 		s.sendFlow(nil)
 	}
 	s.c.pump()
@@ -152,10 +154,10 @@ func (s *session) sendFlow(l *link) {
 	if l != nil {
 		list = append(list, l.handle, l.deliveryCount, l.credit, nil, l.drain)
 	}
-	s.c.send(s.channel, codeFlow, list, nil)
+	s.c.send(s.channel, wire.CodeFlow, list, nil)
 }
 
-func (s *session) transfer(t transfer) error {
+func (s *session) transfer(t wire.Transfer) error {
 	if s.incomingWindow == 0 {
 		s.end(Cause{"amqp:session:window-violation", "transfer beyond the session window"})
 		return nil
@@ -166,17 +168,17 @@ func (s *session) transfer(t transfer) error {
 		s.incomingWindow = s.c.b.opts.IncomingWindow
 		s.sendFlow(nil)
 	}
-	l := s.links[t.handle]
+	l := s.links[t.Handle]
 	if l == nil || l.receives {
-		s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("transfer for handle %d", t.handle)})
+		s.end(Cause{"amqp:session:unattached-handle", fmt.Sprintf("transfer for handle %d", t.Handle)})
 		return nil
 	}
 	return l.transfer(t)
 }
 
-func (s *session) disposition(d disposition) {
+func (s *session) disposition(d wire.Disposition) {
 	s.c.b.count(func(st *Stats) { st.Dispositions++ })
-	if !d.receiver {
+	if !d.Receiver {
 		return // the peer settles what it sent and we settled before: nothing is left to do
 	}
 	for _, l := range s.ordered() {
@@ -187,17 +189,17 @@ func (s *session) disposition(d disposition) {
 	s.c.pump()
 }
 
-func (s *session) detached(d detach) {
-	l := s.links[d.handle]
+func (s *session) detached(d wire.Detach) {
+	l := s.links[d.Handle]
 	if l == nil {
 		return
 	}
-	delete(s.links, d.handle)
+	delete(s.links, d.Handle)
 	if l.gone {
 		return // the answer to our own detach
 	}
-	l.release(d.closed)
-	s.c.send(s.channel, codeDetach, []any{d.handle, d.closed}, nil)
+	l.release(d.Closed)
+	s.c.send(s.channel, wire.CodeDetach, []any{d.Handle, d.Closed}, nil)
 }
 
 // settleHeld tells the outcomes that a script held back.

@@ -1,4 +1,4 @@
-package devbroker
+package wire
 
 import (
 	"bytes"
@@ -58,29 +58,29 @@ func TestEveryEncodingOfEveryTypeIsRead(t *testing.T) {
 		{"b00000000201ff", []byte{1, 255}},
 		{"a103e282ac", "€"},
 		{"b100000003e282ac", "€"},
-		{"a30161", symbol("a")},
-		{"b30000000161", symbol("a")},
+		{"a30161", Symbol("a")},
+		{"b30000000161", Symbol("a")},
 		{"45", []any(nil)},
 		{"c00402520541", []any{uint32(5), true}},
 		{"d000000007 00000002 520541", []any{uint32(5), true}},
-		{"c10702 a3016b a10176", pairs{symbol("k"), "v"}},
-		{"d10000000a 00000002 a3016b a10176", pairs{symbol("k"), "v"}},
+		{"c10702 a3016b a10176", Pairs{Symbol("k"), "v"}},
+		{"d10000000a 00000002 a3016b a10176", Pairs{Symbol("k"), "v"}},
 		{"e00a02 70 00000001 00000002", array{uint32(1), uint32(2)}},
 		{"f00000000d 00000002 70 00000001 00000002", array{uint32(1), uint32(2)}},
 		{"e00602 a1 0161 0162", array{"a", "b"}},
 		{"e00203 41", array{true, true, true}},
-		{"e00502 00532445", array{described{uint64(0x24), []any(nil)}, described{uint64(0x24), []any(nil)}}},
-		{"00 53 24 45", described{uint64(0x24), []any(nil)}},
-		{"00 80 0000000000000024 45", described{uint64(0x24), []any(nil)}},
-		{"00 a3 12 616d71703a61636365707465643a6c697374 45", described{uint64(0x24), []any(nil)}},
-		{"00 a3 01 78 45", described{symbol("x"), []any(nil)}},
+		{"e00502 00532445", array{Described{uint64(0x24), []any(nil)}, Described{uint64(0x24), []any(nil)}}},
+		{"00 53 24 45", Described{uint64(0x24), []any(nil)}},
+		{"00 80 0000000000000024 45", Described{uint64(0x24), []any(nil)}},
+		{"00 a3 12 616d71703a61636365707465643a6c697374 45", Described{uint64(0x24), []any(nil)}},
+		{"00 a3 01 78 45", Described{Symbol("x"), []any(nil)}},
 	} {
 		d := decoder{rest: unhex(t, c.hex)}
 		got, err := d.value()
 		if err != nil || len(d.rest) != 0 {
 			t.Errorf("%s: %v, %d bytes left", c.hex, err, len(d.rest))
 		}
-		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(described{})); diff != "" {
+		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(Described{})); diff != "" {
 			t.Errorf("%s: %s", c.hex, diff)
 		}
 	}
@@ -113,7 +113,7 @@ func TestMalformedValuesAreRefused(t *testing.T) {
 	} {
 		d := decoder{rest: unhex(t, value)}
 		got, err := d.value()
-		var malformed *decodeError
+		var malformed *Error
 		if !errors.As(err, &malformed) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
@@ -148,15 +148,15 @@ func TestShortestEncodingIsWritten(t *testing.T) {
 		{[]byte{1}, "a00101"},
 		{"a", "a10161"},
 		{long, "b10000012c" + hex.EncodeToString([]byte(long))},
-		{symbol("a"), "a30161"},
-		{symbols{"a", "bc"}, "f000000010 00000002 b3 0000000161 000000026263"},
+		{Symbol("a"), "a30161"},
+		{Symbols{"a", "bc"}, "f000000010 00000002 b3 0000000161 000000026263"},
 		{[]any{}, "45"},
 		{[]any{nil, nil}, "45"},
 		{[]any{nil, true, nil}, "c003024041"},
 		{[]any{long}, "d000000135 00000001 b10000012c" + hex.EncodeToString([]byte(long))},
-		{pairs{}, "c10100"},
-		{pairs{symbol("k"), nil}, "c10502a3016b40"},
-		{described{uint64(0x24), []any{}}, "00532445"},
+		{Pairs{}, "c10100"},
+		{Pairs{Symbol("k"), nil}, "c10502a3016b40"},
+		{Described{uint64(0x24), []any{}}, "00532445"},
 	} {
 		if got := appendValue(nil, c.value); !bytes.Equal(got, unhex(t, c.hex)) {
 			t.Errorf("%v: %x, want %s", c.value, got, c.hex)
@@ -166,17 +166,17 @@ func TestShortestEncodingIsWritten(t *testing.T) {
 
 func TestFrameLimitsAreKept(t *testing.T) {
 	t.Parallel()
-	whole := appendFrame(nil, frameAMQP, 7, codeFlow, []any{uint32(1)}, []byte("payload"))
-	f, err := readFrame(bytes.NewReader(whole), uint32(len(whole)))
-	if err != nil || f.channel != 7 || f.kind != frameAMQP {
+	whole := AppendFrame(nil, FrameAMQP, 7, CodeFlow, []any{uint32(1)}, []byte("payload"))
+	f, err := ReadFrame(bytes.NewReader(whole), uint32(len(whole)))
+	if err != nil || f.Channel != 7 || f.Kind != FrameAMQP {
 		t.Fatal(f, err)
 	}
-	p, payload, err := f.performative()
-	if err != nil || p.code() != codeFlow || string(payload) != "payload" {
+	p, payload, err := f.Performative()
+	if err != nil || p.Code() != CodeFlow || string(payload) != "payload" {
 		t.Fatal(p, payload, err)
 	}
 	extended := unhex(t, "00000010 03 00 0000 deadbeef 00532445") // four bytes of extended header
-	if f, err := readFrame(bytes.NewReader(extended), 512); err != nil || len(f.body) != 4 {
+	if f, err := ReadFrame(bytes.NewReader(extended), 512); err != nil || len(f.Body) != 4 {
 		t.Error("extended header:", f, err)
 	}
 	for name, head := range map[string]string{
@@ -186,8 +186,8 @@ func TestFrameLimitsAreKept(t *testing.T) {
 		"offset beyond the frame":    "00000010 05 00 0000",
 		"size of 4 GB, nothing else": "ffffffff 02 00 0000",
 	} {
-		var malformed *decodeError
-		if _, err := readFrame(bytes.NewReader(unhex(t, head)), 512); !errors.As(err, &malformed) {
+		var malformed *Error
+		if _, err := ReadFrame(bytes.NewReader(unhex(t, head)), 512); !errors.As(err, &malformed) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -206,7 +206,7 @@ func TestToIsFilledAndNothingElseChanges(t *testing.T) {
 		"nothing":          {"", "005373c007034040a1026162"},
 		"not a message":    {"ff", "ff"},
 	} {
-		if got := fillTo(unhex(t, c.before), "ab"); !bytes.Equal(got, unhex(t, c.after)) {
+		if got := FillTo(unhex(t, c.before), "ab"); !bytes.Equal(got, unhex(t, c.after)) {
 			t.Errorf("%s: %x", name, got)
 		}
 	}
@@ -215,37 +215,37 @@ func TestToIsFilledAndNothingElseChanges(t *testing.T) {
 // FuzzFrame reads whatever comes as a frame, a performative and a message: no panic, no runaway memory. What
 // can be decoded and encoded again decodes to the same.
 func FuzzFrame(f *testing.F) {
-	f.Add(appendFrame(nil, frameAMQP, 0, codeOpen, []any{"c", nil, uint32(512), uint16(1), uint32(1000)}, nil))
-	f.Add(appendFrame(nil, frameAMQP, 0, codeBegin, []any{nil, uint32(1), uint32(1), uint32(1)}, nil))
-	f.Add(appendFrame(nil, frameAMQP, 0, codeAttach, []any{
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeOpen, []any{"c", nil, uint32(512), uint16(1), uint32(1000)}, nil))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeBegin, []any{nil, uint32(1), uint32(1), uint32(1)}, nil))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeAttach, []any{
 		"l", uint32(0), true, nil, nil,
-		described{uint64(codeSource), []any{"a"}}, described{uint64(codeTarget), []any{"a", nil, nil, nil, nil, nil, symbols{"topic"}}},
+		Described{uint64(CodeSource), []any{"a"}}, Described{uint64(CodeTarget), []any{"a", nil, nil, nil, nil, nil, Symbols{"topic"}}},
 	}, nil))
-	f.Add(appendFrame(nil, frameAMQP, 0, codeTransfer, []any{uint32(0), uint32(1), []byte("t")}, []byte("\x00Sp\xc0\x01\x00")))
-	f.Add(appendFrame(nil, frameAMQP, 0, codeDisposition, []any{true, uint32(0), uint32(9), true, described{uint64(codeAccepted), nil}}, nil))
-	f.Add(appendFrame(nil, frameSASL, 0, codeSASLInit, []any{symbol("PLAIN"), []byte("\x00u\x00p")}, nil))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeTransfer, []any{uint32(0), uint32(1), []byte("t")}, []byte("\x00Sp\xc0\x01\x00")))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeDisposition, []any{true, uint32(0), uint32(9), true, Described{uint64(CodeAccepted), nil}}, nil))
+	f.Add(AppendFrame(nil, FrameSASL, 0, CodeSASLInit, []any{Symbol("PLAIN"), []byte("\x00u\x00p")}, nil))
 	f.Add([]byte("\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		id, to := bareProperties(data)
-		if filled := fillTo(data, "address"); !bytes.Equal(filled, data) {
-			if newID, newTo := bareProperties(filled); to != "" || newID != id || newTo != "address" {
+		id, to := BareProperties(data)
+		if filled := FillTo(data, "address"); !bytes.Equal(filled, data) {
+			if newID, newTo := BareProperties(filled); to != "" || newID != id || newTo != "address" {
 				t.Fatalf("filled %x: id %q became %q, to %q became %q", data, id, newID, to, newTo)
 			}
 		}
-		frame, err := readFrame(bytes.NewReader(data), 1<<16)
+		frame, err := ReadFrame(bytes.NewReader(data), 1<<16)
 		if err != nil {
 			return
 		}
-		p, payload, err := frame.performative()
+		p, payload, err := frame.Performative()
 		if err != nil {
 			return
 		}
-		decodeOpen(p.value)
-		decodeBegin(p.value)
-		decodeAttach(p.value)
-		decodeFlow(p.value)
-		decodeTransfer(p.value, payload)
-		decodeDisposition(p.value)
-		decodeDetach(p.value)
+		DecodeOpen(p.Value)
+		DecodeBegin(p.Value)
+		DecodeAttach(p.Value)
+		DecodeFlow(p.Value)
+		DecodeTransfer(p.Value, payload)
+		DecodeDisposition(p.Value)
+		DecodeDetach(p.Value)
 	})
 }

@@ -1,4 +1,4 @@
-package devbroker
+package wire
 
 import (
 	"fmt"
@@ -26,14 +26,14 @@ func findProperties(payload []byte) (s section, ok bool) {
 	for len(d.rest) > 0 {
 		s.begin = len(payload) - len(d.rest)
 		v, err := d.value()
-		part, isSection := v.(described)
+		part, isSection := v.(Described)
 		if err != nil || !isSection {
 			return section{}, false
 		}
-		switch code := part.code(); {
+		switch code := part.Code(); {
 		case code == codeProperties:
 			s.end = len(payload) - len(d.rest)
-			s.list, ok = part.value.([]any)
+			s.list, ok = part.Value.([]any)
 			return s, ok
 		case code > codeProperties:
 			s.end = s.begin
@@ -44,20 +44,20 @@ func findProperties(payload []byte) (s section, ok bool) {
 	return s, true
 }
 
-// bareProperties reads message-id and to from an encoded message. Anything that cannot be decoded gives empty
+// BareProperties reads message-id and to from an encoded message. Anything that cannot be decoded gives empty
 // strings: the broker passes messages on unseen.
-func bareProperties(payload []byte) (id, to string) {
+func BareProperties(payload []byte) (id, to string) {
 	s, _ := findProperties(payload)
-	f := fields{of: "properties", list: s.list}
-	return idText(f.at(fieldMessageID)), fieldOr(&f, fieldTo, "")
+	f := Fields{of: "properties", list: s.list}
+	return idText(f.at(fieldMessageID)), FieldOr(&f, fieldTo, "")
 }
 
-// fillTo gives the message with its property "to" set to the address, unless it has one. The message is copied,
+// FillTo gives the message with its property "to" set to the address, unless it has one. The message is copied,
 // but for a new properties section to the byte; one that cannot be decoded, or whose properties are of types that
 // the specification does not have there, is given back as it is.
-func fillTo(payload []byte, address string) []byte {
+func FillTo(payload []byte, address string) []byte {
 	s, ok := findProperties(payload)
-	f := fields{of: "properties", list: s.list}
+	f := Fields{of: "properties", list: s.list}
 	if !ok || f.at(fieldTo) != nil || slices.ContainsFunc(s.list, foreign) {
 		return payload
 	}
@@ -68,14 +68,14 @@ func fillTo(payload []byte, address string) []byte {
 	list[fieldTo] = address
 	out := make([]byte, 0, len(payload)+len(address)+16)
 	out = append(out, payload[:s.begin]...)
-	out = appendValue(out, described{uint64(codeProperties), list})
+	out = appendValue(out, Described{uint64(codeProperties), list})
 	return append(out, payload[s.end:]...)
 }
 
 // foreign reports a value of a type that no field of the properties section has.
 func foreign(v any) bool {
 	switch v.(type) {
-	case nil, string, symbol, []byte, uint32, uint64, uuid, timestamp:
+	case nil, string, Symbol, []byte, uint32, uint64, uuid, timestamp:
 		return false
 	}
 	return true

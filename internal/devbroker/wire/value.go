@@ -1,4 +1,7 @@
-package devbroker
+// Package wire reads and writes the frames of AMQP 1.0 for the embedded broker: values, performatives, and the
+// little of a message that the broker looks at. It does no I/O but reading a frame, and whatever a peer sends
+// costs no more than a bounded multiple of its size.
+package wire
 
 import (
 	"encoding/binary"
@@ -9,17 +12,17 @@ import (
 // AMQP types that have no Go type of their own (AMQP 1.0, part 1, section 1.6). The others are nil, bool,
 // uint8..uint64, int8..int64, float32, float64, []byte (binary), string and []any (list).
 type (
-	symbol    string
+	Symbol    string
 	timestamp int64    // milliseconds since the Unix epoch
 	uuid      [16]byte // in network order
 	char      rune
 	decimal   []byte // 4, 8 or 16 bytes as they came
-	pairs     []any  // a map: key, value, key, value, ...
+	Pairs     []any  // a map: key, value, key, value, ...
 	array     []any  // elements of one type
-	symbols   []symbol
-	described struct {
-		descriptor any // a uint64, or a symbol for a type that this package does not know
-		value      any
+	Symbols   []Symbol
+	Described struct {
+		Descriptor any // a uint64, or a symbol for a type that this package does not know
+		Value      any
 	}
 )
 
@@ -82,18 +85,19 @@ type decoder struct {
 	left  *int // elements that may still be claimed; nil = maxElements
 }
 
-// decodeError says what is wrong with the peer's encoding; it ends the connection with amqp:decode-error.
-type decodeError struct{ what string }
+// Error says what is wrong with the peer's encoding; it ends the connection with amqp:decode-error.
+type Error struct{ what string }
 
-func (e *decodeError) Error() string { return e.what }
+func (e *Error) Error() string { return e.what }
 
-func malformed(format string, args ...any) error {
-	return &decodeError{fmt.Sprintf(format, args...)}
+// Malformed is an Error, of the encoding or of what is encoded.
+func Malformed(format string, args ...any) error {
+	return &Error{fmt.Sprintf(format, args...)}
 }
 
 func (d *decoder) take(n int) ([]byte, error) {
 	if n < 0 || n > len(d.rest) {
-		return nil, malformed("value of %d bytes in the %d that are left", n, len(d.rest))
+		return nil, Malformed("value of %d bytes in the %d that are left", n, len(d.rest))
 	}
 	b := d.rest[:n:n]
 	d.rest = d.rest[n:]
@@ -120,12 +124,12 @@ func (d *decoder) length(wide bool) (int, error) {
 	}
 	n := binary.BigEndian.Uint32(b)
 	if n > math.MaxInt32 {
-		return 0, malformed("length %d", n)
+		return 0, Malformed("length %d", n)
 	}
 	return int(n), nil
 }
 
-// value reads one value with its constructor.
+// Value reads one value with its constructor.
 func (d *decoder) value() (any, error) {
 	code, err := d.byte()
 	if err != nil {
@@ -139,7 +143,7 @@ func (d *decoder) value() (any, error) {
 
 func (d *decoder) described() (any, error) {
 	if d.depth++; d.depth > maxDepth {
-		return nil, malformed("values nested deeper than %d", maxDepth)
+		return nil, Malformed("values nested deeper than %d", maxDepth)
 	}
 	defer func() { d.depth-- }()
 	descriptor, err := d.value()
@@ -150,10 +154,10 @@ func (d *decoder) described() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return described{canonicalDescriptor(descriptor), v}, nil
+	return Described{canonicalDescriptor(descriptor), v}, nil
 }
 
-// body reads the value that follows the constructor code.
+// Body reads the value that follows the constructor code.
 func (d *decoder) body(code byte) (any, error) {
 	switch code >> 4 {
 	case 0x4:
@@ -167,7 +171,7 @@ func (d *decoder) body(code byte) (any, error) {
 	case 0xe, 0xf:
 		return d.array(code)
 	}
-	return nil, malformed("unknown type 0x%02x", code)
+	return nil, Malformed("unknown type 0x%02x", code)
 }
 
 func zeroWidth(code byte) (any, error) {
@@ -185,7 +189,7 @@ func zeroWidth(code byte) (any, error) {
 	case typeList0:
 		return []any(nil), nil
 	}
-	return nil, malformed("unknown type 0x%02x", code)
+	return nil, Malformed("unknown type 0x%02x", code)
 }
 
 func (d *decoder) fixed(code byte) (any, error) {
@@ -208,7 +212,7 @@ func (d *decoder) fixed(code byte) (any, error) {
 		return int64(int8(b[0])), nil
 	case typeBool:
 		if b[0] > 1 {
-			return nil, malformed("boolean 0x%02x", b[0])
+			return nil, Malformed("boolean 0x%02x", b[0])
 		}
 		return b[0] == 1, nil
 	case typeUshort:
@@ -236,14 +240,14 @@ func (d *decoder) fixed(code byte) (any, error) {
 	case typeDecimal32, typeDecimal64, typeDecimal12:
 		return decimal(b), nil
 	}
-	return nil, malformed("unknown type 0x%02x", code)
+	return nil, Malformed("unknown type 0x%02x", code)
 }
 
 func (d *decoder) variable(code byte) (any, error) {
 	switch code {
 	case typeVbin8, typeStr8, typeSym8, typeVbin32, typeStr32, typeSym32:
 	default:
-		return nil, malformed("unknown type 0x%02x", code)
+		return nil, Malformed("unknown type 0x%02x", code)
 	}
 	n, err := d.length(code >= 0xb0)
 	if err != nil {
@@ -259,7 +263,7 @@ func (d *decoder) variable(code byte) (any, error) {
 	case typeStr8, typeStr32:
 		return string(b), nil
 	}
-	return symbol(b), nil
+	return Symbol(b), nil
 }
 
 // sub reads the size and the count of a compound or array, and gives a decoder over exactly its bytes.
@@ -278,14 +282,14 @@ func (d *decoder) sub(wide bool) (decoder, int, error) {
 	}
 	in := decoder{rest: b, depth: d.depth + 1, left: d.left}
 	if in.depth > maxDepth {
-		return decoder{}, 0, malformed("values nested deeper than %d", maxDepth)
+		return decoder{}, 0, Malformed("values nested deeper than %d", maxDepth)
 	}
 	count, err := in.length(wide)
 	if err != nil {
 		return decoder{}, 0, err
 	}
 	if *d.left -= count; *d.left < 0 {
-		return decoder{}, 0, malformed("more than %d elements", maxElements)
+		return decoder{}, 0, Malformed("more than %d elements", maxElements)
 	}
 	return in, count, nil
 }
@@ -293,17 +297,17 @@ func (d *decoder) sub(wide bool) (decoder, int, error) {
 func (d *decoder) compound(code byte) (any, error) {
 	isMap := code == typeMap8 || code == typeMap32
 	if !isMap && code != typeList8 && code != typeList32 {
-		return nil, malformed("unknown type 0x%02x", code)
+		return nil, Malformed("unknown type 0x%02x", code)
 	}
 	in, count, err := d.sub(code >= 0xd0)
 	if err != nil {
 		return nil, err
 	}
 	if count > len(in.rest) {
-		return nil, malformed("%d elements in %d bytes", count, len(in.rest))
+		return nil, Malformed("%d elements in %d bytes", count, len(in.rest))
 	}
 	if isMap && count%2 != 0 {
-		return nil, malformed("map of %d elements", count)
+		return nil, Malformed("map of %d elements", count)
 	}
 	elements := make([]any, 0, count)
 	for range count {
@@ -314,17 +318,17 @@ func (d *decoder) compound(code byte) (any, error) {
 		elements = append(elements, v)
 	}
 	if len(in.rest) != 0 {
-		return nil, malformed("%d bytes after the last element", len(in.rest))
+		return nil, Malformed("%d bytes after the last element", len(in.rest))
 	}
 	if isMap {
-		return pairs(elements), nil
+		return Pairs(elements), nil
 	}
 	return elements, nil
 }
 
 func (d *decoder) array(code byte) (any, error) {
 	if code != typeArray8 && code != typeArray32 {
-		return nil, malformed("unknown type 0x%02x", code)
+		return nil, Malformed("unknown type 0x%02x", code)
 	}
 	in, count, err := d.sub(code >= 0xf0)
 	if err != nil {
@@ -351,12 +355,12 @@ func (d *decoder) array(code byte) (any, error) {
 			return nil, err
 		}
 		if isDescribed {
-			v = described{canonicalDescriptor(descriptor), v}
+			v = Described{canonicalDescriptor(descriptor), v}
 		}
 		elements = append(elements, v)
 	}
 	if len(in.rest) != 0 {
-		return nil, malformed("%d bytes after the last element", len(in.rest))
+		return nil, Malformed("%d bytes after the last element", len(in.rest))
 	}
 	return elements, nil
 }

@@ -1,4 +1,4 @@
-package devbroker
+package wire
 
 import (
 	"encoding/binary"
@@ -45,19 +45,19 @@ func appendValue(b []byte, v any) []byte {
 		return appendVariable(b, typeVbin8, string(v))
 	case string:
 		return appendVariable(b, typeStr8, v)
-	case symbol:
+	case Symbol:
 		return appendVariable(b, typeSym8, string(v))
-	case symbols:
+	case Symbols:
 		return appendSymbols(b, v)
 	case []any:
 		return appendCompound(b, typeList8, trimNulls(v))
-	case pairs:
+	case Pairs:
 		return appendCompound(b, typeMap8, v)
-	case described:
-		b = appendValue(append(b, typeDescribed), v.descriptor)
-		return appendValue(b, v.value)
+	case Described:
+		b = appendValue(append(b, typeDescribed), v.Descriptor)
+		return appendValue(b, v.Value)
 	}
-	panic(fmt.Sprintf("devbroker: encode %T", v))
+	panic(fmt.Sprintf("wire: encode %T", v))
 }
 
 func appendUint(b []byte, v uint32) []byte {
@@ -113,7 +113,7 @@ func appendCompound(b []byte, short byte, elements []any) []byte {
 }
 
 // appendSymbols appends an array of symbols: the form of every field of the protocol that may hold several.
-func appendSymbols(b []byte, v symbols) []byte {
+func appendSymbols(b []byte, v Symbols) []byte {
 	start := len(b)
 	b = append(b, typeArray32, 0, 0, 0, 0, 0, 0, 0, 0, typeSym32)
 	for _, s := range v {
