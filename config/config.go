@@ -174,13 +174,6 @@ func Load(path string) (*Config, error) {
 	return fromDocument(path, doc)
 }
 
-// Parse is Load for text that is at hand; name stands for the file in what is reported.
-func Parse(name string, text []byte) (*Config, error) {
-	doc := newDocument()
-	doc.read(name, text)
-	return fromDocument(name, doc)
-}
-
 func fromDocument(path string, doc *document) (*Config, error) {
 	c := &Config{Path: path}
 	r := &reading{config: c, doc: doc, problems: slices.Clone(doc.problems), wrong: map[string]bool{}}
@@ -242,7 +235,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 	value, err := r.doc.expand(k.section, e)
 	if err != nil {
 		// The raw text: it is what the administrator has to change.
-		p.Value, p.Text = k.show(e.raw()), err.Error()
+		p.Value, p.Text = k.show(e.raw), err.Error()
 		r.problems = append(r.problems, p)
 		r.wrong[k.id()] = true
 		return

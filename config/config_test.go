@@ -14,9 +14,16 @@ import (
 
 const minimal = "[broker]\nurls = amqp://broker.example.com\ntopic_prefix = topic://koji\n"
 
+// parse is Load for text that is at hand; name stands for the file in what is reported.
+func parse(name, text string) (*Config, error) {
+	doc := newDocument()
+	doc.read(name, []byte(text))
+	return fromDocument(name, doc)
+}
+
 func mustParse(t *testing.T, text string) *Config {
 	t.Helper()
-	c, err := Parse("protonmsg.conf", []byte(text))
+	c, err := parse("protonmsg.conf", text)
 	if err != nil {
 		t.Fatalf("parse:\n%s\n%v", text, err)
 	}

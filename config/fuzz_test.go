@@ -29,7 +29,7 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Add(minimal)
 	f.Fuzz(func(t *testing.T, text string) {
-		first, err := Parse("first.conf", []byte(text))
+		first, err := parse("first.conf", text)
 		if err != nil {
 			var found *Error
 			if !errors.As(err, &found) || len(found.Problems) == 0 {
@@ -37,7 +37,7 @@ func FuzzLoad(f *testing.F) {
 			}
 			return
 		}
-		again, err := Parse("again.conf", []byte(written(first)))
+		again, err := parse("again.conf", written(first))
 		if err != nil {
 			t.Fatalf("what was read cannot be read again: %v\n%s", err, written(first))
 		}

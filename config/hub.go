@@ -37,10 +37,10 @@ func LoadHubDatabase(path string) (ConnString, error) {
 	}
 	port := hubValue(doc, "DBPort")
 	if e := doc.lookup("hub", "dbport"); e != nil {
-		n, err := whole(1, 65535)(e.raw())
+		n, err := whole(1, 65535)(e.raw)
 		if err != nil {
 			return "", &Error{Problems: []Problem{{File: e.place.file, Line: e.place.line, Section: "hub", Key: "DBPort",
-				Value: oneLine(e.raw()), Text: err.Error()}}}
+				Value: oneLine(e.raw), Text: err.Error()}}}
 		}
 		port = fmt.Sprint(n)
 	}
@@ -81,7 +81,7 @@ func readHub(path string) (*document, error) {
 // hubValue is raw: the hub reads its configuration without interpolation.
 func hubValue(doc *document, name string) string {
 	if e := doc.lookup("hub", strings.ToLower(name)); e != nil {
-		return e.raw()
+		return e.raw
 	}
 	return ""
 }

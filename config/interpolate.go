@@ -14,7 +14,7 @@ const (
 // that only a setting that is read can be wrong.
 func (d *document) expand(section string, e *entry) (string, error) {
 	x := expansion{doc: d, section: section}
-	if err := x.add(e.raw(), 1); err != nil {
+	if err := x.add(e.raw, 1); err != nil {
 		return "", err
 	}
 	return x.out.String(), nil
@@ -53,7 +53,7 @@ func (x *expansion) add(text string, depth int) error {
 			return fmt.Errorf("%%(%s)s names no setting of [%s] or [%s]; set it there, or write %%%% for a percent sign",
 				name, x.section, defaultSection)
 		}
-		value := e.raw()
+		value := e.raw
 		if strings.Contains(value, "%") {
 			if err := x.add(value, depth+1); err != nil {
 				return err
@@ -85,7 +85,7 @@ func (d *document) references() map[string]bool {
 	names := map[string]bool{}
 	for _, s := range append([]*section{d.defaults}, d.sections...) {
 		for _, e := range s.entries {
-			for _, piece := range strings.Split(strings.ReplaceAll(e.raw(), "%%", ""), "%")[1:] {
+			for _, piece := range strings.Split(strings.ReplaceAll(e.raw, "%%", ""), "%")[1:] {
 				if name, _, ok := reference(piece); ok {
 					names[strings.ToLower(name)] = true
 				}

@@ -55,7 +55,7 @@ func explain(t *testing.T, file string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := Parse("protonmsg.conf", text)
+	cfg, err := parse("protonmsg.conf", string(text))
 	var found *Error
 	switch {
 	case err == nil:

@@ -209,7 +209,7 @@ func (c *Config) pluginTimeout() time.Duration {
 	doc := newDocument()
 	doc.read(pluginFile, text)
 	if e := doc.lookup(pluginSection, "timeout"); e != nil {
-		if timeout, err := seconds(0, maxSeconds)(e.raw()); err == nil && timeout > 0 {
+		if timeout, err := seconds(0, maxSeconds)(e.raw); err == nil && timeout > 0 {
 			return timeout
 		}
 	}

@@ -24,7 +24,7 @@ var layers = []layer{
 		"message is what all stages share; whatever it imports, all of them would"},
 	{"callbacks", []string{"internal/message"}, []string{"github.com/google/uuid"},
 		"translation is pure: no configuration, no driver, no I/O"},
-	{"config", nil, nil,
+	{"config", nil, []string{"gopkg.in/ini.v1"},
 		"config knows values, not the parts that use them; daemon maps the one to the other"},
 	{"relay", []string{"internal/message"},
 		[]string{"github.com/Azure/go-amqp", "github.com/cenkalti/backoff/v5", "golang.org/x/sync"},
