@@ -228,7 +228,7 @@ func (r *reading) readKeys() {
 func (r *reading) readEntry(k *key, e *entry) {
 	p := Problem{File: e.place.file, Line: e.place.line, Section: k.section, Key: k.name}
 	if k.gone != "" {
-		p.Value, p.Text = k.show(e.raw()), "retired, not read; "+k.gone
+		p.Value, p.Text = k.show(e.raw), "retired, not read; "+k.gone
 		r.config.Warnings = append(r.config.Warnings, p)
 		return
 	}

@@ -99,6 +99,9 @@ func configFiles(dir string) ([]string, error) {
 	return files, nil
 }
 
+// unreadable stands for the library's own words, since these hold the line, and that may hold a password.
+const unreadable = "cannot be read as an ini file; look for quotes and brackets in odd places"
+
 // iniOptions are those with which the library is nearest to ConfigParser; filter sees to the rest.
 var iniOptions = ini.LoadOptions{
 	InsensitiveKeys:            true,
@@ -127,8 +130,7 @@ func (d *document) read(file string, text []byte) {
 	options.ReaderBufferSize = f.out.Len() + 1 // a value must fit into the buffer, or is cut off
 	parsed, err := ini.LoadSources(options, f.out.Bytes())
 	if err != nil {
-		// The library's words hold the line, and that may hold a password.
-		d.problem(file, 0, "", "", "cannot be read as an ini file; look for quotes and brackets in odd places")
+		d.problem(file, 0, "", "", unreadable)
 		d.unread = true
 		return
 	}
