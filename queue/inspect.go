@@ -93,60 +93,60 @@ type Item struct {
 	Reason          string    // the last error, or why it is a dead letter
 }
 
-// unsent gives the message of a dead letter for the queue; false where there is none that the queue can hold.
-func (it *Item) unsent() (row, bool) {
+// Unsent gives the message of a dead letter for the queue; false where there is none that the queue can hold.
+func (it *Item) Unsent() (Row, bool) {
 	if it.Event {
-		return row{}, false
+		return Row{}, false
 	}
 	m := it.Message
 	m.Body = string(it.Body)
 	var err error
 	if m.Props, err = message.DecodeProps([]byte(it.Props)); err != nil {
-		return row{}, false
+		return Row{}, false
 	}
 	props, reason := storable(&m)
-	return row{Message: m, props: props, size: int64(m.Size())}, reason == ""
+	return Row{Message: m, PropsText: props, Bytes: int64(m.Size())}, reason == ""
 }
 
 // queued gives it as a row to add to the queue as it is.
-func (it *Item) queued() (row, bool) {
-	r, ok := it.unsent()
-	r.age, r.attempts, r.tries, r.lastError = age(it.Queued), it.Attempts, it.Tries, cleanText(it.Reason)
+func (it *Item) queued() (Row, bool) {
+	r, ok := it.Unsent()
+	r.Age, r.Attempts, r.Tries, r.LastError = age(it.Queued), it.Attempts, it.Tries, CleanText(it.Reason)
 	if !it.NextAttempt.IsZero() {
-		r.aside, r.delay = true, time.Until(it.NextAttempt)
+		r.Aside, r.Delay = true, time.Until(it.NextAttempt)
 	}
 	return r, ok
 }
 
 // dead gives it as a dead letter.
-func (it *Item) dead() deadRow {
-	d := deadMessage(it.Message, []byte(it.Props), it.Attempts, it.Reason)
-	d.body, d.died = it.Body, it.Queued
+func (it *Item) dead() DeadRow {
+	d := DeadMessage(it.Message, []byte(it.Props), it.Attempts, it.Reason)
+	d.Body, d.Died = it.Body, it.Queued
 	if it.Event {
-		d.address = nil
+		d.Address = nil
 	}
 	return d
 }
 
-// sortItems gives items of box as rows to insert. What the queue cannot hold becomes a dead letter.
-func sortItems(box Box, items []Item) incoming {
-	var in incoming
+// SortItems gives items of box as rows to insert. What the queue cannot hold becomes a dead letter.
+func SortItems(box Box, items []Item) Incoming {
+	var in Incoming
 	for i := range items {
 		it := &items[i]
 		if box == Queue {
 			if r, ok := it.queued(); ok {
-				in.rows = append(in.rows, r)
-				in.size += r.size
+				in.Rows = append(in.Rows, r)
+				in.Size += r.Bytes
 				continue
 			}
 		}
-		in.dead = append(in.dead, it.dead())
+		in.Dead = append(in.Dead, it.dead())
 	}
 	return in
 }
 
-// missing gives those of ids that are not among found.
-func missing(ids, found []string) []string {
+// Missing gives those of ids that are not among found.
+func Missing(ids, found []string) []string {
 	known := make(map[string]bool, len(found))
 	for _, id := range found {
 		known[id] = true
@@ -160,10 +160,39 @@ func missing(ids, found []string) []string {
 	return none
 }
 
-// propsText gives props for people: as they are, or quoted where they are no JSON.
-func propsText(props []byte) string {
+// PropsText gives props for people: as they are, or quoted where they are no JSON.
+func PropsText(props []byte) string {
 	if json.Valid(props) {
 		return string(props)
 	}
-	return cleanText(string(props))
+	return CleanText(string(props))
+}
+
+// add counts one topic in.
+func (st *Stats) Add(t TopicStats, aside int64, next time.Time) {
+	st.Topics = append(st.Topics, t)
+	st.Depth += t.Depth
+	st.Bytes += t.Bytes
+	st.SetAside += aside
+	st.Oldest = Earlier(st.Oldest, t.Oldest)
+	st.NextAttempt = Earlier(st.NextAttempt, next)
+}
+
+// Earlier gives the earlier of two times; the zero time is none.
+func Earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// ListChunk is the number of items read at a time: a list holds no transaction open while it is written out.
+const ListChunk = 500
+
+// String names the box in errors.
+func (b Box) String() string {
+	if b == Dead {
+		return "the dead letters"
+	}
+	return "the queue"
 }

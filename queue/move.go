@@ -41,7 +41,7 @@ func Export(ctx context.Context, s Inspector, w io.Writer) error {
 		err := s.List(ctx, box, ListOptions{}, func(listed Item) error {
 			it, err := s.Show(ctx, box, listed.Message.ID)
 			if errors.Is(err, ErrNotFound) {
-				return nil // drained meanwhile
+				return nil // Drained meanwhile
 			}
 			if err != nil {
 				return err
@@ -136,7 +136,7 @@ func Import(ctx context.Context, s Inspector, r io.Reader) (Imported, error) {
 		if err != nil {
 			return done, errors.Join(fmt.Errorf("read line %d of the import: %w", line, err), flush())
 		}
-		if its != box || len(items) == listChunk || size > 8<<20 {
+		if its != box || len(items) == ListChunk || size > 8<<20 {
 			if err := flush(); err != nil {
 				return done, fmt.Errorf("import up to line %d: %w", line-1, err)
 			}

@@ -1,10 +1,10 @@
 package queue
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"koji-relay/internal/message"
+	"koji-relay/internal/retry"
 )
 
 // DefaultMaxAttempts is used where Limits.MaxAttempts is 0.
@@ -19,16 +19,17 @@ type Limits struct {
 	MaxAttempts int
 }
 
-func (l Limits) maxAttempts() int {
+// Attempts is MaxAttempts, or its default.
+func (l Limits) Attempts() int {
 	if l.MaxAttempts <= 0 {
 		return DefaultMaxAttempts
 	}
 	return l.MaxAttempts
 }
 
-// settle gives what becomes of a message after an outcome, given its counts from before; false where the row
+// Decide gives what becomes of a message after an outcome, given its counts from before; false where the row
 // stays as it is (Wait).
-func settle(e Entry, o message.Outcome, maxAttempts int) (Settlement, bool) {
+func Decide(e Entry, o message.Outcome, maxAttempts int) (Settlement, bool) {
 	s := Settlement{ID: e.Message.ID, Attempts: e.Attempts, Tries: e.Tries, Reason: reason(o)}
 	switch o.Next {
 	case message.Done:
@@ -69,26 +70,12 @@ func reason(o message.Outcome) string {
 // laterDelay is the time until a message is tried again that was turned away for a passing reason: 5 s,
 // doubling to 10 min, so that a binding or room made by the administrator is noticed soon.
 func laterDelay(tries int) time.Duration {
-	return jitter(doubled(5*time.Second, tries, 10*time.Minute))
+	return retry.Jitter(retry.Doubled(5*time.Second, tries, 10*time.Minute))
 }
 
 // countDelay is the time until a message is tried again that looks permanently refused: 30 s, doubling to 2 h. The
 // seven delays between the default eight attempts add up to 63.5 min or more, so that a broker misconfigured for an
 // hour costs no message.
 func countDelay(attempts int) time.Duration {
-	return jitter(doubled(30*time.Second, attempts, 2*time.Hour))
-}
-
-// doubled is first for n = 1 and twice as much for each further n, up to limit.
-func doubled(first time.Duration, n int, limit time.Duration) time.Duration {
-	d := first
-	for ; n > 1 && d < limit; n-- {
-		d *= 2
-	}
-	return min(d, limit)
-}
-
-// jitter adds up to a quarter, never taking away: the sum of delays is a promise.
-func jitter(d time.Duration) time.Duration {
-	return d + rand.N(d/4+1)
+	return retry.Jitter(retry.Doubled(30*time.Second, attempts, 2*time.Hour))
 }

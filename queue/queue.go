@@ -8,8 +8,9 @@
 // It never: sends (the drain is given a sender), deletes before an outcome is known, changes Koji's own
 // tables beyond inserting and deleting rows of proton_queue, or logs bodies or passwords.
 //
-// Two stores keep one contract: Postgres, on Koji's proton_queue table beside our schema koji_relay, and
-// File, on one file of its own.
+// This package is the contract, the policy of attempts, the stored form, and export and import. Two stores keep the
+// contract: queue/postgres, on Koji's table proton_queue beside our schema koji_relay, and queue/file, on one file of
+// its own. queue/storetest is the contract as tests, queue/drain sends what a store holds.
 package queue
 
 import (
@@ -125,6 +126,8 @@ var (
 	ErrFull = errors.New("the queue is full")
 	// ErrBusy is returned by BeginDrain while another process drains.
 	ErrBusy = errors.New("another process drains the queue")
+	// ErrLockLost is returned by a pass that is not exclusive any more.
+	ErrLockLost = errors.New("the drain lock was lost")
 	// ErrNotFound is returned for a message-id that the queue does not hold.
 	ErrNotFound = errors.New("not in the queue")
 	// ErrSchema is returned when the schema koji_relay is absent or of another version.
@@ -132,3 +135,6 @@ var (
 	// ErrInUse is returned by OpenFile when another process holds the file.
 	ErrInUse = errors.New("the queue file is in use by another process")
 )
+
+// ExpiryChunk bounds one transaction of expiry.
+const ExpiryChunk = 500

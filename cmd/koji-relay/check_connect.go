@@ -11,7 +11,7 @@ import (
 
 	"koji-relay/config"
 	"koji-relay/internal/daemon"
-	"koji-relay/queue"
+	"koji-relay/queue/postgres"
 	"koji-relay/relay"
 )
 
@@ -88,7 +88,7 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *databaseReport {
 	if err != nil {
 		return &databaseReport{Error: err.Error()}
 	}
-	r, err := queue.Probe(ctx, conn.Reveal())
+	r, err := postgres.Probe(ctx, conn.Reveal())
 	d := &databaseReport{
 		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler, Schema: r.Version,
 	}

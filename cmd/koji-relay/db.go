@@ -10,7 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"koji-relay/queue"
+	"koji-relay/queue/postgres"
+	"koji-relay/queue/schema"
 )
 
 func dbCommand() *cobra.Command {
@@ -42,7 +43,7 @@ func addDatabaseFlags(cmd *cobra.Command) dbTarget {
 }
 
 // open connects. An unusable configuration is a usageError.
-func (t dbTarget) open(ctx context.Context) (*queue.Schema, error) {
+func (t dbTarget) open(ctx context.Context) (*postgres.Schema, error) {
 	conn := *t.database
 	if conn == "" {
 		cfg, err := loadConfig(*t.config)
@@ -55,11 +56,11 @@ func (t dbTarget) open(ctx context.Context) (*queue.Schema, error) {
 		}
 		conn = found.Reveal()
 	}
-	return queue.OpenSchema(ctx, conn)
+	return postgres.OpenSchema(ctx, conn)
 }
 
 // with opens the database for f.
-func (t dbTarget) with(ctx context.Context, f func(*queue.Schema) error) error {
+func (t dbTarget) with(ctx context.Context, f func(*postgres.Schema) error) error {
 	schema, err := t.open(ctx)
 	if err != nil {
 		return err
@@ -89,20 +90,20 @@ the grants that the relay's and the hub's roles need where they are not the owne
 	cmd.Flags().StringVar(&hub, "hub-role", "koji", "`role` of the hub, for the printed grants")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if print {
-			grants, err := queue.GrantsSQL(relay, hub)
+			grants, err := postgres.GrantsSQL(relay, hub)
 			if err != nil {
 				return usageError{err}
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s", queue.SchemaSQL(), grants)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s", postgres.SchemaSQL(), grants)
 			return err
 		}
-		return target.with(cmd.Context(), func(s *queue.Schema) error {
+		return target.with(cmd.Context(), func(s *postgres.Schema) error {
 			made, err := s.Init(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if len(made) == 0 {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay has version %d.\n", queue.SchemaVersion())
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay has version %d.\n", schema.Version())
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Created %s.\nA relay or hub whose role is not the owner needs the grants that 'koji-relay db init --print' shows.\n",
@@ -128,14 +129,14 @@ With --print the steps are printed and nothing is changed.`,
 	target := addDatabaseFlags(cmd)
 	cmd.Flags().BoolVar(&print, "print", false, "print the SQL instead of running it")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return target.with(cmd.Context(), func(s *queue.Schema) error {
+		return target.with(cmd.Context(), func(s *postgres.Schema) error {
 			out := cmd.OutOrStdout()
 			if print {
 				st, err := s.Status(cmd.Context())
 				if err != nil {
 					return err
 				}
-				_, err = io.WriteString(out, queue.UpgradeSQL(st.Version))
+				_, err = io.WriteString(out, postgres.UpgradeSQL(st.Version))
 				return err
 			}
 			from, to, err := s.Upgrade(cmd.Context())
@@ -169,7 +170,7 @@ Exit codes: 0 the relay can work with it; 1 it cannot; 2 no usable configuration
 	target := addDatabaseFlags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return target.with(cmd.Context(), func(s *queue.Schema) error {
+		return target.with(cmd.Context(), func(s *postgres.Schema) error {
 			st, err := s.Status(cmd.Context())
 			if err != nil {
 				return err
@@ -205,8 +206,8 @@ type dbReport struct {
 	Remedy      string `json:"remedy,omitempty"`
 }
 
-func newDBReport(st queue.SchemaStatus) dbReport {
-	r := dbReport{Database: st.Database, Version: st.Version, Wanted: queue.SchemaVersion(), QueueTable: st.QueueTable,
+func newDBReport(st postgres.SchemaStatus) dbReport {
+	r := dbReport{Database: st.Database, Version: st.Version, Wanted: schema.Version(), QueueTable: st.QueueTable,
 		LockRow: st.LockRow, Queued: st.Queued, DeadLetters: st.DeadLetters, Outbox: st.Outbox}
 	switch {
 	case r.Version == 0 || !r.QueueTable:
@@ -265,10 +266,10 @@ can drain them. Stop the relay, and switch the hub back, first.`,
 	cmd.Flags().BoolVar(&print, "print", false, "print the SQL instead of running it")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if print {
-			_, err := io.WriteString(cmd.OutOrStdout(), queue.RemoveSQL)
+			_, err := io.WriteString(cmd.OutOrStdout(), postgres.RemoveSQL)
 			return err
 		}
-		return target.with(cmd.Context(), func(s *queue.Schema) error {
+		return target.with(cmd.Context(), func(s *postgres.Schema) error {
 			st, err := s.Status(cmd.Context())
 			if err != nil {
 				return err

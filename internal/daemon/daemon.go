@@ -23,6 +23,9 @@ import (
 	"koji-relay/internal/admin"
 	"koji-relay/internal/ingest"
 	"koji-relay/queue"
+	"koji-relay/queue/drain"
+	"koji-relay/queue/file"
+	"koji-relay/queue/postgres"
 )
 
 // Options configure a Daemon. All fields are required.
@@ -49,9 +52,9 @@ type Daemon struct {
 	// What outlives a reload. The first two are nil with [queue] enabled = off, the others unless the store is
 	// Postgres.
 	store    store
-	drainer  *queue.Drainer
-	postgres *queue.Postgres
-	outbox   *queue.Outbox
+	drainer  *drain.Drainer
+	postgres *postgres.Store
+	outbox   *postgres.Outbox
 
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
 	effective     atomic.Pointer[effective]
@@ -183,22 +186,22 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	}
 	d.store = opened
 	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
-	d.drainer = queue.NewDrainer(opened, &d.current, d.drainOptions(c))
+	d.drainer = drain.New(opened, &d.current, d.drainOptions(c))
 	if pg != nil {
 		d.postgres = pg
-		d.outbox = queue.NewOutbox(pg, outboxTaker{&d.current}, queue.OutboxOptions{Interval: c.Queue.Interval, Logger: d.log})
+		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{Interval: c.Queue.Interval, Logger: d.log})
 	}
 	return nil
 }
 
 // OpenStore opens the store of c for serve and for the commands that work on it while the relay is stopped.
 // Both results are nil with [queue] enabled = off; the second is nil for a store that is not Postgres.
-func OpenStore(ctx context.Context, c *config.Config, log *slog.Logger) (store, *queue.Postgres, error) {
+func OpenStore(ctx context.Context, c *config.Config, log *slog.Logger) (store, *postgres.Store, error) {
 	if !c.Queue.Enabled {
 		return nil, nil, nil
 	}
 	if c.Queue.Store == config.StoreFile {
-		f, err := queue.OpenFile(c.Queue.Path, queue.FileOptions{Limits: limits(c)})
+		f, err := file.Open(c.Queue.Path, file.Options{Limits: limits(c)})
 		if err != nil {
 			return nil, nil, fmt.Errorf("open the queue: %w", err)
 		}
@@ -208,7 +211,7 @@ func OpenStore(ctx context.Context, c *config.Config, log *slog.Logger) (store, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the queue's database: %w", err)
 	}
-	pg, err := queue.OpenPostgres(ctx, queue.PostgresOptions{ConnString: conn.Reveal(), Limits: limits(c), Logger: log})
+	pg, err := postgres.Open(ctx, postgres.Options{ConnString: conn.Reveal(), Limits: limits(c), Logger: log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the queue: %w", err)
 	}

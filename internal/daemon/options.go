@@ -6,6 +6,7 @@ import (
 	"koji-relay/callbacks"
 	"koji-relay/config"
 	"koji-relay/queue"
+	"koji-relay/queue/drain"
 	"koji-relay/relay"
 )
 
@@ -59,8 +60,8 @@ func limits(c *config.Config) queue.Limits {
 	return queue.Limits{MaxBytes: c.Queue.MaxBytes, MaxAttempts: c.Queue.MaxAttempts}
 }
 
-func (d *Daemon) drainOptions(c *config.Config) queue.DrainOptions {
-	return queue.DrainOptions{
+func (d *Daemon) drainOptions(c *config.Config) drain.Options {
+	return drain.Options{
 		BatchSize:   c.Queue.BatchSize,
 		BatchBytes:  int(c.Queue.BatchBytes),
 		Interval:    c.Queue.Interval,

@@ -9,7 +9,7 @@ import (
 	"koji-relay/callbacks"
 	"koji-relay/internal/admin"
 	"koji-relay/internal/message"
-	"koji-relay/queue"
+	"koji-relay/queue/file"
 )
 
 const deadCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
@@ -17,7 +17,7 @@ const deadCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
 // deadEvents gives a store with two events as dead letters, of which the rules of today understand only the first.
 func deadEvents(t *testing.T) (queueControl, []string) {
 	t.Helper()
-	store, err := queue.OpenFile(filepath.Join(t.TempDir(), "queue.db"), queue.FileOptions{})
+	store, err := file.Open(filepath.Join(t.TempDir(), "queue.db"), file.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

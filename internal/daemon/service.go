@@ -126,7 +126,7 @@ func (c *current) translate(commit message.Commit) callbacks.Translation {
 	return s.rules.Translate(commit)
 }
 
-// SendPatiently and Usable implement queue.Sender.
+// SendPatiently and Usable implement drain.Sender.
 func (c *current) SendPatiently(ctx context.Context, msgs []message.Message) []message.Outcome {
 	s := c.acquire()
 	defer s.users.Done()

@@ -16,6 +16,8 @@ import (
 	"koji-relay/internal/admin"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
+	"koji-relay/queue/drain"
+	"koji-relay/queue/file"
 )
 
 // scrape gives the metrics that w has counted, as Prometheus sees them.
@@ -73,7 +75,7 @@ func TestTrimmedExtraIsCounted(t *testing.T) {
 
 func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 	t.Parallel()
-	store, err := queue.OpenFile(filepath.Join(t.TempDir(), "queue.db"), queue.FileOptions{})
+	store, err := file.Open(filepath.Join(t.TempDir(), "queue.db"), file.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +86,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 	}
 	w := newWatch("test", slog.New(slog.DiscardHandler))
 	expired := make(chan struct{}, 1)
-	drainer := queue.NewDrainer(store, noBroker{}, queue.DrainOptions{
+	drainer := drain.New(store, noBroker{}, drain.Options{
 		Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true},
 		ObserveExpired: func(done queue.Expired, by queue.Expiry) {
 			w.expired(done, by)

@@ -1,0 +1,69 @@
+// Package retry is how loops of this program try again: they back off, and log an unchanged cause once.
+//
+// It promises that delays are never shorter than asked for. It never tries anything itself.
+package retry
+
+import (
+	"context"
+	"math/rand/v2"
+	"regexp"
+	"time"
+)
+
+// Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value is a loop
+// that works. It is not safe for concurrent use.
+type Trouble struct {
+	failures int
+	cause    string
+}
+
+// Failed counts a failure. It reports whether the cause is news, and so belongs in the log.
+func (t *Trouble) Failed(err error) bool {
+	t.failures++
+	cause := Cause(err)
+	news := cause != t.cause
+	t.cause = cause
+	return news
+}
+
+// Over notes success. It reports whether that follows a failure, and so belongs in the log.
+func (t *Trouble) Over() bool {
+	again := t.failures > 0
+	*t = Trouble{}
+	return again
+}
+
+// Delay is the time until the next try: 200 ms, doubling with each failure to 5 s, and jitter.
+func (t *Trouble) Delay() time.Duration {
+	return Jitter(Doubled(200*time.Millisecond, t.failures, 5*time.Second))
+}
+
+// ownAddress is our side of a connection in the error of a socket.
+var ownAddress = regexp.MustCompile(`\S+:\d+->`)
+
+// Cause is the text of err without our side of a connection: its port is another one each time, which is no news.
+func Cause(err error) string { return ownAddress.ReplaceAllString(err.Error(), "->") }
+
+// Doubled is first for n = 1 and twice as much for each further n, up to limit.
+func Doubled(first time.Duration, n int, limit time.Duration) time.Duration {
+	d := first
+	for ; n > 1 && d < limit; n-- {
+		d *= 2
+	}
+	return min(d, limit)
+}
+
+// Jitter adds up to a quarter. It never takes away: the sum of delays may be a promise.
+func Jitter(d time.Duration) time.Duration {
+	return d + rand.N(d/4+1)
+}
+
+// Pause waits for d, or until ctx ends.
+func Pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,311 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/queue"
+)
+
+// Stats implements Inspector.
+func (p *Store) Stats(ctx context.Context) (queue.Stats, error) {
+	var st queue.Stats
+	err := p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		st = queue.Stats{DeadReasons: map[string]int64{}}
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			// Counting all is the one thing that a scan of the table does best.
+			if _, err := tx.Exec(ctx, "SET LOCAL enable_seqscan = on"); err != nil {
+				return err
+			}
+			return readStats(ctx, tx, &st)
+		})
+	})
+	return st, err
+}
+
+func readStats(ctx context.Context, tx pgx.Tx, st *queue.Stats) error {
+	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt), min(next_attempt)
+		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
+	var t queue.TopicStats
+	var aside int64
+	var oldest, next *time.Time
+	_, err := pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
+		t.Oldest = timeOf(oldest)
+		st.Add(t, aside, timeOf(next))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	rows, _ = tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason ORDER BY count(*) DESC LIMIT 50`)
+	var reason string
+	var n int64
+	_, err = pgx.ForEachRow(rows, []any{&reason, &n}, func() error {
+		st.DeadReasons[reason] = n
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created) FROM koji_relay.outbox`).
+		Scan(&st.Dead, &st.Outbox, &oldest)
+	st.OutboxOldest = timeOf(oldest)
+	return err
+}
+
+// List implements Inspector. Items that come or go meanwhile may be listed or not.
+func (p *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, each func(queue.Item) error) error {
+	left := o.Limit
+	if left <= 0 {
+		left = math.MaxInt
+	}
+	at := listPlace{queueID: math.MinInt64}
+	if o.Newest {
+		at = listPlace{queueID: math.MaxInt64, died: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
+	}
+	for left > 0 {
+		var items []queue.Item
+		err := p.do(ctx, "list "+box.String(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+			from := at
+			var err error
+			items, err = listSome(ctx, conn, box, queue.ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, queue.ListChunk)}, &from)
+			if err == nil {
+				at = from
+			}
+			return err
+		})
+		if err != nil || len(items) == 0 {
+			return err
+		}
+		for _, it := range items {
+			if err := each(it); err != nil {
+				return err
+			}
+		}
+		left -= len(items)
+	}
+	return nil
+}
+
+// listPlace is where a list goes on.
+type listPlace struct {
+	queueID int64
+	died    time.Time
+	id      string
+}
+
+const (
+	queueItem = `d.message_id, d.queue_id, d.created_ts, d.commit, d.event, d.callback, d.address, d.created, d.size, d.attempts,
+		d.tries, d.next_attempt, d.last_error, false`
+	deadItem = `d.message_id, 0::bigint, d.died, d.commit, d.event, d.callback, coalesce(d.address, ''), d.created,
+		(octet_length(d.body) + 256)::bigint, d.attempts, 0, NULL::timestamptz, d.reason, d.address IS NULL`
+)
+
+func listSome(ctx context.Context, conn *pgx.Conn, box queue.Box, o queue.ListOptions, at *listPlace) ([]queue.Item, error) {
+	sql, args := `SELECT `+queueItem+`, ''::bytea, ''::bytea FROM koji_relay.delivery d
+		WHERE d.queue_id > $1 AND ($2 = '' OR d.address = $2) ORDER BY d.queue_id LIMIT $3`, []any{at.queueID, o.Address, o.Limit}
+	if box == queue.Dead {
+		sql = `SELECT ` + deadItem + `, ''::bytea, ''::bytea FROM koji_relay.dead_letter d
+			WHERE (d.died, d.message_id) > ($1, $2) AND ($3 = '' OR d.address = $3) ORDER BY d.died, d.message_id LIMIT $4`
+		args = []any{at.died, at.id, o.Address, o.Limit}
+	}
+	if o.Newest {
+		sql = strings.NewReplacer(" > ", " < ", "queue_id LIMIT", "queue_id DESC LIMIT",
+			"d.died, d.message_id LIMIT", "d.died DESC, d.message_id DESC LIMIT").Replace(sql)
+	}
+	items, last, err := readItems(ctx, conn, sql, args...)
+	if n := len(items); err == nil && n > 0 {
+		*at = listPlace{queueID: last, died: items[n-1].Queued, id: items[n-1].Message.ID}
+	}
+	return items, err
+}
+
+// readItems reads the columns of queueItem or deadItem, props and body. It also gives the queue_id of the last item.
+func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]queue.Item, int64, error) {
+	rows, _ := conn.Query(ctx, sql, args...) // CollectRows gives the error
+	var queueID int64
+	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (queue.Item, error) {
+		var it queue.Item
+		var queued, created, next *time.Time
+		var props []byte
+		m := &it.Message
+		err := row.Scan(&m.ID, &queueID, &queued, &m.Commit, &m.Event, &m.Callback, &m.Address, &created, &it.Size,
+			&it.Attempts, &it.Tries, &next, &it.Reason, &it.Event, &props, &it.Body)
+		it.Queued, m.Created, it.NextAttempt = timeOf(queued), timeOf(created), timeOf(next)
+		it.Props = queue.PropsText(props)
+		return it, err
+	})
+	return items, queueID, err
+}
+
+const (
+	fullQueueItems = `SELECT ` + queueItem + `, convert_to(q.props::text, 'UTF8'), convert_to(q.body::text, 'UTF8')
+		FROM koji_relay.delivery d JOIN proton_queue q ON q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
+	fullDeadItems = `SELECT ` + deadItem + `, coalesce(d.props, ''), d.body FROM koji_relay.dead_letter d`
+)
+
+// Show implements Inspector.
+func (p *Store) Show(ctx context.Context, box queue.Box, id string) (queue.Item, error) {
+	sql := fullQueueItems
+	if box == queue.Dead {
+		sql = fullDeadItems
+	}
+	var items []queue.Item
+	err := p.do(ctx, "show "+id, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		var err error
+		items, _, err = readItems(ctx, conn, sql+` WHERE d.message_id = $1`, id)
+		if err == nil && len(items) == 0 {
+			err = queue.ErrNotFound
+		}
+		return err
+	})
+	if err != nil {
+		return queue.Item{}, err
+	}
+	return items[0], nil
+}
+
+// Retry implements Inspector. What is set aside becomes due rather than fresh: the drain finds it by its time, and not
+// by its place among messages that were passed long ago.
+func (p *Store) Retry(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
+	if box == queue.Dead {
+		return p.retryDead(ctx, which)
+	}
+	return p.change(ctx, "retry messages", which, `
+		UPDATE koji_relay.delivery d SET attempts = 0,
+			next_attempt = CASE WHEN next_attempt IS NOT NULL THEN least(next_attempt, now()) END
+		WHERE `+where(which, "d.next_attempt > now()")+` RETURNING d.message_id`)
+}
+
+// Drop implements Inspector.
+func (p *Store) Drop(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
+	if box == queue.Dead {
+		return p.change(ctx, "drop dead letters", which,
+			`DELETE FROM koji_relay.dead_letter d WHERE `+where(which, "true")+` RETURNING d.message_id`)
+	}
+	changed, err := p.change(ctx, "drop messages", which, `
+		WITH gone AS (
+			DELETE FROM koji_relay.delivery d WHERE `+where(which, "true")+` RETURNING d.message_id, d.queue_id, d.created_ts
+		), deleted AS (
+			DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		)
+		SELECT message_id FROM gone`)
+	if err != nil {
+		return changed, err
+	}
+	return changed, p.Remeasure(ctx)
+}
+
+// where is the condition for the rows d that are selected, with the ids as $1; all is it for all of them.
+func where(which queue.Selection, all string) string {
+	if which.All {
+		return "$1::text[] IS NOT NULL AND " + all
+	}
+	return "d.message_id = ANY($1)"
+}
+
+// change runs a statement that takes ids, and gives the ids of what it changed.
+func (p *Store) change(ctx context.Context, what string, which queue.Selection, sql string) (queue.Changed, error) {
+	var changed queue.Changed
+	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		ids := which.IDs
+		if ids == nil {
+			ids = []string{}
+		}
+		rows, _ := conn.Query(ctx, sql, ids) // CollectRows gives the error
+		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		changed = queue.Changed{Count: len(found)}
+		if !which.All {
+			changed.Missing = queue.Missing(which.IDs, found)
+		}
+		return err
+	})
+	return changed, err
+}
+
+// retryDead returns dead letters to the queue, a few at a time, since their bodies pass through this process. Each
+// message is either still a dead letter or queued.
+func (p *Store) retryDead(ctx context.Context, which queue.Selection) (queue.Changed, error) {
+	ids := which.IDs
+	if which.All {
+		ids = nil
+		err := p.List(ctx, queue.Dead, queue.ListOptions{}, func(it queue.Item) error {
+			if !it.Event {
+				ids = append(ids, it.Message.ID)
+			}
+			return nil
+		})
+		if err != nil {
+			return queue.Changed{}, err
+		}
+	}
+	var changed queue.Changed
+	for _, id := range ids {
+		err := p.retryOne(ctx, id)
+		switch {
+		case err == nil:
+			changed.Count++
+		case errors.Is(err, queue.ErrNotFound) || refusedData(err):
+			changed.Missing = append(changed.Missing, id)
+		default:
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func (p *Store) retryOne(ctx context.Context, id string) error {
+	it, err := p.Show(ctx, queue.Dead, id)
+	if err != nil {
+		return err
+	}
+	r, ok := it.Unsent()
+	if !ok {
+		return queue.ErrNotFound
+	}
+	return p.do(ctx, "retry dead letter "+id, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		batch := &pgx.Batch{}
+		batch.Queue(`DELETE FROM koji_relay.dead_letter WHERE message_id = $1`, id)
+		queueRows(batch, []queue.Row{r})
+		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
+		return conn.SendBatch(ctx, batch).Close()
+	})
+}
+
+// Add implements Inspector.
+func (p *Store) Add(ctx context.Context, box queue.Box, items []queue.Item) (int, error) {
+	in := queue.SortItems(box, items)
+	var stored int64
+	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		stored = 0
+		batch := &pgx.Batch{}
+		queueRows(batch, in.Rows)
+		queueDead(batch, in.Dead)
+		results := conn.SendBatch(ctx, batch)
+		if len(in.Rows) > 0 {
+			if _, err := results.Exec(); err != nil { // deleteOrphans
+				return errors.Join(err, results.Close())
+			}
+		}
+		for range batch.Len() - min(1, len(in.Rows)) {
+			tag, err := results.Exec()
+			if err != nil {
+				return errors.Join(err, results.Close())
+			}
+			stored += tag.RowsAffected()
+		}
+		return results.Close()
+	})
+	if err == nil {
+		p.bytes.add(in.Size)
+	}
+	return int(stored), err
+}
+
+var _ queue.Inspector = (*Store)(nil)

@@ -1,0 +1,106 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"koji-relay/internal/pgtest"
+	"koji-relay/queue"
+	"koji-relay/queue/storetest"
+)
+
+// TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay: a table that is empty one minute and has a million rows the next
+// has the planner's statistics of the minute before. Rows read are counted, by the server.
+func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
+	t.Parallel()
+	for name, reltuples := range map[string]float64{"empty": 0, "never analyzed": -1, "huge": 1e8} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const rows = 20_000
+			conn := hubDatabase(t)
+			fill(t, conn, 1, rows, "NULL")
+			fill(t, conn, rows+1, 2*rows, "now() + interval '1 hour'")
+			protonmsgInsert(t, conn, 1, 500)
+			pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+				SELECT md5(i::text)::uuid, 0, 'postTag', '{}' FROM generate_series(1, %d) i`, rows))
+			pgtest.SQL(t, conn, "VACUUM ANALYZE")
+			pgtest.SQL(t, conn, fmt.Sprintf(`UPDATE pg_class SET reltuples = %v WHERE relnamespace = 'koji_relay'::regnamespace
+				OR relname LIKE 'proton_queue%%'`, reltuples))
+			before := rowsRead(t, conn)
+			workOnQueue(t, open(t, conn, queue.Limits{}))
+			after := rowsRead(t, conn)
+			// Once each row of the queue is compared with its delivery row.
+			if read := after - before; read > 5*rows {
+				t.Errorf("%d rows were read for some 700 messages, beside %d of the walk for rows of protonmsg", read-4*rows, 4*rows)
+			}
+		})
+	}
+}
+
+// rowsRead is what sessions that have ended read of our tables, by index or not.
+func rowsRead(tb testing.TB, conn string) int64 {
+	tb.Helper()
+	storetest.Eventually(tb, "our sessions have ended", func() bool {
+		return query[int64](tb, conn, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'koji-relay' AND datname = current_database()`) == 0
+	})
+	return query[int64](tb, conn, `SELECT ((SELECT sum(idx_tup_read) FROM pg_stat_user_indexes) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables))::bigint`)
+}
+
+// workOnQueue does each thing that happens while a queue is long, and closes p.
+func workOnQueue(t *testing.T, p *Store) {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pass, err := p.BeginDrain(ctx)
+	must(err)
+	_, err = pass.Expire(ctx, queue.Expiry{MaxAge: time.Hour, ToDead: true, DeadMaxAge: time.Hour})
+	must(err)
+	var aside []string
+	for range 5 {
+		entries, err := pass.Next(ctx, queue.BatchLimits{Messages: 100, Bytes: 1 << 20})
+		must(err)
+		var settlements []queue.Settlement
+		for i, e := range entries {
+			s := queue.Settlement{ID: e.Message.ID, Action: queue.Forget}
+			switch i % 10 {
+			case 1:
+				s.Action = queue.Bury
+			case 2:
+				s.Action, s.Delay = queue.SetAside, time.Hour
+				aside = append(aside, s.ID)
+			}
+			settlements = append(settlements, s)
+		}
+		must(p.Settle(ctx, settlements))
+	}
+	pass.End(true)
+	for i := range 10 {
+		must(p.Put(ctx, storetest.Unsent(5*i, 5*i+4), nil))
+		must(p.Put(ctx, storetest.Unsent(5*i, 5*i+4), nil)) // the hub asked again
+		_, err := p.Backlog(ctx)
+		must(err)
+	}
+	_, err = p.Show(ctx, queue.Queue, aside[0])
+	must(err)
+	_, err = p.Retry(ctx, queue.Queue, queue.Selection{IDs: aside[:20]})
+	must(err)
+	_, err = p.Drop(ctx, queue.Queue, queue.Selection{IDs: aside[20:]})
+	must(err)
+
+	taker := &fakeTaker{}
+	reading, cancel := context.WithCancel(ctx)
+	var reader sync.WaitGroup
+	reader.Go(func() { _ = NewOutbox(p, taker, OutboxOptions{}).Run(reading) })
+	storetest.Eventually(t, "events were read", func() bool { return taker.count() > 100 })
+	cancel()
+	reader.Wait()
+	must(p.Close())
+}

@@ -1,0 +1,69 @@
+package postgres
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"koji-relay/internal/pgtest"
+	"koji-relay/queue/schema"
+)
+
+func TestProbeNamesWhatIsMissingAndItsRemedy(t *testing.T) {
+	t.Parallel()
+	owner := pgtest.Database(t, "") // without Koji's tables and ours
+	role := "probe_" + strings.TrimPrefix(owner[strings.LastIndex(owner, "=")+1:], "_")
+	pgtest.SQL(t, owner, `CREATE ROLE `+role+` LOGIN`)
+	look := func(conn, remedy string) ProbeReport {
+		t.Helper()
+		r, err := Probe(t.Context(), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Remedy(); remedy == "" && got != "" || !strings.Contains(got, remedy) {
+			t.Errorf("remedy %q, want %q", got, remedy)
+		}
+		return r
+	}
+
+	look(owner, "koji-relay db init")
+	s, err := OpenSchema(t.Context(), owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := look(owner, "")
+	if r.Version != schema.Version() || r.Server == "" || r.Role == "" || r.Pooler != "" {
+		t.Errorf("report %+v", r)
+	}
+
+	poor := owner + " user=" + role
+	r = look(poor, "grant ")
+	if r.Role != role || len(r.Missing) == 0 {
+		t.Errorf("report of a role without grants: %+v", r)
+	}
+	grants, err := GrantsSQL(role, role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.SQL(t, owner, grants)
+	look(poor, "")
+	pgtest.SQL(t, owner, `REVOKE DELETE ON proton_queue FROM `+role)
+	if r = look(poor, "DELETE ON proton_queue"); len(r.Missing) != 1 {
+		t.Errorf("missing grants %q, want one", r.Missing)
+	}
+
+	pgtest.SQL(t, owner, `INSERT INTO koji_relay.version (version) VALUES (1000)`)
+	look(owner, "newer koji-relay")
+}
+
+func TestProbeSaysWhenTheServerIsNotThere(t *testing.T) {
+	t.Parallel()
+	_, err := Probe(context.Background(), "host=127.0.0.1 port=1 dbname=koji user=koji password=sesame")
+	if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1/koji") || strings.Contains(err.Error(), "sesame") {
+		t.Errorf("got %v, want the address and no password", err)
+	}
+}

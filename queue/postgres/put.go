@@ -1,0 +1,225 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"koji-relay/internal/failpoint"
+	"koji-relay/internal/message"
+	"koji-relay/queue"
+)
+
+// channel carries a notification for each put and each insert into the outbox. Those for a put have notifyQueue
+// as payload.
+const (
+	channel     = "koji_relay"
+	notifyQueue = "queue"
+)
+
+// deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
+// that putting them again stores them again.
+const deleteOrphans = `
+	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
+	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
+
+// insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
+// messages then wait for one another instead of locking each other up), and inserts what was not known.
+const insertRows = `
+	WITH input AS MATERIALIZED (
+		SELECT nextval(pg_get_serial_sequence('proton_queue', 'id')) AS queue_id,
+			now() - age * interval '1 second' AS created_ts, ordered.*
+		FROM (
+			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::bigint[],
+				$8::timestamptz[], $9::float8[], $10::int[], $11::int[], $12::float8[], $13::text[])
+			WITH ORDINALITY AS u(message_id, address, props, body, event, callback, size,
+				created, age, attempts, tries, delay, last_error, position)
+			ORDER BY position
+		) ordered
+	), claimed AS (
+		INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, event, callback, address, size,
+			attempts, tries, next_attempt, last_error)
+		SELECT message_id, queue_id, created_ts, created, ($14::text[])[position], event, callback,
+			address, size, attempts, tries, now() + delay * interval '1 second', last_error
+		FROM input ORDER BY message_id
+		ON CONFLICT (message_id) DO NOTHING
+		RETURNING queue_id
+	)
+	INSERT INTO proton_queue (id, created_ts, address, props, body)
+	SELECT queue_id, created_ts, address, props::json, body::json
+	FROM input WHERE queue_id = ANY (ARRAY(SELECT queue_id FROM claimed)) ORDER BY queue_id`
+
+// insertDead leaves a dead letter that exists as it is.
+const insertDead = `
+	INSERT INTO koji_relay.dead_letter (message_id, died, created, commit, event, callback, address, props, body, attempts, reason)
+	SELECT message_id, coalesce(died, now()), created, commit, event, callback, address, props, body, attempts, reason
+	FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::int[], $5::text[], $6::text[], $7::bytea[], $8::bytea[],
+		$9::int[], $10::text[], $11::timestamptz[])
+		AS u(message_id, created, commit, event, callback, address, props, body, attempts, reason, died)
+	ORDER BY message_id
+	ON CONFLICT (message_id) DO NOTHING`
+
+// Put implements Store. It takes one round trip however many messages there are. The exception is a body that is JSON but
+// that this server refuses all the same (nested too deep, or a character that the database's encoding lacks): then the
+// messages are stored one by one, to find it.
+func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) error {
+	limits := p.limits.Load()
+	in := queue.SortOut(unsent, undeliverable, limits.Attempts())
+	if len(in.Rows) == 0 && len(in.Dead) == 0 {
+		return nil
+	}
+	if err := p.room(ctx, in.Size, limits.MaxBytes); err != nil {
+		return err
+	}
+	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
+	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		err := putAll(ctx, conn, in)
+		if !refusedData(err) {
+			return err
+		}
+		return putEach(ctx, conn, in)
+	})
+	if err != nil {
+		return err
+	}
+	p.bytes.add(in.Size)
+	failpoint.Hit("after-put-before-answer")
+	return nil
+}
+
+// room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures; later
+// ones rely on counting, and on Remeasure.
+func (p *Store) room(ctx context.Context, size, limit int64) error {
+	if limit <= 0 {
+		return nil
+	}
+	if !p.bytes.known() {
+		if err := p.measure(ctx); err != nil {
+			return err
+		}
+	}
+	if !p.bytes.fits(size, limit) {
+		return fmt.Errorf("put %d bytes in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'", size, p.name, queue.ErrFull, limit)
+	}
+	return nil
+}
+
+// Remeasure corrects what this process knows of the size of the queue, where that is bounded. Its cost grows with the
+// number of queued messages (a million take a few tenths of a second), so the drain calls it once a minute.
+func (p *Store) Remeasure(ctx context.Context) error {
+	if p.limits.Load().MaxBytes <= 0 {
+		return nil
+	}
+	return p.measure(ctx)
+}
+
+func (p *Store) measure(ctx context.Context) error {
+	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		var n int64
+		if err := conn.QueryRow(ctx, `SELECT coalesce(sum(size), 0)::bigint FROM koji_relay.delivery`).Scan(&n); err != nil {
+			return err
+		}
+		p.bytes.set(n)
+		return nil
+	})
+}
+
+// putAll stores everything with one batch, which PostgreSQL runs as one transaction. It is committed only when
+// closing the batch gave no error.
+func putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
+	batch := &pgx.Batch{}
+	// What a put does is the same for all values, so that planning it each time would be for nothing: on the hub's
+	// time that is a fifth of a put of one message.
+	batch.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
+	queueRows(batch, in.Rows)
+	queueDead(batch, in.Dead)
+	if len(in.Rows) > 0 {
+		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
+	}
+	failpoint.Hit("before-put-commit")
+	return conn.SendBatch(ctx, batch).Close()
+}
+
+// putEach stores everything in one transaction with a savepoint for each message. Those that the server refuses become
+// dead letters.
+func putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, r := range in.Rows {
+			err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+				batch := &pgx.Batch{}
+				queueRows(batch, []queue.Row{r})
+				return tx.SendBatch(ctx, batch).Close()
+			})
+			if refusedData(err) {
+				in.Dead = append(in.Dead, queue.DeadMessage(r.Message, r.PropsText, r.Attempts, "cannot be stored: "+err.Error()))
+			} else if err != nil {
+				return err
+			}
+		}
+		batch := &pgx.Batch{}
+		queueDead(batch, in.Dead)
+		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54).
+func refusedData(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && len(pg.Code) == 5 && (pg.Code[:2] == "22" || pg.Code[:2] == "54")
+}
+
+func queueRows(batch *pgx.Batch, rows []queue.Row) {
+	if len(rows) == 0 {
+		return
+	}
+	n := len(rows)
+	ids, addresses, props, bodies := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n), make([]*time.Time, n)
+	ages, attempts, tries := make([]float64, n), make([]int32, n), make([]int32, n)
+	delays, errs, commits := make([]*float64, n), make([]string, n), make([]string, n)
+	for i := range rows {
+		r := &rows[i]
+		ids[i], addresses[i], props[i], bodies[i] = r.ID, r.Address, string(r.PropsText), r.Body
+		events[i], callbacks[i], sizes[i], created[i] = int32(r.Event), r.Callback, r.Bytes, nullTime(r.Created)
+		ages[i], attempts[i], tries[i] = r.Age.Seconds(), int32(r.Attempts), int32(r.Tries)
+		errs[i], commits[i] = r.LastError, r.Commit
+		if r.Aside {
+			seconds := r.Delay.Seconds()
+			delays[i] = &seconds
+		}
+	}
+	batch.Queue(deleteOrphans, ids)
+	batch.Queue(insertRows, ids, addresses, props, bodies, events, callbacks, sizes, created, ages, attempts, tries, delays, errs, commits)
+}
+
+func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
+	if len(dead) == 0 {
+		return
+	}
+	n := len(dead)
+	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n), make([]int32, n)
+	callbacks, addresses, props, bodies := make([]string, n), make([]*string, n), make([][]byte, n), make([][]byte, n)
+	attempts, reasons, died := make([]int32, n), make([]string, n), make([]*time.Time, n)
+	for i := range dead {
+		d := &dead[i]
+		ids[i], created[i], commits[i], events[i] = d.ID, nullTime(d.Created), d.Commit, int32(d.Event)
+		callbacks[i], addresses[i], props[i], bodies[i] = d.Callback, d.Address, d.Props, d.Body
+		if bodies[i] == nil {
+			bodies[i] = []byte{}
+		}
+		attempts[i], reasons[i], died[i] = int32(d.Attempts), d.Reason, nullTime(d.Died)
+	}
+	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts, reasons, died)
+}
+
+func nullTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

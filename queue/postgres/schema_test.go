@@ -1,0 +1,102 @@
+package postgres
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"koji-relay/internal/pgtest"
+	"koji-relay/queue"
+	"koji-relay/queue/schema"
+	"koji-relay/queue/storetest"
+)
+
+// TestHubAddsToTheOutboxWithThePrintedGrants; that those of the relay's role suffice is shown by every other test.
+func TestHubAddsToTheOutboxWithThePrintedGrants(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	pgtest.SQL(t, as(hubRole, conn), insertEvents(commitID(1), 0, 2)+"; SELECT pg_notify('koji_relay', '')")
+	taker := &fakeTaker{}
+	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	storetest.Eventually(t, "the outbox was read", func() bool { return taker.count() == 2 })
+}
+
+// TestRolesHaveNoMoreThanThePrintedGrants keeps the suite honest: a role that owns a table or is a superuser would prove
+// nothing.
+func TestRolesHaveNoMoreThanThePrintedGrants(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	for role, refused := range map[string][]string{
+		relayRole: {"UPDATE proton_queue SET body = '1'", "DELETE FROM locks", "DROP SCHEMA koji_relay CASCADE",
+			"INSERT INTO koji_relay.version (version) VALUES (0)", "CREATE TABLE koji_relay.other ()"},
+		hubRole: {"SELECT * FROM koji_relay.delivery", "SELECT * FROM proton_queue", "DELETE FROM koji_relay.outbox"},
+	} {
+		for _, sql := range refused {
+			t.Run(role+" "+sql, func(t *testing.T) {
+				t.Parallel()
+				db, err := pgx.Connect(t.Context(), as(role, conn))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer closeConn(db)
+				var pg *pgconn.PgError
+				if _, err = db.Exec(t.Context(), sql); !errors.As(err, &pg) || pg.Code != "42501" {
+					t.Errorf("%s: got %v, want it refused for lack of rights", sql, err)
+				}
+			})
+		}
+	}
+}
+
+func TestSchemaIsInitialisedOnceAndRemovedWithoutKojisTable(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, "CREATE TABLE other ()")
+	s, err := OpenSchema(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if made, err := s.Init(t.Context()); err != nil || len(made) != 2 {
+		t.Errorf("init made %v, %v; want the table and the schema", made, err)
+	}
+	if made, err := s.Init(t.Context()); err != nil || len(made) != 0 {
+		t.Errorf("a second init made %v, %v; want nothing", made, err)
+	}
+	if from, to, err := s.Upgrade(t.Context()); err != nil || from != to {
+		t.Errorf("upgrade went from %d to %d, %v", from, to, err)
+	}
+	owned, err := Open(t.Context(), Options{ConnString: conn}) // an owner needs no grants
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owned.Close()
+	storetest.Put(t, owned, storetest.Unsent(1, 1)...)
+	st, err := s.Status(t.Context())
+	if err != nil || st.Version != schema.Version() || !st.QueueTable || st.Queued != 1 || st.LockRow {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if err := s.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st, err = s.Status(t.Context())
+	if err != nil || st.Version != 0 || !st.QueueTable || st.Queued != 1 {
+		t.Errorf("status after remove %+v, %v; want Koji's table with its row", st, err)
+	}
+	if _, _, err := s.Upgrade(t.Context()); !errors.Is(err, queue.ErrSchema) {
+		t.Errorf("upgrade of nothing gave %v, want ErrSchema", err)
+	}
+}
+
+func TestServerBeforePostgreSQL12IsRefusedWithTheRemedy(t *testing.T) {
+	t.Parallel()
+	if err := checkServer(120000, "12.0"); err != nil {
+		t.Errorf("PostgreSQL 12: %v", err)
+	}
+	err := checkServer(100023, "10.23")
+	if !errors.Is(err, errOldServer) || !strings.Contains(err.Error(), "10.23") || !strings.Contains(err.Error(), "store = file") {
+		t.Errorf("PostgreSQL 10: %v", err)
+	}
+}

@@ -1,0 +1,199 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/internal/failpoint"
+	"koji-relay/queue"
+)
+
+const forget = `
+	WITH gone AS (
+		DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
+		RETURNING d.queue_id, d.created_ts, d.size
+	), deleted AS (
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+	)
+	SELECT coalesce(sum(size), 0)::bigint FROM gone`
+
+const setAside = `
+	UPDATE koji_relay.delivery d SET attempts = k.attempts, tries = k.tries, last_error = k.reason,
+		next_attempt = now() + k.delay * interval '1 second'
+	FROM unnest($1::text[], $2::int[], $3::int[], $4::float8[], $5::text[]) AS k(message_id, attempts, tries, delay, reason)
+	WHERE d.message_id = ANY(ARRAY[k.message_id])`
+
+// bury moves the chosen rows, given as "chosen (message_id, attempts, reason)", to the dead letters.
+const bury = `, gone AS (
+		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
+		RETURNING d.*, k.reason AS why, k.attempts AS tried
+	), deleted AS (
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		RETURNING q.id, q.created_ts, q.address, q.props::text AS props, q.body::text AS body
+	), dead AS (
+		INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
+		SELECT g.message_id, g.created, g.commit, g.event, g.callback, r.address, convert_to(r.props, 'UTF8'),
+			convert_to(r.body, 'UTF8'), g.tried, g.why
+		FROM gone g JOIN deleted r ON r.id = g.queue_id AND r.created_ts IS NOT DISTINCT FROM g.created_ts
+		ON CONFLICT (message_id) DO UPDATE SET died = now(), attempts = excluded.attempts, reason = excluded.reason
+	)`
+
+const buryThese = `WITH chosen AS (
+		SELECT * FROM unnest($1::text[], $2::int[], $3::text[]) AS k(message_id, attempts, reason)
+	)` + bury + ` SELECT coalesce(sum(size), 0)::bigint FROM gone`
+
+// Settle implements Store, in one round trip.
+func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) error {
+	if len(settlements) == 0 {
+		return nil
+	}
+	return p.do(ctx, fmt.Sprintf("settle %d messages", len(settlements)), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		batch := &pgx.Batch{}
+		var freed int64
+		free := func(row pgx.Row) error {
+			var n int64
+			err := row.Scan(&n)
+			freed += n
+			return err
+		}
+		var forgotten, buried, aside byAction
+		for _, s := range settlements {
+			switch s.Action {
+			case queue.Forget:
+				forgotten.add(s)
+			case queue.Bury:
+				buried.add(s)
+			case queue.SetAside:
+				aside.add(s)
+			}
+		}
+		if len(forgotten.ids) > 0 {
+			batch.Queue(forget, forgotten.ids).QueryRow(free)
+		}
+		if len(buried.ids) > 0 {
+			batch.Queue(buryThese, buried.ids, buried.attempts, buried.reasons).QueryRow(free)
+		}
+		if len(aside.ids) > 0 {
+			batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
+		}
+		failpoint.Hit("before-settle-commit")
+		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		p.bytes.add(-freed)
+		return nil
+	})
+}
+
+// byAction holds settlements as the arrays that one statement takes.
+type byAction struct {
+	ids             []string
+	attempts, tries []int32
+	delays          []float64
+	reasons         []string
+}
+
+func (b *byAction) add(s queue.Settlement) {
+	b.ids = append(b.ids, s.ID)
+	b.attempts = append(b.attempts, int32(s.Attempts))
+	b.tries = append(b.tries, int32(s.Tries))
+	b.delays = append(b.delays, s.Delay.Seconds())
+	b.reasons = append(b.reasons, queue.CleanText(s.Reason))
+}
+
+const chooseExpired = `WITH chosen AS (
+		SELECT message_id, attempts, 'older than max_age; last: ' || coalesce(nullif(last_error, ''), 'never attempted') AS reason
+		FROM koji_relay.delivery WHERE created_ts < now() - $1 * interval '1 second'
+		ORDER BY created_ts LIMIT $2 FOR UPDATE SKIP LOCKED
+	)`
+
+const buryExpired = chooseExpired + bury + ` SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
+
+const dropExpired = chooseExpired + `, gone AS (
+		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
+		RETURNING d.queue_id, d.created_ts, d.address, d.size
+	), deleted AS (
+		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+	)
+	SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
+
+const dropOldDead = `DELETE FROM koji_relay.dead_letter WHERE message_id = ANY(ARRAY(
+		SELECT message_id FROM koji_relay.dead_letter WHERE died < now() - $1 * interval '1 second'
+		ORDER BY died LIMIT $2))`
+
+// Expire implements Pass. Rows of protonmsg expire as well, so it gives them delivery rows first.
+func (s *pgPass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, error) {
+	done := queue.Expired{Messages: map[string]int{}}
+	sql := dropExpired
+	if e.ToDead {
+		sql = buryExpired
+	}
+	for more := !s.adopted && e.MaxAge > 0; more; more = !s.adopted {
+		if err := s.do(ctx, "look for rows of protonmsg", s.adoptSome); err != nil {
+			return done, err
+		}
+	}
+	for more := e.MaxAge > 0; more; {
+		var n int
+		err := s.do(ctx, "expire messages", func(ctx context.Context, conn *pgx.Conn) error {
+			var err error
+			n, err = s.expireSome(ctx, conn, sql, e.MaxAge, done.Messages)
+			return err
+		})
+		if err != nil {
+			return done, err
+		}
+		failpoint.Hit("mid-expiry")
+		more = n == queue.ExpiryChunk
+	}
+	for more := e.DeadMaxAge > 0; more; {
+		var n int
+		err := s.do(ctx, "expire dead letters", func(ctx context.Context, conn *pgx.Conn) error {
+			tag, err := conn.Exec(ctx, dropOldDead, e.DeadMaxAge.Seconds(), queue.ExpiryChunk)
+			n = int(tag.RowsAffected())
+			return err
+		})
+		if err != nil {
+			return done, err
+		}
+		done.Dead += n
+		more = n == queue.ExpiryChunk
+	}
+	return done, nil
+}
+
+// do is the store's do for steps that need the pass to be exclusive.
+func (s *pgPass) do(ctx context.Context, what string, f func(context.Context, *pgx.Conn) error) error {
+	if !s.Held() {
+		return fmt.Errorf("%s: %w", what, queue.ErrLockLost)
+	}
+	return s.store.do(ctx, what, callTimeout, f)
+}
+
+func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, maxAge time.Duration, counts map[string]int) (int, error) {
+	rows, err := conn.Query(ctx, sql, maxAge.Seconds(), queue.ExpiryChunk)
+	if err != nil {
+		return 0, err
+	}
+	var address string
+	var n, total int
+	var size, freed int64
+	chunk := map[string]int{}
+	_, err = pgx.ForEachRow(rows, []any{&address, &n, &size}, func() error {
+		chunk[address] += n
+		total += n
+		freed += size
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	for address, n := range chunk {
+		counts[address] += n
+	}
+	s.store.bytes.add(-freed)
+	return total, nil
+}
