@@ -2,8 +2,10 @@ package config
 
 import (
 	"math"
-	"slices"
+
 	"time"
+
+	"koji-relay/internal/amqpconn/dialect"
 )
 
 // key describes one key, for everything that has to agree: parsing, defaults, what check prints, the table in
@@ -67,8 +69,8 @@ var keys = []key{
 		doc: "`listed` prefers the first URL that works; `random` spreads relays over the brokers",
 		set: into(func(c *Config) *string { return &c.Broker.URLOrder }, oneOf(OrderListed, OrderRandom))},
 	{section: "broker", name: "dialect", def: Auto,
-		doc: "how topics become addresses: `auto` recognises the broker; " + orList(dialects[1:]) + " name it",
-		set: into(func(c *Config) *string { return &c.Broker.Dialect }, oneOf(dialects...))},
+		doc: "how topics become addresses: `auto` recognises the broker; " + orList(dialect.Names()[1:]) + " name it",
+		set: into(func(c *Config) *string { return &c.Broker.Dialect }, oneOf(dialect.Names()...))},
 	{section: "broker", name: "sasl", def: Auto,
 		doc: "how to log in: `auto`, `plain`, `external` (client certificate) or `anonymous`; never anonymous where a user is set",
 		set: into(func(c *Config) *string { return &c.Broker.SASL }, oneOf(Auto, SASLPlain, SASLExternal, SASLAnon))},
@@ -191,11 +193,6 @@ var keys = []key{
 		doc: "`journal`, `text` or `json`; `auto` = journal under systemd, text on a terminal, else json",
 		set: into(func(c *Config) *string { return &c.Relay.LogFormat }, oneOf(Auto, LogJournal, LogText, LogJSON))},
 }
-
-// Dialects lists the values of [broker] dialect; they are the names in the table of package relay.
-func Dialects() []string { return slices.Clone(dialects) }
-
-var dialects = []string{Auto, "literal", "rabbitmq4", "artemis"}
 
 // socketOnly is the remedy for the keys of the loopback port. docs/decisions/0012 says why it went.
 const socketOnly = "the hub hands over on the Unix socket alone; remove it, and give the web server's group access by " +

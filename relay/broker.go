@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/message"
 )
 
@@ -63,10 +64,10 @@ type BrokerStatus struct {
 	Unsettled                      int64 // messages that it has and has not answered
 }
 
-// broker is one endpoint with its supervisor.
+// broker is one amqpconn.Endpoint with its supervisor.
 type broker struct {
 	r   *Relay
-	e   endpoint
+	e   amqpconn.Endpoint
 	log *slog.Logger
 
 	// unproven and troubled keep what each settlement asks for off the mutex: whether state or doubted would
@@ -85,9 +86,9 @@ type broker struct {
 	notices     map[string]*notice // by address
 }
 
-func newBroker(r *Relay, e endpoint) *broker {
+func newBroker(r *Relay, e amqpconn.Endpoint) *broker {
 	return &broker{
-		r: r, e: e, log: r.log.With("broker", e.name),
+		r: r, e: e, log: r.log.With("broker", e.Name),
 		state: Down, since: time.Now(), cause: "not connected yet", notices: map[string]*notice{},
 	}
 }
@@ -116,10 +117,10 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			break
 		}
 		failures++
-		cause := causeText(err)
+		cause := amqpconn.CauseText(err)
 		b.set(Down, cause)
 		if f := b.r.opts.Observer.Failed; f != nil {
-			f(b.e.name, endedBy(err))
+			f(b.e.Name, amqpconn.EndedBy(err))
 		}
 		if cause != logged {
 			b.log.Warn("broker down", "cause", cause)
@@ -143,11 +144,11 @@ func (b *broker) hooks() connHooks {
 		progress: b.proven,
 		doubt:    func(d *delivery) { b.r.doubts.add(d) },
 		late:     b.r.late,
-		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.name, false) },
+		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.Name, false) },
 		notice:   b.notice,
 		settled: func(d *delivery, a attempt) {
 			if f := b.r.opts.Observer.Settled; f != nil {
-				f(b.e.name, d.msg, a.outcome(false), d.link.c.now()-d.began)
+				f(b.e.Name, d.msg, a.outcome(false), d.link.c.now()-d.began)
 			}
 		},
 	}
@@ -176,7 +177,7 @@ func (b *broker) setLocked(s BrokerState, cause string) {
 
 func (b *broker) observe(s BrokerState) {
 	if f := b.r.opts.Observer.BrokerState; f != nil {
-		f(b.e.name, s)
+		f(b.e.Name, s)
 	}
 }
 
@@ -196,8 +197,8 @@ func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	if failures > 0 {
 		log = log.With("failures", failures, "down", down.Round(time.Millisecond).String())
 	}
-	log.Info("broker connected", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name,
-		"login", c.mechanism, "state", string(state))
+	log.Info("broker connected", "product", c.Peer.Product, "version", c.Peer.Version, "dialect", c.Dialect.Name,
+		"login", c.Mechanism, "state", string(state))
 	b.observe(state)
 	b.r.endStart()
 	b.r.signalUp()
@@ -378,11 +379,11 @@ func (b *broker) notice(address, kind, cause string) {
 func (b *broker) status() BrokerStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := BrokerStatus{Broker: b.e.name, State: b.state, Since: b.since, Reason: b.cause}
+	s := BrokerStatus{Broker: b.e.Name, State: b.state, Since: b.since, Reason: b.cause}
 	if c := b.conn; c != nil {
-		s.Product, s.Version, s.Dialect, s.Login = c.peer.product, c.peer.version, c.dialect.name, c.mechanism
-		s.Target, s.MaxMessageSize, s.Unsettled = c.target, c.maxSize, c.unsettled.Load()
-		s.CertExpires, s.ClientCertExpires = c.certExpires()
+		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
+		s.Target, s.MaxMessageSize, s.Unsettled = c.Target, c.MaxSize, c.unsettled.Load()
+		s.CertExpires, s.ClientCertExpires = c.CertExpires()
 		c.mu.Lock()
 		s.Links = len(c.links)
 		c.mu.Unlock()

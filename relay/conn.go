@@ -2,25 +2,19 @@ package relay
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/Azure/go-amqp"
-
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/message"
 )
 
 const (
-	// sampleAddress is attached to when a connection opens, so that a prefix or a permission that is wrong for
-	// every message is found then and not by messages.
-	sampleAddress = "build.tag"
 	// maxLinks bounds the cached links of a connection; RabbitMQ allows 256 in a session. Koji has about 40
 	// addresses, as many again with pre events.
 	maxLinks = 128
@@ -28,30 +22,14 @@ const (
 	refusalTime = 30 * time.Second
 )
 
-// conn is one open connection with its sessions and links. It is made by dial, works while serve runs, and is
-// never reopened: the supervisor makes a new one.
-//
-// It has two sessions. All links that send live in the main one. A new address is first attached to in the
-// scratch session: RabbitMQ answers an attach that it refuses by ending the session, with all links and
-// unsettled deliveries in it.
+// conn is one open connection with its links. It is made by dial, works while serve runs, and is never reopened: the
+// supervisor makes a new one.
 type conn struct {
-	opts      *Options
-	name      string // host:port of the broker
-	log       *slog.Logger
-	hooks     connHooks
-	tap       *tap
-	amqp      *amqp.Conn
-	peer      peer
-	dialect   *dialect
-	mechanism string
-	stage     string               // what open and greet are at, for the probe
-	offered   []string             // SASL mechanisms
-	client    *tls.Certificate     // ours, nil without
-	tls       *tls.ConnectionState // nil without TLS, and until it is set up
-	remote    string               // the peer's IP address and port
-	target    string               // of the sample address
-	maxSize   uint64               // of a message, on the sample link; 0 = no limit
-	born      time.Time
+	*amqpconn.Conn
+	opts  *Options
+	name  string // host:port of the broker
+	hooks connHooks
+	born  time.Time
 
 	attach chan attachRequest
 	turns  chan struct{}  // how many links may give a message to the driver at once
@@ -62,16 +40,10 @@ type conn struct {
 	stalled   atomic.Bool  // only trials and patient deliveries are taken
 	unsettled atomic.Int64 // deliveries given to the driver and not settled
 
-	mu       sync.Mutex // guards what follows
-	links    map[string]*link
-	refusals map[string]refusal
-	closing  bool  // no new links
-	cause    error // why we dropped it; nil = we did not
-
-	// Owned by dial, then by the goroutine that attaches.
-	main, scratch *amqp.Session
-	// ended is the main session that a link found dead.
-	ended atomic.Pointer[amqp.Session]
+	mu       sync.Mutex         // guards what follows
+	links    map[string]*link   // by address
+	refusals map[string]refusal // by address
+	closing  bool               // no new links
 }
 
 // connHooks are what a connection tells its owner.
@@ -89,10 +61,25 @@ type refusal struct {
 	until   time.Time
 }
 
-// errDropped is the cause of a connection that we ended ourselves.
-type errDropped struct{ reason string }
-
-func (e errDropped) Error() string { return e.reason }
+// dial connects to e and makes sure that the broker takes messages for topics.
+func dial(ctx context.Context, o *Options, e amqpconn.Endpoint, log *slog.Logger, hooks connHooks) (*conn, error) {
+	open, err := amqpconn.Dial(ctx, &o.Options, e, log)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{
+		Conn: open, opts: o, name: e.Name, hooks: hooks, born: time.Now(),
+		attach:   make(chan attachRequest),
+		links:    map[string]*link{},
+		refusals: map[string]refusal{},
+	}
+	// One at a time only where it must be: a link that waits for credit keeps its turn.
+	c.turns = make(chan struct{}, maxLinks)
+	if c.Peer.SettlesRanges() {
+		c.turns = make(chan struct{}, 1)
+	}
+	return c, nil
+}
 
 // serve works until the connection ends or ctx does, closes everything, and says why it ended.
 func (c *conn) serve(ctx context.Context) error {
@@ -104,37 +91,9 @@ func (c *conn) serve(ctx context.Context) error {
 	c.closing = true
 	c.mu.Unlock()
 	cancel()
-	c.hangUp()
-	return err
-}
-
-// hangUp ends the connection and waits for all that used it. The socket goes first: the driver's own Close
-// waits for writes to a peer that may not read.
-func (c *conn) hangUp() {
-	if c.healthy() {
-		// A peer that reads gets a proper close frame.
-		done := make(chan struct{})
-		go func() { _ = c.amqp.Close(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(closeTime):
-			_ = c.tap.Close()
-			<-done
-		}
-	} else {
-		_ = c.tap.Close()
-		_ = c.amqp.Close()
-	}
+	c.Close()
 	c.wg.Wait()
-}
-
-// closeTime is what a peer gets to read our close frame.
-const closeTime = 250 * time.Millisecond
-
-func (c *conn) healthy() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.cause == nil
+	return err
 }
 
 // watch waits for the end of the connection and looks after deliveries that nobody settles.
@@ -145,8 +104,8 @@ func (c *conn) watch(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.amqp.Done():
-			return c.endCause()
+		case <-c.Done():
+			return c.Cause()
 		case <-timer.C:
 			timer.Reset(c.overdue())
 		}
@@ -166,59 +125,25 @@ func (c *conn) overdue() time.Duration {
 		case now-oldest < limit:
 			next = min(next, limit-(now-oldest))
 		case time.Duration(c.settledAt.Load()) > oldest:
-			c.hooks.notice(l.address, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
+			c.hooks.notice(l.topic, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
 			l.reset()
 		default:
-			c.drop(fmt.Sprintf("nothing settled within %v (send_timeout)", limit))
+			c.Drop(fmt.Sprintf("nothing settled within %v (send_timeout)", limit))
 			return limit
 		}
 	}
 	return next
 }
 
-// drop ends the connection for a reason of ours. What is unsettled is not blamed for it.
-func (c *conn) drop(reason string) {
-	c.mu.Lock()
-	if c.cause == nil {
-		c.cause = errDropped{reason}
-	}
-	c.mu.Unlock()
-	_ = c.tap.Close() // makes the driver's reader end, and with it everything else
-}
-
-// endCause says why the connection is over.
-func (c *conn) endCause() error {
-	c.mu.Lock()
-	cause := c.cause
-	c.mu.Unlock()
-	if cause != nil {
-		return cause
-	}
-	err := c.amqp.Err()
-	var remote *amqp.Error
-	if errors.As(err, &remote) {
-		return fmt.Errorf("closed by the broker: %s", conditionText(remote))
-	}
-	if read := c.tap.readError(); errors.Is(read, os.ErrDeadlineExceeded) {
-		return errDropped{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}
-	} else if errors.Is(read, io.EOF) {
-		return errors.New("the broker hung up")
-	}
-	if err == nil {
-		return errors.New("closed by the broker")
-	}
-	return err
-}
-
 // blameless reports whether the end of the connection says nothing about the messages in flight.
 func (c *conn) blameless() bool {
 	select {
-	case <-c.amqp.Done():
+	case <-c.Done():
 	default:
 		return false
 	}
-	var ours errDropped
-	return c.stopped.Load() || errors.As(c.endCause(), &ours)
+	var ours amqpconn.DropError
+	return c.stopped.Load() || errors.As(c.Cause(), &ours)
 }
 
 // now is the time since c was opened: monotonic, and cheap to keep in an atomic.
@@ -241,8 +166,18 @@ func (c *conn) allLinks() []*link {
 	return all
 }
 
-// link gives the link for address, new if need be. The attempt is why there is none.
-func (c *conn) link(address string) (*link, attempt) {
+// link gives the link that carries topic, new if need be. The attempt is why there is none.
+func (c *conn) link(topic string) (*link, dialect.Destination, attempt) {
+	to, err := c.Destination(topic)
+	if err != nil {
+		return nil, to, attempt{verdict: refused, reason: err.Error()}
+	}
+	l, a := c.linkTo(to.Address, topic)
+	return l, to, a
+}
+
+// linkTo gives the link to an address, new if need be. The attempt is why there is none.
+func (c *conn) linkTo(address, topic string) (*link, attempt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.links[address]; l != nil {
@@ -250,7 +185,7 @@ func (c *conn) link(address string) (*link, attempt) {
 		return l, attempt{}
 	}
 	if c.closing {
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	if r, ok := c.refusals[address]; ok {
 		if time.Now().Before(r.until) {
@@ -258,14 +193,10 @@ func (c *conn) link(address string) (*link, attempt) {
 		}
 		delete(c.refusals, address)
 	}
-	target, err := c.dialect.target(c.opts.TopicPrefix, address)
-	if err != nil {
-		return nil, attempt{verdict: refused, reason: err.Error()}
-	}
 	if len(c.links) >= maxLinks && !c.evict() {
 		return nil, attempt{verdict: stuck, reason: fmt.Sprintf("all %d links are busy", maxLinks)}
 	}
-	l := newLink(c, address, target)
+	l := newLink(c, topic, address)
 	l.used = c.now()
 	c.links[address] = l
 	c.wg.Go(l.run)
@@ -301,10 +232,11 @@ func (c *conn) refuse(address string, a attempt) {
 // submit queues d on the link of its address. If it cannot, the attempt says why.
 func (c *conn) submit(d *delivery) (attempt, bool) {
 	for again := true; ; again = false {
-		l, a := c.link(d.msg.Address)
+		l, to, a := c.link(d.msg.Address)
 		if l == nil {
 			return a, false
 		}
+		d.wire = c.opts.encode(d.msg, to)
 		a, ok := l.submit(d)
 		if !ok && a.verdict == unsent && again && l.isRetired() {
 			continue // evicted between the two

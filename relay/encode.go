@@ -9,20 +9,29 @@ import (
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/message"
 )
 
-// encode makes the AMQP form of m. Its error says which part has none. The driver does not check all of it: it
-// would put a list into application-properties, which brokers answer by closing the connection.
-func (o *Options) encode(m *message.Message) (*amqp.Message, error) {
+// checkEncodable says which part of m has no AMQP form. The driver does not check all of it: it would put a list into
+// application-properties, which brokers answer by closing the connection.
+func checkEncodable(m *message.Message) error {
 	if !utf8.ValidString(m.Body) {
-		return nil, fmt.Errorf("encode body: not valid UTF-8")
+		return fmt.Errorf("encode body: not valid UTF-8")
 	}
-	props := make(map[string]any, len(m.Props))
 	for _, p := range m.Props {
 		if err := checkProp(p); err != nil {
-			return nil, err
+			return err
 		}
+	}
+	return nil
+}
+
+// encode makes the AMQP form of m, which checkEncodable must have found to have one, for one broker.
+func (o *Options) encode(m *message.Message, to dialect.Destination) *amqp.Message {
+	props := make(map[string]any, len(m.Props))
+	for _, p := range m.Props {
 		props[p.Key] = p.Value
 	}
 	wire := &amqp.Message{
@@ -32,6 +41,12 @@ func (o *Options) encode(m *message.Message) (*amqp.Message, error) {
 		Properties:            &amqp.MessageProperties{MessageID: m.ID},
 		ApplicationProperties: props,
 	}
+	if to.Subject != "" {
+		wire.Properties.Subject = &to.Subject
+	}
+	if to.To != "" {
+		wire.Properties.To = &to.To
+	}
 	if !m.Created.IsZero() {
 		wire.Properties.CreationTime = &m.Created
 	}
@@ -40,7 +55,7 @@ func (o *Options) encode(m *message.Message) (*amqp.Message, error) {
 	} else {
 		wire.Value = m.Body
 	}
-	return wire, nil
+	return wire
 }
 
 // checkProp accepts the types of simple values that message.Prop names.
@@ -57,7 +72,7 @@ func checkProp(p message.Prop) error {
 		}
 		return nil
 	case json.RawMessage:
-		return fmt.Errorf("encode property %s: %s has no AMQP form", p.Key, shorten(string(v), 60))
+		return fmt.Errorf("encode property %s: %s has no AMQP form", p.Key, amqpconn.Shorten(string(v), 60))
 	default:
 		return fmt.Errorf("encode property %s: %T has no AMQP form", p.Key, v)
 	}
@@ -70,15 +85,4 @@ func wireTTL(d time.Duration) time.Duration {
 		return 0
 	}
 	return min(max(d, time.Millisecond), math.MaxUint32*time.Millisecond)
-}
-
-// shorten cuts text to at most n bytes for a log line or a reason.
-func shorten(text string, n int) string {
-	if len(text) <= n {
-		return text
-	}
-	for n > 0 && !utf8.RuneStart(text[n]) {
-		n--
-	}
-	return text[:n] + "…"
 }

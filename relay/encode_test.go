@@ -6,6 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -103,7 +107,7 @@ func TestTestModeSendsNothing(t *testing.T) {
 
 func TestBadOptionsAreNamedAllAtOnce(t *testing.T) {
 	t.Parallel()
-	_, err := New(Options{Dialect: "x", SASL: "y", URLOrder: "z", Unroutable: "u", BodySection: "v"})
+	_, err := New(Options{Options: amqpconn.Options{Dialect: "x", SASL: "y"}, URLOrder: "z", Unroutable: "u", BodySection: "v"})
 	for _, want := range []string{"urls", "topic_prefix", `dialect = "x"`, `sasl = "y"`, `url_order = "z"`, `unroutable = "u"`, `body_section = "v"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not mention %s", err, want)
@@ -112,7 +116,7 @@ func TestBadOptionsAreNamedAllAtOnce(t *testing.T) {
 	for url, want := range map[string]string{
 		"http://u:s3cret@h": `scheme "http"`, "amqp://u:s3cret@": "names no host", "amqp://u:s3cret%zz@h": "is not a URL",
 	} {
-		_, err := New(Options{Brokers: []Broker{{URL: url}}, TopicPrefix: "koji"})
+		_, err := New(Options{Brokers: []Broker{{URL: url}}, Options: amqpconn.Options{TopicPrefix: "koji"}})
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%v does not say %s", err, want)
 		}
@@ -123,7 +127,10 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 	t.Parallel()
 	first := map[string]bool{}
 	for range 100 {
-		r, err := New(Options{TopicPrefix: "koji", URLOrder: OrderRandom, Brokers: []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}}})
+		r, err := New(Options{
+			Options: amqpconn.Options{TopicPrefix: "koji"}, URLOrder: OrderRandom,
+			Brokers: []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,5 +140,33 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 		if !first[name] {
 			t.Errorf("%s never comes first; %v do", name, first)
 		}
+	}
+}
+
+// Azure Service Bus and Qpid have one entity, and the topic is the subject of each message.
+func TestDialectMayShapeTheMessage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, nil, b)
+	w.await(0, Up)
+	w.brokers[0].conn.Dialect = &dialect.Dialect{
+		Name: "subject",
+		Destination: func(prefix, topic string) (dialect.Destination, error) {
+			return dialect.Destination{Address: prefix, Subject: "koji." + topic}, nil
+		},
+	}
+	links := b.Stats().Links
+	wantAll(t, w.Send(t.Context(), sample(20, "build.tag", "task.open")), message.Accepted, message.Done)
+	for i, want := range []string{"koji.build.tag", "koji.task.open"} {
+		var m amqp.Message
+		if err := m.UnmarshalBinary(b.Received()[i].Payload); err != nil {
+			t.Fatal(err)
+		}
+		if subject := m.Properties.Subject; subject == nil || *subject != want || b.Received()[i].Target != "/topic/koji" {
+			t.Errorf("message %d went to %s with %+v, not with subject %s", i, b.Received()[i].Target, m.Properties, want)
+		}
+	}
+	if n := b.Stats().Links - links; n > 2 { // one that tries the address, one that sends
+		t.Errorf("%d links for one address", n)
 	}
 }

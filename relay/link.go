@@ -9,17 +9,13 @@ import (
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/message"
 )
 
-const (
-	// window is how many deliveries of a link may be unsettled. Brokers grant less by their credit (RabbitMQ 4:
-	// 170) or much more; each costs a goroutine that waits for its receipt.
-	window = 500
-	// bigMessage is the size from which on the link is reopened afterwards: the driver's sender keeps a buffer
-	// as large as its largest message.
-	bigMessage = 1 << 20
-)
+// window is how many deliveries of a link may be unsettled. Brokers grant less by their credit (RabbitMQ 4:
+// 170) or much more; each costs a goroutine that waits for its receipt.
+const window = 500
 
 // link sends to one address over one connection. Its goroutine alone calls the driver's send, which cannot be
 // cancelled safely and holds a lock while it waits for credit; callers only put deliveries into its queue and
@@ -29,9 +25,10 @@ const (
 //	             |                                          |
 //	             +--- withdraw: unsent                      +--- settle, or lose
 type link struct {
-	c               *conn
-	address, target string
-	used            time.Duration // guarded by conn.mu
+	c       *conn
+	address string        // of its target
+	topic   string        // without prefix, for people
+	used    time.Duration // guarded by conn.mu
 
 	wake  chan struct{} // 1: the queue is no longer empty, or the link is retired
 	slots chan struct{} // window
@@ -51,8 +48,7 @@ type link struct {
 
 // sender is one attached driver link; a link goes through several of them.
 type sender struct {
-	amqp      *amqp.Sender
-	session   *amqp.Session
+	*amqpconn.Sender
 	unsettled int  // guarded by link.mu
 	retired   bool // guarded by link.mu: close when nothing is unsettled any more
 	dead      bool // guarded by link.mu
@@ -63,7 +59,7 @@ type sender struct {
 // delivery is one attempt to send one message on one broker.
 type delivery struct {
 	msg     *message.Message
-	wire    *amqp.Message // nil once transferred
+	wire    *amqp.Message // as this broker gets it; nil once transferred
 	size    int64
 	patient bool
 	trial   bool // it is to find out whether a stalled broker settles
@@ -80,9 +76,9 @@ type delivery struct {
 	release func()        // called when it is over, if the caller has left by then
 }
 
-func newLink(c *conn, address, target string) *link {
+func newLink(c *conn, topic, address string) *link {
 	return &link{
-		c: c, address: address, target: target,
+		c: c, topic: topic, address: address,
 		wake:      make(chan struct{}, 1),
 		slots:     make(chan struct{}, window),
 		unsettled: map[*delivery]struct{}{},
@@ -145,7 +141,7 @@ func (l *link) run() {
 		}
 		select {
 		case l.slots <- struct{}{}:
-		case <-l.c.amqp.Done():
+		case <-l.c.Done():
 			return
 		}
 		if !l.alive(s) {
@@ -154,7 +150,7 @@ func (l *link) run() {
 		}
 		select {
 		case l.c.turns <- struct{}{}:
-		case <-l.c.amqp.Done():
+		case <-l.c.Done():
 			return
 		}
 		d := l.take(s)
@@ -178,7 +174,7 @@ func (l *link) await() bool {
 			return false
 		case ready:
 			select {
-			case <-l.c.amqp.Done():
+			case <-l.c.Done():
 				return false
 			default:
 				return true
@@ -186,7 +182,7 @@ func (l *link) await() bool {
 		}
 		select {
 		case <-l.wake:
-		case <-l.c.amqp.Done():
+		case <-l.c.Done():
 			return false
 		}
 	}
@@ -202,24 +198,24 @@ func (l *link) attached() (*sender, attempt) {
 	}
 	reply := make(chan attachReply, 1)
 	select {
-	case l.c.attach <- attachRequest{target: l.target, reply: reply}:
-	case <-l.c.amqp.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
+	case l.c.attach <- attachRequest{address: l.address, reply: reply}:
+	case <-l.c.Done():
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	var r attachReply
 	select {
 	case r = <-reply:
-	case <-l.c.amqp.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
+	case <-l.c.Done():
+		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	if r.err != nil {
 		var gone *amqp.ConnError
-		if errors.As(r.err, &gone) || !l.c.healthy() || l.c.stopped.Load() {
-			return nil, attempt{verdict: unsent, reason: "connection lost", failure: failedLost}
+		if errors.As(r.err, &gone) || l.c.Dropped() || l.c.stopped.Load() {
+			return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 		}
-		return nil, judgeRefusal(r.err, l.c.peer)
+		return nil, judgeRefusal(r.err, l.c.Peer)
 	}
-	s = &sender{amqp: r.sender, session: r.session}
+	s = &sender{Sender: r.sender}
 	l.mu.Lock()
 	l.sender = s
 	l.mu.Unlock()
@@ -229,7 +225,7 @@ func (l *link) attached() (*sender, attempt) {
 // refuse gives all that is queued the reason for which the broker did not let us attach.
 func (l *link) refuse(a attempt) {
 	l.c.refuse(l.address, a)
-	l.c.hooks.notice(l.address, "refused link", a.reason)
+	l.c.hooks.notice(l.topic, "refused link", a.reason)
 	l.mu.Lock()
 	l.retired = true
 	l.mu.Unlock()
@@ -247,9 +243,9 @@ func (l *link) abandon() {
 		s.retired = true
 	}
 	l.mu.Unlock()
-	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: failedLost})
+	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
 	if closing {
-		l.c.bounded(s.amqp.Close)
+		_ = s.Close()
 	}
 }
 
@@ -471,10 +467,8 @@ func (l *link) reset() {
 	l.mu.Unlock()
 	if s != nil {
 		l.c.wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), l.c.opts.ConnectTimeout)
-			defer cancel()
-			if err := s.amqp.Close(ctx); errors.Is(err, context.DeadlineExceeded) {
-				l.c.drop("a detach was not answered")
+			if err := s.Close(); errors.Is(err, context.DeadlineExceeded) {
+				l.c.Drop("a detach was not answered")
 			}
 		})
 	}

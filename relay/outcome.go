@@ -2,10 +2,11 @@ package relay
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/message"
 )
 
@@ -78,9 +79,9 @@ var rules = []rule{
 	{message.Unknown, "*", false, busy},
 }
 
-func judge(state message.State, condition amqp.ErrCond, p peer) verdict {
+func judge(state message.State, condition amqp.ErrCond, p dialect.Peer) verdict {
 	for _, r := range rules {
-		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.rabbitmq()) {
+		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.IsRabbitMQ()) {
 			return r.verdict
 		}
 	}
@@ -88,7 +89,7 @@ func judge(state message.State, condition amqp.ErrCond, p peer) verdict {
 }
 
 // judgeDisposition turns a broker's answer into an attempt.
-func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
+func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) attempt {
 	a := attempt{state: message.Unknown, reason: "settled without an outcome"}
 	var condition amqp.ErrCond
 	switch s := s.(type) {
@@ -96,7 +97,7 @@ func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
 		a.state, a.reason = message.Accepted, ""
 	case *amqp.StateReleased:
 		a.state, a.reason = message.Released, "released"
-		if p.rabbitmq() {
+		if p.IsRabbitMQ() {
 			a.reason = "released: no queue is bound to the topic"
 		}
 	case *amqp.StateModified:
@@ -105,7 +106,7 @@ func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
 		a.state, a.reason = message.Rejected, "rejected without a reason"
 		if s.Error != nil {
 			condition = s.Error.Condition
-			a.reason = "rejected: " + conditionText(s.Error)
+			a.reason = "rejected: " + amqpconn.ConditionText(s.Error)
 		}
 	}
 	a.verdict = judge(a.state, condition, p)
@@ -113,13 +114,31 @@ func judgeDisposition(s amqp.DeliveryState, p peer) attempt {
 }
 
 // judgeRefusal turns a refused link into an attempt for a message that was to go over it.
-func judgeRefusal(err error, p peer) attempt {
-	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + failureText(err), failure: failedLink}
+func judgeRefusal(err error, p dialect.Peer) attempt {
+	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + amqpconn.ErrorText(err), failure: amqpconn.FailedLink}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
 		a.verdict = judge(message.Rejected, remote.Condition, p)
 	}
 	return a
+}
+
+// failed gives the word of docs/metrics.md for an attempt; empty where its state says it.
+func (a attempt) failed() string {
+	if a.failure != "" {
+		return a.failure
+	}
+	switch a.verdict {
+	case tooLarge:
+		return "too_large"
+	case unencodable:
+		return "unencodable"
+	case lost:
+		return amqpconn.FailedLost
+	case stuck, silent:
+		return amqpconn.FailedTimeout
+	}
+	return ""
 }
 
 // outcome makes the last word on a message from the deciding attempt. all tells whether every configured broker
@@ -151,27 +170,4 @@ func worse(a, b attempt) attempt {
 		return b
 	}
 	return a
-}
-
-// conditionText shows an AMQP error to a person. Descriptions come from the broker and may be long.
-func conditionText(e *amqp.Error) string {
-	switch {
-	case e.Description == "":
-		return string(e.Condition)
-	case e.Condition == "":
-		return shorten(e.Description, 300)
-	}
-	return fmt.Sprintf("%s: %s", e.Condition, shorten(e.Description, 300))
-}
-
-// failureText is conditionText for errors that may wrap one.
-func failureText(err error) string {
-	if err == nil {
-		return "closed"
-	}
-	var remote *amqp.Error
-	if errors.As(err, &remote) {
-		return conditionText(remote)
-	}
-	return shorten(causeText(err), 300)
 }

@@ -40,8 +40,7 @@ func (s *shipment) quarantine(ctx context.Context) {
 
 // send gives m to the first broker that takes a connection.
 func (w *ward) send(ctx context.Context, m *message.Message, last attempt) attempt {
-	wire, err := w.r.opts.encode(m)
-	if err != nil {
+	if err := checkEncodable(m); err != nil {
 		return attempt{verdict: unencodable, reason: err.Error()}
 	}
 	if !w.open(ctx, last.broker) {
@@ -49,7 +48,7 @@ func (w *ward) send(ctx context.Context, m *message.Message, last attempt) attem
 	}
 	c := w.c
 	round := newRound(1)
-	d := &delivery{msg: m, wire: wire, size: int64(m.Size()), patient: true, round: round}
+	d := &delivery{msg: m, size: int64(m.Size()), patient: true, round: round}
 	if a, ok := c.submit(d); !ok {
 		a.broker = c.name
 		return a
@@ -90,7 +89,7 @@ func (w *ward) open(ctx context.Context, lastBroker string) bool {
 	}
 	for _, mustWork := range []bool{true, false} {
 		for _, b := range w.r.brokers {
-			if mustWork == b.usable() && (mustWork || b.e.name == lastBroker) && w.dial(ctx, b) {
+			if mustWork == b.usable() && (mustWork || b.e.Name == lastBroker) && w.dial(ctx, b) {
 				return true
 			}
 		}

@@ -16,16 +16,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/message"
 )
 
-// Values of Options.SASL, URLOrder, Unroutable and BodySection. The zero value of each means the first.
+// Values of Options.URLOrder, Unroutable and BodySection. The zero value of each means the first.
 const (
-	SASLAuto      = "auto"
-	SASLPlain     = "plain"
-	SASLExternal  = "external"
-	SASLAnonymous = "anonymous"
-
 	OrderListed = "listed"
 	OrderRandom = "random"
 
@@ -44,21 +40,10 @@ type Broker struct {
 // Options says where and how to publish. Except for Brokers, TopicPrefix and Priority the zero value of a field
 // is a working default.
 type Options struct {
-	Brokers     []Broker // in order of preference
-	TopicPrefix string
-	Dialect     string // one of Dialects(); auto chooses by what the broker says of itself
+	Brokers          []Broker // in order of preference
+	amqpconn.Options          // SendTimeout is also how long a connection may settle nothing
 
-	SASL string
-	// User and Password are used for URLs that carry none. The files, read at each connect, go before them.
-	User, Password         string
-	UserFile, PasswordFile string
-	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well.
-	Cert, Key, CACert string
-
-	ConnectTimeout time.Duration // for one connection from TCP to a link that takes messages; 10 s
-	SendTimeout    time.Duration // without settlement for so long, a connection is dropped; 60 s
 	HandoffTimeout time.Duration // the most that Send waits; 1 s
-	IdleTimeout    time.Duration // silence after which a connection is dead; 30 s
 
 	URLOrder   string
 	Unroutable string
@@ -128,7 +113,7 @@ func New(opts Options) (*Relay, error) {
 	}
 	var errs []error
 	for _, b := range opts.Brokers {
-		e, err := parseEndpoint(b.URL)
+		e, err := amqpconn.ParseEndpoint(b.URL)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -146,15 +131,10 @@ func New(opts Options) (*Relay, error) {
 
 // complete fills in defaults and refuses values that nothing could be done with.
 func (o *Options) complete() error {
-	setDefault(&o.Dialect, DialectAuto)
-	setDefault(&o.SASL, SASLAuto)
 	setDefault(&o.URLOrder, OrderListed)
 	setDefault(&o.Unroutable, UnroutableQueue)
 	setDefault(&o.BodySection, BodyValue)
-	setDefault(&o.ConnectTimeout, 10*time.Second)
-	setDefault(&o.SendTimeout, 60*time.Second)
 	setDefault(&o.HandoffTimeout, time.Second)
-	setDefault(&o.IdleTimeout, 30*time.Second)
 	setDefault(&o.MaxInflightBytes, 128<<20)
 	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
 
@@ -162,9 +142,7 @@ func (o *Options) complete() error {
 	if len(o.Brokers) == 0 && !o.TestMode {
 		errs = append(errs, errors.New("no broker URL: set urls to one or more amqp:// or amqps:// URLs"))
 	}
-	if o.TopicPrefix == "" {
-		errs = append(errs, errors.New("topic_prefix is empty: set it to the address that topics begin with"))
-	}
+	errs = append(errs, o.Options.Complete())
 	oneOf := func(key, value string, allowed ...string) {
 		for _, a := range allowed {
 			if value == a {
@@ -173,8 +151,6 @@ func (o *Options) complete() error {
 		}
 		errs = append(errs, fmt.Errorf("%s = %q is not one of %q", key, value, allowed))
 	}
-	oneOf("dialect", o.Dialect, Dialects()...)
-	oneOf("sasl", o.SASL, SASLAuto, SASLPlain, SASLExternal, SASLAnonymous)
 	oneOf("url_order", o.URLOrder, OrderListed, OrderRandom)
 	oneOf("unroutable", o.Unroutable, UnroutableQueue, UnroutableDrop)
 	oneOf("body_section", o.BodySection, BodyValue, BodyData)

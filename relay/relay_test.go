@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -50,8 +51,10 @@ func startRelay(t testing.TB, adjust func(*Options), brokers ...*devbroker.Broke
 	t.Helper()
 	w := &world{t: t, states: map[string][]BrokerState{}, changed: make(chan struct{}, 1)}
 	o := Options{
-		TopicPrefix: "/topic/koji", Priority: 4,
-		ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second, HandoffTimeout: 10 * time.Second,
+		Options: amqpconn.Options{
+			TopicPrefix: "/topic/koji", ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second,
+		},
+		Priority: 4, HandoffTimeout: 10 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Observer: Observer{BrokerState: func(broker string, s BrokerState) {
 			w.mu.Lock()

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/Azure/go-amqp"
-
 	"koji-relay/internal/message"
 )
 
@@ -31,7 +29,6 @@ func (r *Relay) SendPatiently(ctx context.Context, msgs []message.Message) []mes
 type shipment struct {
 	r       *Relay
 	msgs    []message.Message
-	wires   []*amqp.Message
 	last    []attempt // what decides so far
 	asked   []int     // brokers asked, for each message
 	patient bool
@@ -49,7 +46,6 @@ func (r *Relay) send(ctx context.Context, msgs []message.Message, patient bool) 
 	}
 	s := &shipment{
 		r: r, msgs: msgs, patient: patient,
-		wires: make([]*amqp.Message, len(msgs)),
 		last:  make([]attempt, len(msgs)),
 		asked: make([]int, len(msgs)),
 		open:  make([]int, 0, len(msgs)),
@@ -86,7 +82,7 @@ func (r *Relay) reserve(msgs []message.Message) (release func(), ok bool) {
 	return func() { r.inflight.Add(-total) }, true
 }
 
-// prepare encodes, and sorts out what needs no broker now.
+// prepare sorts out what needs no broker now.
 func (s *shipment) prepare() {
 	halted := false
 	for i := range s.msgs {
@@ -95,12 +91,10 @@ func (s *shipment) prepare() {
 			s.last[i] = acceptedLate(broker)
 			continue
 		}
-		wire, err := s.r.opts.encode(m)
-		if err != nil {
+		if err := checkEncodable(m); err != nil {
 			s.last[i] = attempt{verdict: unencodable, state: message.NotSent, reason: err.Error()}
 			continue
 		}
-		s.wires[i] = wire
 		if broker, ok := s.r.suspect.get(m.ID); ok {
 			s.last[i] = attempt{
 				verdict: lost, state: message.Unknown, broker: broker, reason: "was under way when a connection was lost",
@@ -255,7 +249,7 @@ func (s *shipment) visit(ctx context.Context, o offer, wait time.Duration, which
 		}
 		s.asked[i]++
 		d := &delivery{
-			msg: m, wire: s.wires[i], size: int64(m.Size()), patient: s.patient, trial: o.trial, round: round, index: n,
+			msg: m, size: int64(m.Size()), patient: s.patient, trial: o.trial, round: round, index: n,
 		}
 		if a, ok := o.c.submit(d); !ok {
 			a.broker = o.c.name

@@ -11,6 +11,9 @@ import (
 
 	"github.com/Azure/go-amqp"
 	"github.com/cenkalti/backoff/v5"
+
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 )
 
 // Arrival is a message as a subscriber received it.
@@ -50,7 +53,7 @@ func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(A
 	s := &subscriber{opts: &o, patterns: patterns, deliver: deliver, end: cancel}
 	var wg sync.WaitGroup
 	for _, b := range o.Brokers {
-		e, err := parseEndpoint(b.URL)
+		e, err := amqpconn.ParseEndpoint(b.URL)
 		if err != nil {
 			cancel(err)
 			break
@@ -81,8 +84,8 @@ type subscriber struct {
 }
 
 // follow keeps subscribed to one broker until ctx ends.
-func (s *subscriber) follow(ctx context.Context, e endpoint) {
-	log := s.opts.Logger.With("broker", e.name)
+func (s *subscriber) follow(ctx context.Context, e amqpconn.Endpoint) {
+	log := s.opts.Logger.With("broker", e.Name)
 	pause := newPause()
 	logged := ""
 	for ctx.Err() == nil {
@@ -113,86 +116,58 @@ func newPause() *backoff.ExponentialBackOff {
 }
 
 // receive works on one connection until it or ctx ends, and says why it ended.
-func (s *subscriber) receive(ctx context.Context, e endpoint, log *slog.Logger, subscribed func()) error {
-	c := newConn(s.opts, e, log, connHooks{})
-	receivers, err := s.attach(ctx, c, e)
-	if c.amqp != nil {
-		defer c.hangUp()
-	}
+func (s *subscriber) receive(ctx context.Context, e amqpconn.Endpoint, log *slog.Logger, subscribed func()) error {
+	c := amqpconn.New(&s.opts.Options, e, log)
+	receivers, err := s.attach(ctx, c)
 	if err != nil {
 		return err
 	}
+	defer c.Close()
 	subscribed()
-	log.Info("subscribed", "product", c.peer.product, "version", c.peer.version, "dialect", c.dialect.name)
+	log.Info("subscribed", "product", c.Peer.Product, "version", c.Peer.Version, "dialect", c.Dialect.Name)
 
 	receiving, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for pattern, r := range receivers {
-		wg.Go(func() { cancel(s.drain(receiving, e.name, pattern, r)) })
+	for _, r := range receivers {
+		wg.Go(func() { cancel(s.drain(receiving, e.Name, r)) })
 	}
 	wg.Wait()
-	if remote := c.amqp.Err(); remote != nil {
-		return c.endCause()
+	select {
+	case <-c.Done():
+		return c.Cause()
+	default:
+		return context.Cause(receiving)
 	}
-	return context.Cause(receiving)
 }
 
-// attach connects, within ConnectTimeout, and gives the receivers by pattern.
-func (s *subscriber) attach(ctx context.Context, c *conn, e endpoint) (map[string]*amqp.Receiver, error) {
+// attach connects, within ConnectTimeout. After an error nothing is left open.
+func (s *subscriber) attach(ctx context.Context, c *amqpconn.Conn) ([]*amqpconn.Receiver, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.ConnectTimeout)
 	defer cancel()
-	if err := c.open(ctx, e); err != nil {
-		return nil, c.inTime(ctx, err)
+	if err := c.Open(ctx); err != nil {
+		return nil, c.InTime(ctx, err)
 	}
-	var err error
-	if c.dialect, err = chooseDialect(s.opts.Dialect, s.opts.TopicPrefix, c.peer); err != nil {
-		return nil, err
-	}
-	c.stage = stageAttach
-	session, err := c.amqp.NewSession(ctx, nil)
+	receivers, err := c.Subscribe(ctx, s.patterns, subscribeCredit)
 	if err != nil {
-		return nil, c.inTime(ctx, fmt.Errorf("begin session: %w", err))
+		c.Close()
 	}
-	receivers := map[string]*amqp.Receiver{}
-	options := &amqp.ReceiverOptions{Credit: subscribeCredit, SourceCapabilities: c.dialect.capabilities}
-	if c.dialect.queue != nil {
-		source, err := c.dialect.queue(ctx, c.amqp, s.opts.TopicPrefix, s.patterns)
-		if err != nil {
-			return nil, c.inTime(ctx, err)
-		}
-		r, err := session.NewReceiver(ctx, source, options)
-		if err != nil {
-			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w", source, err))
-		}
-		return map[string]*amqp.Receiver{strings.Join(s.patterns, " "): r}, nil
-	}
-	for _, pattern := range s.patterns {
-		source, err := c.dialect.source(s.opts.TopicPrefix, pattern)
-		if err != nil {
-			return nil, err
-		}
-		if receivers[pattern], err = session.NewReceiver(ctx, source, options); err != nil {
-			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's "+
-				"permission to read", source, err))
-		}
-	}
-	return receivers, nil
+	return receivers, err
 }
 
 // drain delivers what one receiver gets, until an error or the end of ctx.
-func (s *subscriber) drain(ctx context.Context, broker, pattern string, r *amqp.Receiver) error {
+func (s *subscriber) drain(ctx context.Context, broker string, r *amqpconn.Receiver) error {
 	for {
-		m, err := r.Receive(ctx, nil)
+		m, err := r.Receive(ctx)
 		if err != nil {
-			return fmt.Errorf("receive: %s", failureText(err))
+			return fmt.Errorf("receive: %s", amqpconn.ErrorText(err))
 		}
-		if err := s.pass(newArrival(broker, pattern, s.opts.TopicPrefix, m)); err != nil {
+		if err := s.pass(newArrival(broker, r.Pattern, s.opts.TopicPrefix, m)); err != nil {
 			s.end(deliverError{err})
 			return err
 		}
-		if err := r.AcceptMessage(ctx, m); err != nil {
-			return fmt.Errorf("accept: %s", failureText(err))
+		if err := r.Accept(ctx, m); err != nil {
+			return fmt.Errorf("accept: %s", amqpconn.ErrorText(err))
 		}
 	}
 }
@@ -256,7 +231,7 @@ func topicOf(m *amqp.Message) string {
 // withoutPrefix cuts the prefix, in whatever spelling, off a topic.
 func withoutPrefix(prefix, topic string) string {
 	key := strings.TrimPrefix(prefix, "topic://")
-	if _, k, ok := exchangeOf(prefix); ok {
+	if _, k, ok := dialect.ExchangeOf(prefix); ok {
 		key = k
 	}
 	topic = topic[strings.LastIndex(topic, "/")+1:]

@@ -9,6 +9,7 @@ import (
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -17,7 +18,7 @@ import (
 func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-chan Arrival {
 	t.Helper()
 	arrivals := make(chan Arrival, 100)
-	o := Options{TopicPrefix: "/topic/koji"}
+	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}}
 	for _, b := range brokers {
 		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})
 	}
@@ -91,48 +92,16 @@ func TestSubscriberEndsWithItsReader(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	enough := errors.New("enough")
+	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []Broker{{b.URL()}}}
 	done := make(chan error, 1)
 	go func() {
-		done <- Subscribe(context.Background(), Options{TopicPrefix: "/topic/koji", Brokers: []Broker{{b.URL()}}}, nil,
-			func(Arrival) error { return enough })
+		done <- Subscribe(context.Background(), o, nil, func(Arrival) error { return enough })
 	}()
 	linked(t, b, 1)
 	w := startRelay(t, nil, b)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
 	if err := <-done; !errors.Is(err, enough) {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestSources(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		dialect, prefix string
-		peer            peer
-		want            string // of build.# , empty = a queue
-	}{
-		{DialectAuto, "/topic/koji", rabbit310, "/topic/koji.build.#"},
-		{DialectAuto, "/exchange/bus/koji", rabbit310, "/exchange/bus/koji.build.#"},
-		{DialectAuto, "/topic/koji", rabbit40, ""},
-		{DialectAuto, "koji", activemq, "topic://koji.build.>"},
-		{DialectAuto, "koji", artemis, "topic://koji.build.#"},
-		{DialectArtemis, "koji", artemis, "koji.build.#"},
-		{DialectAuto, "koji", unknown, "topic://koji.build.>"},
-		{DialectAuto, "/topic/koji", unknown, "/topic/koji.build.#"},
-	} {
-		d, err := chooseDialect(row.dialect, row.prefix, row.peer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := ""
-		if d.queue == nil {
-			if got, err = d.source(row.prefix, "build.#"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got != row.want {
-			t.Errorf("%+v: %q", row, got)
-		}
 	}
 }
 

@@ -1,18 +1,14 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/message"
 )
-
-// unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has ended
-// for that. It is the one way to ask.
-var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
 
 // alive reports whether s can still send. A link that ended while it was idle must not make a suspect of the next
 // message, which the broker never saw.
@@ -23,47 +19,36 @@ func (l *link) alive(s *sender) bool {
 	if busy {
 		return true
 	}
-	_, err := s.amqp.SendWithReceipt(context.Background(), unsendable, nil)
-	var (
-		linkErr    *amqp.LinkError
-		sessionErr *amqp.SessionError
-		connErr    *amqp.ConnError
-	)
-	switch {
-	case errors.As(err, &sessionErr):
-		l.c.sessionEnded(s.session, err)
-	case errors.As(err, &linkErr), errors.As(err, &connErr):
-	default:
+	err := s.Ended()
+	if err == nil {
 		return true
+	}
+	var sessionErr *amqp.SessionError
+	if errors.As(err, &sessionErr) {
+		s.SessionEnded(err)
 	}
 	l.ended(s)
 	return false
 }
 
-// transfer gives d to the driver. The context never ends: a cancelled send would leave half a message on the
-// link (facts: go-amqp issue 309); the connection's end or the link's reset is what ends it.
+// transfer gives d to the driver, and waits for the answer elsewhere.
 func (l *link) transfer(s *sender, d *delivery) {
-	receipt, err := s.amqp.SendWithReceipt(context.Background(), d.wire, nil)
+	receipt, err := s.Send(d.wire)
 	d.wire = nil // sent or not, it is not sent again from here
 	if err != nil {
 		l.failed(s, d, err)
 		return
 	}
-	if d.size >= bigMessage {
+	if d.size >= amqpconn.BigMessage {
 		l.retireSender(s)
 	}
 	l.c.wg.Go(func() {
-		state, err := receipt.Wait(context.Background())
-		// When the answer and the end of the link are both there, Wait picks at random; an answer is worth
-		// asking again for.
-		for again := 0; err != nil && again < 8; again++ {
-			state, err = receipt.Wait(context.Background())
-		}
+		state, err := receipt.Wait()
 		if err != nil {
 			l.failed(s, d, err)
 			return
 		}
-		l.settle(s, d, judgeDisposition(state, l.c.peer), true)
+		l.settle(s, d, judgeDisposition(state, l.c.Peer), true)
 	})
 }
 
@@ -79,7 +64,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 	a := attempt{verdict: lost, state: message.Unknown, alone: refused}
 	switch {
 	case errors.As(err, &connErr):
-		a.reason = "connection lost before the broker answered: " + failureText(err)
+		a.reason = "connection lost before the broker answered: " + amqpconn.ErrorText(err)
 		if l.c.blameless() {
 			a.verdict, a.reason = silent, noAnswer
 		}
@@ -88,16 +73,16 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		}
 	case errors.As(err, &sessionErr):
 		if sessionErr.RemoteErr != nil {
-			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.peer)
+			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.Peer)
 		}
-		l.c.sessionEnded(s.session, err)
+		s.SessionEnded(err)
 		l.ended(s)
-		a.reason = "session ended before the broker answered: " + failureText(err)
+		a.reason = "session ended before the broker answered: " + amqpconn.ErrorText(err)
 	case errors.As(err, &linkErr):
 		a = l.linkFailed(s, linkErr)
 	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
 		a = attempt{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
-			"larger than the %d bytes that the broker takes", s.amqp.MaxMessageSize())}
+			"larger than the %d bytes that the broker takes", s.MaxMessageSize())}
 	default:
 		a = attempt{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
 	}
@@ -112,14 +97,14 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
 			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
 	}
 	a := attempt{verdict: lost, state: message.Unknown, alone: refused,
-		reason: "link ended before the broker answered: " + failureText(err)}
+		reason: "link ended before the broker answered: " + amqpconn.ErrorText(err)}
 	if err.RemoteErr != nil {
-		a.alone = judge(message.Rejected, err.RemoteErr.Condition, l.c.peer)
+		a.alone = judge(message.Rejected, err.RemoteErr.Condition, l.c.Peer)
 		if alone {
 			a.verdict = a.alone
 		}
 	}
-	l.c.hooks.notice(l.address, "link ended", "link ended: "+failureText(err))
+	l.c.hooks.notice(l.topic, "link ended", "link ended: "+amqpconn.ErrorText(err))
 	return a
 }
 
@@ -168,12 +153,12 @@ func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
 	}
 	switch {
 	case recovered || a.verdict == accepted:
-		l.c.hooks.notice(l.address, "", "")
+		l.c.hooks.notice(l.topic, "", "")
 	case a.verdict <= unroutable && a.verdict != unsent:
-		l.c.hooks.notice(l.address, a.state.String()+a.verdict.String(), a.reason)
+		l.c.hooks.notice(l.topic, a.state.String()+a.verdict.String(), a.reason)
 	}
 	l.finish(d, a)
 	if closing {
-		l.c.bounded(s.amqp.Close)
+		_ = s.Close()
 	}
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -29,7 +31,8 @@ func benchBroker(b *testing.B) string {
 
 func benchRelay(b *testing.B) *Relay {
 	r, err := New(Options{
-		Brokers: []Broker{{URL: benchBroker(b)}}, TopicPrefix: "/topic/koji", Priority: 4, HandoffTimeout: 20 * time.Second,
+		Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []Broker{{URL: benchBroker(b)}},
+		Priority: 4, HandoffTimeout: 20 * time.Second,
 		Unroutable: UnroutableDrop, // nobody subscribes
 	})
 	if err != nil {
@@ -88,10 +91,8 @@ func rawCommit(b *testing.B, senders map[string]*amqp.Sender, o *Options, msgs [
 	ctx := context.Background()
 	receipts := make([]amqp.SendReceipt, len(msgs))
 	for i := range msgs {
-		wire, err := o.encode(&msgs[i])
-		if err != nil {
-			b.Fatal(err)
-		}
+		var err error
+		wire := o.encode(&msgs[i], dialect.Destination{})
 		if receipts[i], err = senders[msgs[i].Address].SendWithReceipt(ctx, wire, nil); err != nil {
 			b.Fatal(err)
 		}

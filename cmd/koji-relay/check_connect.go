@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"koji-relay/config"
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/daemon"
 	"koji-relay/queue/postgres"
-	"koji-relay/relay"
 )
 
 // connections is what check --connect found behind the configuration.
@@ -22,23 +22,23 @@ type connections struct {
 }
 
 type brokerReport struct {
-	URL       string            `json:"url"` // masked
-	Usable    bool              `json:"usable"`
-	Error     string            `json:"error,omitempty"`
-	Stage     string            `json:"stage,omitempty"` // of Error
-	Remote    string            `json:"remote,omitempty"`
-	TLS       *relay.TLSReport  `json:"tls,omitempty"`
-	Client    *relay.CertReport `json:"client_certificate,omitempty"`
-	Offered   []string          `json:"sasl_offered,omitempty"`
-	Login     string            `json:"sasl,omitempty"`
-	Product   string            `json:"product,omitempty"`
-	Version   string            `json:"version,omitempty"`
-	Dialect   string            `json:"dialect,omitempty"`
-	Target    string            `json:"target,omitempty"`
-	MaxSize   uint64            `json:"max_message_size,omitempty"`
-	Credit    bool              `json:"credit"`
-	RoundTrip string            `json:"round_trip,omitempty"`
-	Warnings  []string          `json:"warnings,omitempty"`
+	URL       string               `json:"url"` // masked
+	Usable    bool                 `json:"usable"`
+	Error     string               `json:"error,omitempty"`
+	Stage     string               `json:"stage,omitempty"` // of Error
+	Remote    string               `json:"remote,omitempty"`
+	TLS       *amqpconn.TLSReport  `json:"tls,omitempty"`
+	Client    *amqpconn.CertReport `json:"client_certificate,omitempty"`
+	Offered   []string             `json:"sasl_offered,omitempty"`
+	Login     string               `json:"sasl,omitempty"`
+	Product   string               `json:"product,omitempty"`
+	Version   string               `json:"version,omitempty"`
+	Dialect   string               `json:"dialect,omitempty"`
+	Target    string               `json:"target,omitempty"`
+	MaxSize   uint64               `json:"max_message_size,omitempty"`
+	Credit    bool                 `json:"credit"`
+	RoundTrip string               `json:"round_trip,omitempty"`
+	Warnings  []string             `json:"warnings,omitempty"`
 }
 
 type databaseReport struct {
@@ -59,7 +59,7 @@ func connect(ctx context.Context, cfg *config.Config) *connections {
 	opts := daemon.RelayOptions(cfg, slog.New(slog.DiscardHandler))
 	var wg sync.WaitGroup
 	for i, u := range cfg.Broker.URLs {
-		wg.Go(func() { found.Brokers[i] = newBrokerReport(u.String(), relay.Probe(ctx, opts, i)) })
+		wg.Go(func() { found.Brokers[i] = newBrokerReport(u.String(), amqpconn.Probe(ctx, opts.Options, u.Reveal())) })
 	}
 	if cfg.Queue.Enabled && cfg.Queue.Store == config.StorePostgres {
 		wg.Go(func() { found.Database = probeDatabase(ctx, cfg) })
@@ -68,7 +68,7 @@ func connect(ctx context.Context, cfg *config.Config) *connections {
 	return found
 }
 
-func newBrokerReport(url string, r relay.Report) brokerReport {
+func newBrokerReport(url string, r amqpconn.Report) brokerReport {
 	b := brokerReport{
 		URL: url, Usable: r.Err == nil && r.Credit, Stage: r.Stage, Remote: r.Remote, TLS: r.TLS, Client: r.Client,
 		Offered: r.Offered, Login: r.Login, Product: r.Product, Version: r.Version, Dialect: r.Dialect, Target: r.Target,
@@ -169,7 +169,7 @@ func (b *brokerReport) print(out io.Writer) {
 	}
 }
 
-func certificateText(c relay.CertReport) string {
+func certificateText(c amqpconn.CertReport) string {
 	text := c.Subject
 	if len(c.Names) > 0 {
 		text += " for " + strings.Join(c.Names, " ")

@@ -7,9 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"koji-relay/config"
-	"koji-relay/relay"
 )
 
 // checkFile runs the command on a configuration with this text.
@@ -110,24 +107,6 @@ func TestCheckAsJSONHasTheSameFindings(t *testing.T) {
 		}
 		if strings.Contains(stdout, "sesame") || strings.Contains(stdout, "null") {
 			t.Errorf("a secret or a null: %s", stdout)
-		}
-	}
-}
-
-// The words are checked in config, which may not know the relay; here both are known.
-func TestConfigurationTakesExactlyTheRelaysDialects(t *testing.T) {
-	t.Parallel()
-	words := map[string]bool{}
-	for _, name := range relay.Dialects() {
-		words[name] = true
-		code, _, stderr := checkFile(t, "[broker]\nurls = a\ntopic_prefix = b\ndialect = "+name+"\n")
-		if strings.Contains(stderr, "dialect") {
-			t.Errorf("the relay's dialect %s is refused: exit %d: %s", name, code, stderr)
-		}
-	}
-	for _, name := range config.Dialects() {
-		if !words[name] {
-			t.Errorf("the relay knows no dialect %s", name)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 	"koji-relay/relay"
@@ -31,7 +32,9 @@ func TestTailShowsWhatArrives(t *testing.T) {
 		t.Fatal(err)
 	}
 	send := func(n int) {
-		r, err := relay.New(relay.Options{Brokers: []relay.Broker{{URL: b.URL()}}, TopicPrefix: "/topic/koji", Priority: 4})
+		r, err := relay.New(relay.Options{
+			Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []relay.Broker{{URL: b.URL()}}, Priority: 4,
+		})
 		if err != nil {
 			t.Error(err)
 			return

@@ -15,9 +15,9 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/daemon"
 	"koji-relay/internal/message"
-	"koji-relay/relay"
 )
 
 // translateOptions is what decides how commits become messages.
@@ -60,7 +60,7 @@ Exit codes: 0 done; 1 a line was not a commit; 2 unusable arguments or configura
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			options := translateOptions{topicPrefix: topicPrefix, dialect: relay.DialectAuto}
+			options := translateOptions{topicPrefix: topicPrefix, dialect: dialect.Auto}
 			if configPath != "" {
 				cfg, err := loadConfig(configPath)
 				if err != nil {
@@ -107,7 +107,7 @@ func translateFile(cmd *cobra.Command, args []string, options translateOptions) 
 		return usageError{err}
 	}
 	target := func(address string) (string, error) {
-		return relay.Target(options.topicPrefix, options.dialect, address)
+		return dialect.Target(options.topicPrefix, options.dialect, address)
 	}
 	if _, err := target("build.tag"); err != nil {
 		return usageError{err}

@@ -5,6 +5,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/internal/amqpconn"
 	"koji-relay/queue"
 	"koji-relay/queue/drain"
 	"koji-relay/relay"
@@ -26,18 +27,20 @@ func RulesOptions(c *config.Config) callbacks.Options {
 // (check --connect, tail) use them as well, so that they see what serve sees.
 func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 	o := relay.Options{
-		TopicPrefix:      c.Broker.TopicPrefix,
-		Dialect:          c.Broker.Dialect,
-		SASL:             c.Broker.SASL,
-		UserFile:         c.Broker.UserFile,
-		PasswordFile:     c.Broker.PasswordFile,
-		Cert:             c.Broker.Cert,
-		Key:              c.Broker.Key,
-		CACert:           c.Broker.CACert,
-		ConnectTimeout:   c.Broker.ConnectTimeout,
-		SendTimeout:      c.Broker.SendTimeout,
+		Options: amqpconn.Options{
+			TopicPrefix:    c.Broker.TopicPrefix,
+			Dialect:        c.Broker.Dialect,
+			SASL:           c.Broker.SASL,
+			UserFile:       c.Broker.UserFile,
+			PasswordFile:   c.Broker.PasswordFile,
+			Cert:           c.Broker.Cert,
+			Key:            c.Broker.Key,
+			CACert:         c.Broker.CACert,
+			ConnectTimeout: c.Broker.ConnectTimeout,
+			SendTimeout:    c.Broker.SendTimeout,
+			IdleTimeout:    c.Broker.IdleTimeout,
+		},
 		HandoffTimeout:   c.Relay.HandoffTimeout,
-		IdleTimeout:      c.Broker.IdleTimeout,
 		URLOrder:         c.Broker.URLOrder,
 		Unroutable:       c.Broker.Unroutable,
 		PreserveOrder:    c.Queue.PreserveOrder,

@@ -1,4 +1,4 @@
-package relay
+package amqpconn
 
 import (
 	"errors"
@@ -9,38 +9,38 @@ import (
 	"strings"
 )
 
-// endpoint is a parsed broker URL. Only name is fit for output.
-type endpoint struct {
-	name     string // host:port
-	host     string // what a certificate must be for
-	tls      bool
+// Endpoint is a parsed broker URL. Name alone is fit for output.
+type Endpoint struct {
+	Name     string // host:port
+	Host     string // what a certificate must be for
+	TLS      bool
 	user     string
 	password string
 }
 
-// parseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a password.
-func parseEndpoint(raw string) (endpoint, error) {
+// ParseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a password.
+func ParseEndpoint(raw string) (Endpoint, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		// url.Error repeats the URL; its cause may repeat a part of it as well.
-		return endpoint{}, errors.New("parse broker URL: it is not a URL; write amqp://host:port, " +
+		return Endpoint{}, errors.New("parse broker URL: it is not a URL; write amqp://host:port, " +
 			"with special characters of user and password percent-encoded")
 	}
-	var e endpoint
+	var e Endpoint
 	port := u.Port()
 	switch u.Scheme {
 	case "amqp":
 		setDefault(&port, "5672")
 	case "amqps":
 		setDefault(&port, "5671")
-		e.tls = true
+		e.TLS = true
 	default:
-		return endpoint{}, fmt.Errorf("parse broker URL: scheme %q is not amqp or amqps", u.Scheme)
+		return Endpoint{}, fmt.Errorf("parse broker URL: scheme %q is not amqp or amqps", u.Scheme)
 	}
-	if e.host = u.Hostname(); e.host == "" {
-		return endpoint{}, errors.New("parse broker URL: it names no host")
+	if e.Host = u.Hostname(); e.Host == "" {
+		return Endpoint{}, errors.New("parse broker URL: it names no host")
 	}
-	e.name = net.JoinHostPort(e.host, port)
+	e.Name = net.JoinHostPort(e.Host, port)
 	if u.User != nil {
 		e.user = u.User.Username()
 		e.password, _ = u.User.Password()
@@ -49,7 +49,7 @@ func parseEndpoint(raw string) (endpoint, error) {
 }
 
 // credentials gives the user and password for e: the URL's own, else the files', else the given ones.
-func (o *Options) credentials(e endpoint) (user, password string, err error) {
+func (o *Options) credentials(e Endpoint) (user, password string, err error) {
 	if e.user != "" {
 		return e.user, e.password, nil
 	}

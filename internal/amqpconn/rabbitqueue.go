@@ -1,4 +1,4 @@
-package relay
+package amqpconn
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/dialect"
 )
 
 // RabbitMQ 4 receives from queues only. A subscriber declares one of its own, which goes with its connection, by way of
@@ -15,21 +17,22 @@ import (
 const managementNode = "/management"
 
 // temporaryQueue declares an exclusive queue, binds it, and gives the address to receive from.
-func temporaryQueue(ctx context.Context, conn *amqp.Conn, prefix string, patterns []string) (string, error) {
-	exchange, key, ok := exchangeOf(prefix)
+func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, error) {
+	prefix := c.opts.TopicPrefix
+	exchange, key, ok := dialect.ExchangeOf(prefix)
 	if !ok {
-		return "", rabbitPrefixError(prefix)
+		return "", dialect.RabbitPrefixError(prefix)
 	}
 	for again := 2; ; again-- {
 		name := "koji-relay-tail-" + rand.Text()
-		err := declare(ctx, conn, name, exchange, key, patterns)
+		err := declare(ctx, c.driver, name, exchange, key, patterns)
 		// The driver grants credit for the answers in its own time, and the broker ends the session of a
-		// request that comes before.
+		// request that comes before (upstream 7).
 		var ended *amqp.SessionError
 		if errors.As(err, &ended) && again > 0 {
 			continue
 		}
-		return "/queues/" + escape(name), err
+		return "/queues/" + dialect.Escape(name), err
 	}
 }
 
@@ -40,7 +43,7 @@ func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, p
 		return err
 	}
 	defer func() { _ = m.session.Close(ctx) }()
-	if err := m.request(ctx, "PUT", "/queues/"+escape(name), map[string]any{
+	if err := m.request(ctx, "PUT", "/queues/"+dialect.Escape(name), map[string]any{
 		"durable": false, "exclusive": true, "auto_delete": false, "arguments": map[string]any{},
 	}); err != nil {
 		return fmt.Errorf("declare a queue: %w", err)
@@ -104,7 +107,7 @@ func (m *management) request(ctx context.Context, method, path string, body map[
 		return fmt.Errorf("the answer has no status")
 	}
 	if status := *answer.Properties.Subject; len(status) != 3 || status[0] != '2' {
-		return fmt.Errorf("the broker answered %s: %s", status, shorten(fmt.Sprint(answer.Value), 200))
+		return fmt.Errorf("the broker answered %s: %s", status, Shorten(fmt.Sprint(answer.Value), 200))
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package relay
+package amqpconn
 
 import (
 	"crypto/tls"

@@ -1,4 +1,4 @@
-package relay
+package amqpconn
 
 import (
 	"crypto/ecdsa"
@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"koji-relay/internal/devbroker"
-	"koji-relay/internal/message"
 )
 
 // authority issues certificates for a test.
@@ -124,13 +123,16 @@ func TestServerMustHaveACertificateForItsName(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue(row.server)}}})
-			w := startRelay(t, func(o *Options) { o.CACert = row.cacert }, b)
+			_, err := connect(t, b, func(o *Options) { o.CACert = row.cacert })
 			if row.reason == "" {
-				w.await(0, Up)
-				wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
+				if err != nil {
+					t.Error(err)
+				}
 				return
 			}
-			poll(t, row.reason, func() bool { return strings.Contains(w.Status()[0].Reason, row.reason) })
+			if err == nil || !strings.Contains(err.Error(), row.reason) {
+				t.Errorf("%v does not say %q", err, row.reason)
+			}
 			if b.Stats().Opened != 0 {
 				t.Error("the connection was opened all the same")
 			}
@@ -144,8 +146,10 @@ func TestOldTLSIsRefused(t *testing.T) {
 	b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{
 		Certificates: []tls.Certificate{a.issue("127.0.0.1")}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11,
 	}})
-	w := startRelay(t, func(o *Options) { o.CACert = a.write("ca.pem", a.cert) }, b)
-	poll(t, "the version is refused", func() bool { return strings.Contains(w.Status()[0].Reason, "protocol version") })
+	_, err := connect(t, b, func(o *Options) { o.CACert = a.write("ca.pem", a.cert) })
+	if err == nil || !strings.Contains(err.Error(), "protocol version") {
+		t.Errorf("%v does not name the version", err)
+	}
 }
 
 func TestClientCertificateIsReadAtEachConnect(t *testing.T) {
@@ -164,25 +168,23 @@ func TestClientCertificateIsReadAtEachConnect(t *testing.T) {
 				},
 			},
 		})
-		first, second := a.issue("first"), a.issue("second")
 		store := func(c tls.Certificate) (cert, key string) {
 			if separate {
 				return a.write("client.pem", c.Leaf), a.write("client.key", c.PrivateKey)
 			}
 			return a.writePair("client.pem", c), ""
 		}
-		w := startRelay(t, func(o *Options) {
-			o.CACert = a.write("ca.pem", a.cert)
-			o.Cert, o.Key = store(first)
-		}, b)
-		w.await(0, Up)
-		if login := w.Status()[0].Login; login != "EXTERNAL" || seen.Load() != "first" {
-			t.Errorf("logged in with %s as %v", login, seen.Load())
+		ca := a.write("ca.pem", a.cert)
+		for _, name := range []string{"first", "second"} {
+			cert, key := store(a.issue(name))
+			c, err := connect(t, b, func(o *Options) { o.CACert, o.Cert, o.Key = ca, cert, key })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Mechanism != "EXTERNAL" || seen.Load() != name {
+				t.Errorf("logged in with %s as %v, not as %s", c.Mechanism, seen.Load(), name)
+			}
 		}
-		store(second)
-		b.Inflict("", devbroker.DropConnection, devbroker.Cause{})
-		poll(t, "the renewed certificate is used", func() bool { return seen.Load() == "second" })
-		w.await(0, Up)
 	}
 }
 

@@ -1,4 +1,4 @@
-package relay
+package amqpconn
 
 import (
 	"crypto/tls"
@@ -6,12 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 )
-
-func probeOptions(b *devbroker.Broker) Options {
-	return Options{Brokers: []Broker{{URL: b.URL()}}, TopicPrefix: "/topic/koji", ConnectTimeout: 5 * time.Second}
-}
 
 func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 	t.Parallel()
@@ -20,14 +17,14 @@ func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 		Product: "RabbitMQ", Version: "4.0.5", MaxMessageSize: 1 << 24, Mechanisms: []string{"PLAIN", "EXTERNAL"},
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool()},
 	})
-	o := probeOptions(b)
+	o := testOptions()
 	o.CACert, o.Cert = a.write("ca.pem", a.cert), a.writePair("client.pem", a.issue("hub"))
-	r := Probe(t.Context(), o, 0)
+	r := Probe(t.Context(), o, b.URL())
 	if r.Err != nil {
 		t.Fatalf("%s: %v", r.Stage, r.Err)
 	}
 	if r.Broker != b.Addr() || r.Remote != b.Addr() || r.Login != "EXTERNAL" || strings.Join(r.Offered, " ") != "PLAIN EXTERNAL" ||
-		r.Product != "RabbitMQ" || r.Version != "4.0.5" || r.Dialect != DialectRabbitMQ ||
+		r.Product != "RabbitMQ" || r.Version != "4.0.5" || r.Dialect != dialect.RabbitMQ ||
 		r.Target != "/exchanges/amq.topic/koji.build.tag" || r.MaxSize != 1<<24 || !r.Credit || r.RoundTrip <= 0 {
 		t.Errorf("%+v", r)
 	}
@@ -64,29 +61,31 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 			func(o *Options) { o.TopicPrefix = "koji" }},
 		{"options", "read options", "topic_prefix is empty", stopped, func(o *Options) { o.TopicPrefix = "" }},
 	} {
-		o := probeOptions(row.broker)
+		o := testOptions()
 		if row.adjust != nil {
 			row.adjust(&o)
 		}
-		r := Probe(t.Context(), o, 0)
+		r := Probe(t.Context(), o, row.broker.URL())
 		if r.Err == nil || r.Stage != row.stage || !strings.Contains(r.Err.Error(), row.want) || strings.Contains(r.Err.Error(), "s3cret") {
 			t.Errorf("%s: at %q: %v", row.name, r.Stage, r.Err)
 		}
 	}
 	refusing := startBroker(t, devbroker.Options{})
-	refusing.Script("#", refuse(devbroker.RefuseSession, "amqp:unauthorized-access"))
-	if r := Probe(t.Context(), probeOptions(refusing), 0); r.Stage != stageAttach || !strings.Contains(r.Err.Error(), "permissions") {
+	refusing.Script("#", devbroker.Behaviour{
+		Refuse: devbroker.RefuseSession, RefuseCause: devbroker.Cause{Condition: "amqp:unauthorized-access"},
+	})
+	if r := Probe(t.Context(), testOptions(), refusing.URL()); r.Stage != stageAttach || !strings.Contains(r.Err.Error(), "permissions") {
 		t.Errorf("attach: at %q: %v", r.Stage, r.Err)
 	}
 	silent := startBroker(t, devbroker.Options{})
 	silent.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageOpen})
-	o := probeOptions(silent)
+	o := testOptions()
 	o.ConnectTimeout = 100 * time.Millisecond
-	if r := Probe(t.Context(), o, 0); r.Stage != stageOpen || !strings.Contains(r.Err.Error(), "connect_timeout") {
+	if r := Probe(t.Context(), o, silent.URL()); r.Stage != stageOpen || !strings.Contains(r.Err.Error(), "connect_timeout") {
 		t.Errorf("silent: at %q: %v", r.Stage, r.Err)
 	}
-	if r := Probe(t.Context(), o, 1); r.Err == nil {
-		t.Error("no error for a broker that is not configured")
+	if r := Probe(t.Context(), o, "http://broker"); r.Err == nil {
+		t.Error("no error for what is no broker's URL")
 	}
 }
 
@@ -94,7 +93,7 @@ func TestProbeSeesABlockedPublisher(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	b.Script("#", devbroker.Behaviour{NoCredit: true})
-	r := Probe(t.Context(), probeOptions(b), 0)
+	r := Probe(t.Context(), testOptions(), b.URL())
 	if r.Err != nil || r.Credit || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "no credit") {
 		t.Errorf("%+v", r)
 	}

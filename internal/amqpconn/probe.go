@@ -1,15 +1,14 @@
-package relay
+package amqpconn
 
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"time"
 
-	"github.com/Azure/go-amqp"
+	"koji-relay/internal/amqpconn/dialect"
 )
 
 // Report is what Probe found out about one broker. It holds no secret. Fields that were not reached are zero.
@@ -55,81 +54,61 @@ const (
 	expirySoon = 21 * 24 * time.Hour
 )
 
-// Probe connects to one broker of o, the way Run does, and goes as far as a link that may send; it sends no
-// message. It blocks for at most ConnectTimeout and a few seconds. Run need not be running.
-func Probe(ctx context.Context, o Options, broker int) Report {
+// Probe connects to one broker, the way Dial does, and goes as far as a link that may send; it sends no message. It
+// blocks for at most ConnectTimeout and a few seconds.
+func Probe(ctx context.Context, o Options, url string) Report {
 	r := Report{Stage: "read options"}
-	if err := o.complete(); err != nil {
+	if err := o.Complete(); err != nil {
 		r.Err = err
 		return r
 	}
-	if broker < 0 || broker >= len(o.Brokers) {
-		r.Err = fmt.Errorf("there is no broker number %d", broker)
-		return r
-	}
-	e, err := parseEndpoint(o.Brokers[broker].URL)
+	e, err := ParseEndpoint(url)
 	if err != nil {
 		r.Err = err
 		return r
 	}
-	r.Broker = e.name
+	r.Broker = e.Name
 	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
 	defer cancel()
-	c := newConn(&o, e, slog.New(slog.DiscardHandler), connHooks{})
-	err = c.probe(ctx, e, &r)
+	c := New(&o, e, slog.New(slog.DiscardHandler))
+	err = c.probe(ctx, &r)
 	r.Stage = ""
 	if err != nil {
-		r.Stage, r.Err = c.stage, c.inTime(ctx, err)
+		r.Stage, r.Err = c.stage, c.InTime(ctx, err)
 	}
 	c.report(&r)
 	return r
 }
 
 // probe goes through the stages and closes the connection.
-func (c *conn) probe(ctx context.Context, e endpoint, r *Report) error {
-	if err := c.open(ctx, e); err != nil {
+func (c *Conn) probe(ctx context.Context, r *Report) error {
+	if err := c.Open(ctx); err != nil {
 		return err
 	}
-	defer c.hangUp()
-	if err := c.greet(ctx); err != nil {
+	defer c.Close()
+	if err := c.Greet(ctx); err != nil {
 		return err
 	}
 	began := time.Now()
-	s, err := c.main.NewSender(ctx, c.target, c.senderOptions())
+	s, err := c.attach(ctx, c.Target)
 	if err != nil {
-		return fmt.Errorf("attach to %s: %w", c.target, err)
+		return fmt.Errorf("attach to %s: %w", c.Target, err)
 	}
 	r.RoundTrip = time.Since(began)
-
-	// The driver does not tell a link's credit. But it takes a message only when there is credit, and looks at
-	// the context once more before it writes: so this sends nothing, and returns if the broker would take it.
-	granted := make(chan struct{})
-	c.wg.Go(func() {
-		if _, err := s.SendWithReceipt(overAlready{}, &amqp.Message{Value: ""}, nil); errors.Is(err, context.Canceled) {
-			close(granted)
-		}
-	})
-	timer := time.NewTimer(creditTime)
-	defer timer.Stop()
-	select {
-	case <-granted:
-		r.Credit = true
-	case <-timer.C:
+	if r.Credit, err = s.creditWithin(ctx, creditTime); err == nil && !r.Credit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send there now "+
-			"(a memory or disk alarm, or a router without a consumer)", c.target, creditTime))
-	case <-ctx.Done():
-		return ctx.Err()
+			"(a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))
 	}
-	return nil
+	return err
 }
 
 // report fills in what the connection came to know, no matter how far it got.
-func (c *conn) report(r *Report) {
-	r.Remote, r.Offered, r.Login = c.remote, c.offered, c.mechanism
-	r.Product, r.Version = c.peer.product, c.peer.version
-	r.Target, r.MaxSize = c.target, c.maxSize
-	if c.dialect != nil {
-		r.Dialect = c.dialect.name
+func (c *Conn) report(r *Report) {
+	r.Remote, r.Offered, r.Login = c.Remote, c.Offered, c.Mechanism
+	r.Product, r.Version = c.Peer.Product, c.Peer.Version
+	r.Target, r.MaxSize = c.Target, c.MaxSize
+	if c.Dialect != nil {
+		r.Dialect = c.Dialect.Name
 	}
 	warn := func(what string, expires time.Time) {
 		if left := time.Until(expires); left < expirySoon {
@@ -153,19 +132,11 @@ func (c *conn) report(r *Report) {
 		r.Client = &CertReport{Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Expires: leaf.NotAfter}
 		warn("the client certificate", r.Client.Expires)
 	}
-	if c.dialect != nil && c.dialect.name == DialectLiteral && c.peer.rabbitmq() {
+	if c.Dialect != nil && c.Dialect.Name == dialect.Literal && c.Peer.IsRabbitMQ() {
 		r.Warnings = append(r.Warnings, "dialect = literal on RabbitMQ: leave it at auto")
 	}
-	remote, _ := netip.ParseAddrPort(c.remote)
-	if c.tls == nil && c.mechanism == "PLAIN" && !remote.Addr().IsLoopback() {
+	remote, _ := netip.ParseAddrPort(c.Remote)
+	if c.tls == nil && c.Mechanism == "PLAIN" && !remote.Addr().IsLoopback() {
 		r.Warnings = append(r.Warnings, "the password crosses the network unencrypted: use an amqps:// URL")
 	}
 }
-
-// overAlready is a context that ended without telling: Done never fires, and Err is not nil.
-type overAlready struct{}
-
-func (overAlready) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (overAlready) Done() <-chan struct{}       { return nil }
-func (overAlready) Err() error                  { return context.Canceled }
-func (overAlready) Value(any) any               { return nil }

@@ -1,0 +1,250 @@
+// Package amqpconn is one connection to one AMQP 1.0 broker: TCP, TLS, SASL, the open frame, the dialect, sessions and
+// links. It promises that every step ends in bounded time and that an error says which step it was and what to do.
+// It never prints a credential. What a message says and what becomes of it is its users' business: sending, `tail`
+// and the probe of `check --connect`.
+//
+// What the AMQP driver needs to be kept from is in driver.go, and in docs/upstream.md for its authors.
+package amqpconn
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/dialect"
+)
+
+// The stages of a connection, in order, as Probe reports them.
+const (
+	stageLogin  = "read credentials"
+	stageTCP    = "connect"
+	stageTLS    = "set up TLS"
+	stageSASL   = "log in"
+	stageOpen   = "open AMQP connection"
+	stagePrefix = "choose dialect"
+	stageAttach = "attach"
+)
+
+// sampleTopic is attached to when a connection opens, so that a prefix or a permission that is wrong for
+// every message is found then and not by messages.
+const sampleTopic = "build.tag"
+
+// Conn is one connection. It is made by Dial, or by New and Open, and never reopened. Its exported fields are set by
+// then and do not change; after an error they tell how far it got.
+type Conn struct {
+	Peer      dialect.Peer
+	Dialect   *dialect.Dialect
+	Mechanism string   // of SASL
+	Offered   []string // SASL mechanisms
+	Remote    string   // the peer's IP address and port
+	Target    string   // address of the sample topic
+	MaxSize   uint64   // of a message, on the sample link; 0 = no limit
+
+	opts     *Options
+	endpoint Endpoint
+	log      *slog.Logger
+	stage    string
+	client   *tls.Certificate     // ours, nil without
+	tls      *tls.ConnectionState // nil without TLS, and until it is set up
+	tap      *tap
+	driver   *amqp.Conn
+	sessions sessions
+	wg       sync.WaitGroup // goroutines that close links and sessions
+
+	mu    sync.Mutex // guards cause
+	cause error      // why we dropped it; nil = we did not
+}
+
+// New prepares a connection. Nothing is opened.
+func New(o *Options, e Endpoint, log *slog.Logger) *Conn {
+	return &Conn{opts: o, endpoint: e, log: log}
+}
+
+// Dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx and ConnectTimeout
+// bound all of it; after it the connection does not depend on ctx. An error is a *DialError, and then nothing is open.
+func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
+	defer cancel()
+	c := New(o, e, log)
+	if err := c.Open(ctx); err != nil {
+		return nil, c.dialFailed(ctx, err)
+	}
+	if err := c.Greet(ctx); err != nil {
+		c.Close()
+		return nil, c.dialFailed(ctx, err)
+	}
+	return c, nil
+}
+
+// Open does TCP, TLS, SASL and the AMQP open frame, and chooses the dialect. After an error nothing is left open.
+func (c *Conn) Open(ctx context.Context) (err error) {
+	c.stage = stageLogin
+	who := login{policy: c.opts.SASL}
+	if who.user, who.password, err = c.opts.credentials(c.endpoint); err != nil {
+		return err
+	}
+	c.stage = stageTCP
+	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.endpoint.Name)
+	if err != nil {
+		return fmt.Errorf("connect: %w", withoutAddress(err))
+	}
+	c.Remote = nc.RemoteAddr().String()
+	defer func() {
+		if err != nil {
+			_ = nc.Close()
+		}
+	}()
+	if c.endpoint.TLS {
+		c.stage = stageTLS
+		if nc, err = c.secure(ctx, nc, c.endpoint.Host); err != nil {
+			return err
+		}
+		who.certificate = c.client != nil
+	}
+	c.stage = stageSASL
+	if err := c.logIn(ctx, nc, who); err != nil {
+		return err
+	}
+	c.stage = stageOpen
+	c.tap = &tap{Conn: nc}
+	c.driver, err = amqp.NewConn(ctx, c.tap, &amqp.ConnOptions{
+		// Random, since ActiveMQ refuses a second connection under one name.
+		ContainerID:  "koji-relay-" + rand.Text()[:16],
+		HostName:     c.endpoint.Host,
+		IdleTimeout:  c.opts.IdleTimeout,
+		WriteTimeout: c.opts.SendTimeout,
+		Properties:   map[string]any{"product": "koji-relay"},
+	})
+	if err != nil {
+		return fmt.Errorf("open AMQP connection: %w", err)
+	}
+	c.Peer = dialect.NewPeer(c.driver.Properties())
+	c.stage = stagePrefix
+	if c.Dialect, err = dialect.Choose(c.opts.Dialect, c.opts.TopicPrefix, c.Peer); err != nil {
+		c.Close()
+		return err
+	}
+	c.stage = stageAttach
+	return nil
+}
+
+// Greet tries the sample topic.
+func (c *Conn) Greet(ctx context.Context) error {
+	to, err := c.Destination(sampleTopic)
+	if err != nil {
+		return err
+	}
+	c.Target = to.Address
+	if c.MaxSize, err = c.greetSessions(ctx, c.Target); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Destination says where a message to the topic goes.
+func (c *Conn) Destination(topic string) (dialect.Destination, error) {
+	return c.Dialect.Destination(c.opts.TopicPrefix, topic)
+}
+
+// secure puts TLS around nc. nc is returned even with an error.
+func (c *Conn) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, error) {
+	cfg, client, err := c.opts.tlsConfig(host)
+	c.client = client
+	if err != nil {
+		return nc, err
+	}
+	secured := tls.Client(nc, cfg)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		return nc, fmt.Errorf("set up TLS: %w", err)
+	}
+	state := secured.ConnectionState()
+	c.tls = &state
+	return secured, nil
+}
+
+// CertExpires tells when the certificates in use end; zero without.
+func (c *Conn) CertExpires() (server, client time.Time) {
+	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
+		server = c.tls.PeerCertificates[0].NotAfter
+	}
+	if c.client != nil && c.client.Leaf != nil {
+		client = c.client.Leaf.NotAfter
+	}
+	return server, client
+}
+
+// logIn runs the SASL layer, bounded by ctx.
+func (c *Conn) logIn(ctx context.Context, nc net.Conn, who login) (err error) {
+	deadline, _ := ctx.Deadline()
+	_ = nc.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	c.Mechanism, c.Offered, err = who.negotiate(nc)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	_ = nc.SetDeadline(time.Time{})
+	return err
+}
+
+// withoutAddress strips "dial tcp 10.0.0.1:5672:", which the log line has already said, off a dial error.
+func withoutAddress(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Err != nil {
+		return op.Err
+	}
+	return err
+}
+
+// Done is closed when the connection is over.
+func (c *Conn) Done() <-chan struct{} { return c.driver.Done() }
+
+// Drop ends the connection for a reason of ours. What is unsettled is not blamed for it. It does not block.
+func (c *Conn) Drop(reason string) {
+	c.mu.Lock()
+	if c.cause == nil {
+		c.cause = DropError{reason}
+	}
+	c.mu.Unlock()
+	_ = c.tap.Close() // makes the driver's reader end, and with it everything else
+}
+
+// Dropped reports whether Drop was called.
+func (c *Conn) Dropped() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cause != nil
+}
+
+// Cause says why the connection is over. It must be.
+func (c *Conn) Cause() error {
+	c.mu.Lock()
+	cause := c.cause
+	c.mu.Unlock()
+	if cause != nil {
+		return cause
+	}
+	err := c.driver.Err()
+	var remote *amqp.Error
+	if errors.As(err, &remote) {
+		return fmt.Errorf("closed by the broker: %s", ConditionText(remote))
+	}
+	if read := c.tap.readError(); errors.Is(read, os.ErrDeadlineExceeded) {
+		return DropError{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}
+	} else if errors.Is(read, io.EOF) {
+		return errors.New("the broker hung up")
+	}
+	if err == nil {
+		return errors.New("closed by the broker")
+	}
+	return err
+}

@@ -1,0 +1,76 @@
+package amqpconn
+
+import (
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"koji-relay/internal/devbroker"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// startBroker gives a running scripted broker.
+func startBroker(t testing.TB, o devbroker.Options) *devbroker.Broker {
+	t.Helper()
+	b, err := devbroker.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func testOptions() Options {
+	return Options{TopicPrefix: "/topic/koji", ConnectTimeout: 5 * time.Second}
+}
+
+// connect dials b; what is open is closed at the end of the test.
+func connect(t *testing.T, b *devbroker.Broker, adjust func(*Options)) (*Conn, error) {
+	t.Helper()
+	o := testOptions()
+	if adjust != nil {
+		adjust(&o)
+	}
+	if err := o.Complete(); err != nil {
+		t.Fatal(err)
+	}
+	e, err := ParseEndpoint(b.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Dial(t.Context(), &o, e, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err == nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+func TestEndOfAConnectionHasAReason(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{errors.New("EOF"): "lost", DropError{"nothing settled"}: "timeout"} {
+		if got := EndedBy(err); got != want {
+			t.Errorf("the end by %v is %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestCauseDoesNotNamePortsOfOurs(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"read SASL header: read tcp 127.0.0.1:44290->127.0.0.1:31351: i/o timeout":                   "read SASL header: i/o timeout",
+		"write tcp [::1]:39818->[::1]:5671: write: broken pipe":                                      "write: broken pipe",
+		"connect: lookup bus on 10.0.0.2:53: read udp 10.0.0.9:43311->10.0.0.2:53: i/o timeout":      "connect: lookup bus on 10.0.0.2:53: i/o timeout",
+		"closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either": "closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either",
+	} {
+		if got := CauseText(errors.New(text)); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package amqpconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/Azure/go-amqp"
+)
+
+// The words of docs/metrics.md for the ways in which a connection fails.
+const (
+	FailedConnect = "connect"
+	FailedTLS     = "tls"
+	FailedSASL    = "sasl"
+	FailedLink    = "link"
+	FailedLost    = "lost"
+	FailedTimeout = "timeout"
+)
+
+// DialError is an error of Dial with its word.
+type DialError struct {
+	error
+	Failure string
+}
+
+func (e *DialError) Unwrap() error { return e.error }
+
+// DropError is the cause of a connection that we ended ourselves. The messages on it are not to blame.
+type DropError struct{ Reason string }
+
+func (e DropError) Error() string { return e.Reason }
+
+// dialFailed says of err which stage of the connection it ended. ctx is the one that bounds all stages.
+func (c *Conn) dialFailed(ctx context.Context, err error) error {
+	e := &DialError{c.InTime(ctx, err), FailedConnect}
+	var remote *amqp.Error
+	switch {
+	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess && c.stage == stageOpen:
+		e.Failure = FailedSASL
+	case timeOver(ctx):
+		e.Failure = FailedTimeout
+	case c.stage == stageTLS:
+		e.Failure = FailedTLS
+	case c.stage == stageLogin, c.stage == stageSASL:
+		e.Failure = FailedSASL
+	case c.stage == stagePrefix, c.stage == stageAttach:
+		e.Failure = FailedLink
+	}
+	return e
+}
+
+// EndedBy gives the word for the end of an attempt to connect, or of a connection.
+func EndedBy(err error) string {
+	var d *DialError
+	var dropped DropError
+	switch {
+	case errors.As(err, &d):
+		return d.Failure
+	case errors.As(err, &dropped): // it settled nothing for too long
+		return FailedTimeout
+	}
+	return FailedLost
+}
+
+// InTime says of an error whether it is that the time was over.
+func (c *Conn) InTime(ctx context.Context, err error) error {
+	if timeOver(ctx) && !isAuth(err) {
+		return fmt.Errorf("%s: no answer within %v (connect_timeout)", c.stage, c.opts.ConnectTimeout)
+	}
+	return err
+}
+
+// timeOver reports whether ctx has come to its deadline. A socket with the same deadline may notice before ctx does.
+func timeOver(ctx context.Context) bool {
+	end, limited := ctx.Deadline()
+	return limited && !time.Now().Before(end)
+}
+
+func isAuth(err error) bool {
+	var auth *AuthError
+	return errors.As(err, &auth)
+}
