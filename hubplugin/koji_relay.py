@@ -37,8 +37,8 @@ KEYS = {    # name: (default, regular expression of what the file may say, conve
     'notify': ('on',) + SWITCH,
     'test_mode': ('off',) + SWITCH,
 }
-RETIRED = {name: 'remove it; koji-relay is reached over its Unix socket alone: set socket, and let '
-                 'the group of httpd write to it' for name in ('url', 'token_file')}
+RETIRED = {name: 'remove it; koji-relay is reached over its Unix socket alone: set socket, and '
+                 'let the group of httpd write to it' for name in ('url', 'token_file')}
 BREAKER_PERIOD = 10.0   # seconds in which nobody waits again for what did not answer
 UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
@@ -80,12 +80,31 @@ def collect(cbtype, *args, **kwargs):
         return
     if cbtype == 'postBuildStateChange':
         kwargs['btypes'] = build_types(kwargs.get('info'))  # this dict is ours, its values are not
-    commit = vars(context).setdefault('koji_relay', types.SimpleNamespace(
-        id=str(uuid.uuid4()), count=0, events=[], spent=0.0, failure=None))
+    commit = collected()
+    if commit is None:
+        context.koji_relay = commit = types.SimpleNamespace(
+            request=request(), id=str(uuid.uuid4()), count=0, events=[], spent=0.0, failure=None)
     event = (commit.count, cbtype, to_json(kwargs))
     commit.count += 1   # a number is used once, even that of an event which is dropped later
     drop_undone(commit, "set_config('koji_relay.last', '%s:%d', false)" % (commit.id, event[0]))
     commit.events.append(event)
+
+
+def collected():
+    """What this request has collected so far, or None. What an earlier one left is dropped.
+
+    Only by getattr, setattr and delattr: before Koji 1.35.3 all threads share context.__dict__.
+    """
+    commit = getattr(context, 'koji_relay', None)
+    if commit is not None and commit.request is not request():
+        del context.koji_relay
+        commit = None
+    return commit
+
+
+def request():
+    """An object that the hub makes for each request."""
+    return getattr(context, 'environ', None) or getattr(context, 'cnx', None)
 
 
 def drop_undone(commit, marker='NULL'):
@@ -171,7 +190,7 @@ def replace(value):
 @callback('preCommit')
 def before_commit(cbtype, *args, **kwargs):
     """Drop what was undone last. With delivery = outbox, make the rest a part of the commit."""
-    commit = getattr(context, 'koji_relay', None)
+    commit = collected()
     if commit is None:
         return
     drop_undone(commit)
@@ -195,9 +214,13 @@ def before_commit(cbtype, *args, **kwargs):
 def after_commit(cbtype, *args, **kwargs):
     """Hand over what is not in the outbox yet; what koji-relay does not take goes there now."""
     global trouble
-    commit = context.__dict__.pop('koji_relay', None)
-    if commit is None or config.test_mode:
-        return commit and LOG.info('test mode: %s: %s', commit.id, [e[:2] for e in commit.events])
+    commit = collected()
+    if commit is None:
+        return
+    del context.koji_relay
+    if config.test_mode:
+        LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in commit.events])
+        return
     deadline = time.monotonic() + config.timeout - commit.spent
     rest, why = post(commit, deadline) if commit.events else ([], trouble[0])
     lost, failure = store_after_commit(commit, rest, deadline) if rest else ([], commit.failure)

@@ -119,33 +119,27 @@ def server():
         cluster.stop()
 
 
-@pytest.fixture
-def database(server):
-    """A database of its own for one test: a table as Koji would have it, and the schema koji_relay."""
+@pytest.fixture(scope='session')
+def empty_database(server):
+    """A database and a hub's role for all tests of this run, since making one takes a while."""
     import psycopg2
-    name = 'koji_relay_test_%d_%d' % (os.getpid(), next(_numbers))
+    name = 'koji_relay_test_%d' % os.getpid()
     admin = psycopg2.connect(server)
     admin.autocommit = True
     admin.cursor().execute('CREATE DATABASE %s' % name)
     role = name + '_hub'
+    admin.cursor().execute('CREATE ROLE %s LOGIN' % role)
     db = types.SimpleNamespace(
-        admin=psycopg2.connect(server, dbname=name),
+        admin=psycopg2.connect(psycopg2.extensions.make_dsn(server, dbname=name)),
         role=role,
         dsn=psycopg2.extensions.make_dsn(server, dbname=name, user=role, application_name='hub'))
     db.admin.autocommit = True
 
     def sql(query, *args):
         cursor = db.admin.cursor()
-        cursor.execute(query, args)
+        cursor.execute(query, args or None)
         return cursor.fetchall() if cursor.description else None
     db.sql = sql
-    sql('CREATE ROLE %s LOGIN' % role)
-    sql('CREATE TABLE work (id serial PRIMARY KEY, what text); GRANT ALL ON work, work_id_seq TO ' + role)
-    sql('CREATE SCHEMA koji_relay')
-    for path in sorted(glob.glob(ROOT + '/queue/schema/*.sql')):
-        with open(path) as script:
-            sql(script.read())
-    sql('GRANT USAGE ON SCHEMA koji_relay TO %s; GRANT INSERT ON koji_relay.outbox TO %s' % (role, role))
     try:
         yield db
     finally:
@@ -153,6 +147,23 @@ def database(server):
         admin.cursor().execute('DROP DATABASE %s WITH (FORCE)' % name)
         admin.cursor().execute('DROP ROLE %s' % role)
         admin.close()
+
+
+@pytest.fixture
+def database(empty_database):
+    """The database for one test: a table as Koji would have it, and the schema koji_relay."""
+    sql, role = empty_database.sql, empty_database.role
+    sql('RESET ALL')
+    sql('ALTER ROLE %s RESET ALL' % role)
+    sql('SELECT pg_terminate_backend(pid) FROM pg_stat_activity '
+        'WHERE datname = current_database() AND pid <> pg_backend_pid()')
+    sql('DROP TABLE IF EXISTS work; DROP SCHEMA IF EXISTS koji_relay CASCADE; CREATE SCHEMA koji_relay')
+    sql('CREATE TABLE work (id serial PRIMARY KEY, what text); GRANT ALL ON work, work_id_seq TO ' + role)
+    for path in sorted(glob.glob(ROOT + '/queue/schema/*.sql')):
+        with open(path) as script:
+            sql(script.read())
+    sql('GRANT USAGE ON SCHEMA koji_relay TO %s; GRANT INSERT ON koji_relay.outbox TO %s' % (role, role))
+    return empty_database
 
 
 def outbox(db):

@@ -2,7 +2,7 @@
 
 The order is that of kojihub.kojixmlrpc (Koji 1.35) for one request:
 
-    clear the thread's context; context.commit_pending = False; context.cnx = wrapper(connection)
+    clear the thread's context; context.commit_pending = False; context.environ = that of WSGI; context.cnx = wrapper(connection)
       (the connection is kept by the worker; before use BEGIN is sent and psycopg2 rolls back)
     run the method; each statement of it that writes sets commit_pending
       in a multicall, for each call: SAVEPOINT multiCall_loop (which also sets commit_pending), run it,
@@ -40,6 +40,9 @@ class Wrapper:
 class Hub:
     """One hub worker. With dsn None it has no database and commits in name only."""
 
+    clear = staticmethod(context._threadclear)
+    environ = {'REQUEST_METHOD': 'POST'}
+
     def __init__(self, dsn):
         self.dsn = dsn
         self.raw = None
@@ -62,8 +65,10 @@ class Hub:
 
     def request(self, method):
         """Run one request. Returns what the method returned or the exception that it raised."""
-        context._threadclear()
+        self.clear()
         context.commit_pending = False
+        if self.environ:
+            context.environ = dict(self.environ)
         self.committed = False
         if self.dsn is not None:
             context.cnx = self.connect()
@@ -86,7 +91,7 @@ class Hub:
         finally:
             if self.dsn is not None and context.cnx.cnx and not context.cnx.closed:
                 context.cnx.close()
-            context._threadclear()
+            self.clear()
 
     def multicall(self, *methods):
         """Run a multicall. Returns one result or exception for each method."""
