@@ -273,8 +273,11 @@ func (p *Store) retryOne(ctx context.Context, id string) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`DELETE FROM koji_relay.dead_letter WHERE message_id = $1`, id)
 		queueRows(batch, []queue.Row{r})
-		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
-		return conn.SendBatch(ctx, batch).Close()
+		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		p.news.add(notifyQueue)
+		return nil
 	})
 }
 

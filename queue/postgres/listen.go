@@ -2,38 +2,74 @@ package postgres
 
 import (
 	"context"
-	"errors"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"koji-relay/internal/retry"
 )
 
 const (
-	// A listening session asks for life every keepAlive, so that a dead peer is noticed.
-	keepAlive = 5 * time.Second
-	// The server ends a session of ours that is silent for longer (its process is frozen), and with it its locks.
+	// A listening session asks the server something every keepAlive: so a dead peer is noticed, the server does not
+	// end the session for its silence, and a notification that was never sent is made up for.
+	keepAlive = 2 * time.Second
+	// The server ends a session of ours that asks nothing for longer: its process is frozen. Its locks go with it.
 	silence = "20s"
 )
 
-// session connects outside of the pool, for what needs a session of its own: LISTEN and session locks.
-func (p *Store) session(ctx context.Context) (*pgx.Conn, error) {
+// listener is a session outside of the pool, for what needs one of its own: LISTEN and session locks. It is not safe
+// for concurrent use, except for poke.
+type listener struct {
+	conn  *pgx.Conn
+	asked time.Time // when the server last heard from us
+
+	// Where the sequences of queue and outbox stood at the last look, and what had moved then: a number is drawn before
+	// its row is committed, so that the look after that one looks at the rows once more.
+	queueAt, outboxAt int64
+	moved             heard
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	poked  bool
+	cancel context.CancelFunc // ends the wait that is going on; nil without one
+}
+
+// heard says where there is something new.
+type heard struct{ queue, outbox bool }
+
+func (h heard) any() bool { return h.queue || h.outbox }
+
+// listen connects and listens.
+func (p *Store) listen(ctx context.Context) (*listener, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*connectTimeout)
 	defer cancel()
+	conn, err := p.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &listener{conn: conn}
+	_, err = conn.Exec(ctx, `SELECT set_config(name, '`+silence+`', false) FROM pg_settings WHERE name = 'idle_session_timeout'`)
+	if err == nil {
+		_, err = conn.Exec(ctx, "LISTEN "+channel)
+	}
+	if err == nil {
+		_, err = l.look(ctx)
+	}
+	if err != nil {
+		closeConn(conn)
+		return nil, err
+	}
+	return l, nil
+}
+
+// connect opens a session outside of the pool, with our settings.
+func (p *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 	conn, err := pgx.ConnectConfig(ctx, p.pool.Config().ConnConfig)
 	if err != nil {
 		return nil, err
 	}
-	_, err = conn.Exec(ctx, sessionSettings)
-	if err == nil {
-		_, err = conn.Exec(ctx, `SELECT set_config(name, '`+silence+`', false) FROM pg_settings WHERE name = 'idle_session_timeout'`)
-	}
-	if err == nil {
-		_, err = conn.Exec(ctx, "LISTEN "+channel)
-	}
-	if err != nil {
+	if _, err := conn.Exec(ctx, sessionSettings); err != nil {
 		closeConn(conn)
 		return nil, err
 	}
@@ -46,64 +82,141 @@ func closeConn(conn *pgx.Conn) {
 	_ = conn.Close(ctx) // it is being given up
 }
 
-// awaitNotification blocks until a notification comes or limit passes; then the notification is nil. In between it makes
-// sure that the session lives.
-func awaitNotification(ctx context.Context, conn *pgx.Conn, limit time.Duration) (*pgconn.Notification, error) {
+func (l *listener) close() { closeConn(l.conn) }
+
+// poke ends a wait as a notification about the outbox does; the next one, where none is going on.
+func (l *listener) poke() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.poked = true
+	if l.cancel != nil {
+		l.cancel()
+	}
+}
+
+// await blocks until there is something new, or until limit passes; then it gives the zero value.
+func (l *listener) await(ctx context.Context, limit time.Duration) (heard, error) {
 	until := time.Now().Add(limit)
 	for {
-		waiting, cancel := context.WithTimeout(ctx, min(keepAlive, time.Until(until)))
-		n, err := conn.WaitForNotification(waiting)
-		cancel()
-		switch {
-		case err == nil:
-			return n, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case !errors.Is(err, context.DeadlineExceeded):
-			return nil, err
+		if h, err := l.alive(ctx); err != nil || h.any() {
+			return h, err
 		}
-		pinging, cancel := context.WithTimeout(ctx, keepAlive)
-		err = conn.Ping(pinging)
-		cancel()
-		if err != nil || !time.Now().Before(until) {
-			return nil, err
+		next := l.asked.Add(keepAlive)
+		if next.After(until) {
+			next = until
+		}
+		h, err := l.wait(ctx, next)
+		if err != nil || h.any() || !time.Now().Before(until) {
+			return h, err
 		}
 	}
 }
 
-// ListenQueue implements Listener.
+// alive makes sure, every keepAlive, that the session lives.
+func (l *listener) alive(ctx context.Context) (heard, error) {
+	if time.Since(l.asked) < keepAlive {
+		return heard{}, ctx.Err()
+	}
+	return l.look(ctx)
+}
+
+// look asks the server where the sequences stand. A process that is killed between a commit and its notification
+// leaves others in the dark for that long and no longer.
+func (l *listener) look(ctx context.Context) (heard, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	var queueAt, outboxAt int64
+	err := l.conn.QueryRow(ctx, `
+		SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('proton_queue', 'id')::regclass), 0),
+			coalesce(pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass), 0)`).Scan(&queueAt, &outboxAt)
+	if err != nil {
+		return heard{}, err
+	}
+	first := l.asked.IsZero()
+	l.asked = time.Now()
+	before := l.moved
+	l.moved = heard{queue: !first && queueAt != l.queueAt, outbox: !first && outboxAt != l.outboxAt}
+	l.queueAt, l.outboxAt = queueAt, outboxAt
+	return heard{queue: before.queue || l.moved.queue, outbox: before.outbox || l.moved.outbox}, nil
+}
+
+// wait blocks until a notification or a poke, at most until the time until.
+func (l *listener) wait(ctx context.Context, until time.Time) (heard, error) {
+	waiting, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	if l.begin(cancel) {
+		return heard{outbox: true}, nil
+	}
+	n, err := l.conn.WaitForNotification(waiting)
+	poked := l.end()
+	switch {
+	case err == nil:
+		return heard{queue: n.Payload == notifyQueue, outbox: poked || n.Payload != notifyQueue}, nil
+	case ctx.Err() != nil:
+		return heard{}, ctx.Err()
+	case waiting.Err() == nil || l.conn.IsClosed():
+		return heard{}, err
+	}
+	return heard{outbox: poked}, nil
+}
+
+// begin notes how a poke ends the wait; true when one came before.
+func (l *listener) begin(cancel context.CancelFunc) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.poked {
+		l.poked = false
+		return true
+	}
+	l.cancel = cancel
+	return false
+}
+
+// end reports whether the wait was ended by a poke.
+func (l *listener) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	poked := l.poked
+	l.poked, l.cancel = false, nil
+	return poked
+}
+
+// ListenQueue implements drain.Listener. While it runs, other processes are told of the puts of this one.
 func (p *Store) ListenQueue(ctx context.Context, put func()) {
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	telling.Go(func() { p.tell(ctx) })
 	var trouble retry.Trouble
 	for ctx.Err() == nil {
 		err := p.listenQueue(ctx, put, func() {
 			if trouble.Over() {
-				p.log.Info("listening to the queue's database again", "database", p.name)
+				p.log.Info("LISTEN works again", "database", p.name)
 			}
 		})
 		if ctx.Err() != nil {
 			return
 		}
 		if trouble.Failed(err) {
-			p.log.Warn("the queue's database tells of no puts; the queue is looked at every interval", "error", p.explain("listen", err))
+			p.log.Warn("LISTEN lost; polling the queue every interval", "error", p.explain("listen", err))
 		}
 		retry.Pause(ctx, trouble.Delay())
 	}
 }
 
 func (p *Store) listenQueue(ctx context.Context, put, connected func()) error {
-	conn, err := p.session(ctx)
+	l, err := p.listen(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer l.close()
 	connected()
 	put() // something may have come before
 	for {
-		n, err := awaitNotification(ctx, conn, time.Hour)
+		h, err := l.await(ctx, time.Hour)
 		if err != nil {
 			return err
 		}
-		if n != nil && n.Payload == notifyQueue {
+		if h.queue {
 			put()
 		}
 	}

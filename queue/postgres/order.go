@@ -86,14 +86,16 @@ func (p *Store) AppendOutbox(ctx context.Context, c message.Commit) error {
 		numbers[i], callbacks[i], kwargs[i] = int32(e.Number), e.Callback, string(e.Kwargs)
 	}
 	what := fmt.Sprintf("append %d events to the outbox", n)
-	return p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		batch := &pgx.Batch{}
-		batch.Queue(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		failpoint.Hit("before-append-commit")
+		_, err := conn.Exec(ctx, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 			SELECT $1::uuid, e.event, e.callback, e.kwargs::json
 			FROM unnest($2::int[], $3::text[], $4::text[]) WITH ORDINALITY AS e(event, callback, kwargs, position)
 			ORDER BY e.position ON CONFLICT DO NOTHING`, c.ID, numbers, callbacks, kwargs)
-		batch.Queue("SELECT pg_notify($1, '')", channel)
-		failpoint.Hit("before-append-commit")
-		return conn.SendBatch(ctx, batch).Close()
+		return err
 	})
+	if err == nil {
+		p.news.add(notifyOutbox)
+	}
+	return err
 }

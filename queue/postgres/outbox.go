@@ -41,15 +41,15 @@ type Outbox struct {
 	taker Taker
 	o     OutboxOptions
 
-	// mu guards the field below.
-	mu     sync.Mutex
-	status OutboxStatus
+	// mu guards the fields below.
+	mu      sync.Mutex
+	status  OutboxStatus
+	session *listener // by which this process is the reader; nil when it is not
 
 	// Only Run uses these.
 	done    map[int64]bool // ids dealt with and not yet deleted
 	walk    marks[int64]
 	trouble retry.Trouble
-	pinged  time.Time
 }
 
 // OutboxStatus is what the reader has done since the start.
@@ -100,7 +100,6 @@ func (b *Outbox) mark(f func(*OutboxStatus)) {
 func (b *Outbox) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := b.read(ctx)
-		b.mark(func(st *OutboxStatus) { st.Reading = false })
 		if ctx.Err() != nil {
 			break
 		}
@@ -115,17 +114,17 @@ func (b *Outbox) Run(ctx context.Context) error {
 
 // read is one session: it becomes the reader, and reads until something fails.
 func (b *Outbox) read(ctx context.Context) error {
-	conn, err := b.store.session(ctx)
+	session, err := b.store.listen(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer session.close()
 	// First of all, and whoever reads now: what was dealt with must not be taken again.
 	if err := b.deleteDone(ctx); err != nil {
 		return err
 	}
 	for {
-		held, err := tryLock(ctx, conn)
+		held, err := tryLock(ctx, session.conn)
 		if err != nil {
 			return err
 		}
@@ -134,22 +133,46 @@ func (b *Outbox) read(ctx context.Context) error {
 		}
 		b.works()
 		for until := time.Now().Add(outboxTurn); time.Now().Before(until); {
-			if _, err := awaitNotification(ctx, conn, time.Until(until)); err != nil {
+			if _, err := session.await(ctx, time.Until(until)); err != nil {
 				return err
 			}
 		}
 	}
-	b.mark(func(st *OutboxStatus) { st.Reading = true })
+	b.reading(session)
+	defer b.reading(nil)
 	for {
-		if err := b.empty(ctx, conn); err != nil {
+		if err := b.empty(ctx, session); err != nil {
 			return err
 		}
 		b.works()
 		// A little early, so that what came right after a look is with a broker within the interval.
-		if _, err := awaitNotification(ctx, conn, b.o.Interval-b.o.Interval/10); err != nil {
-			return err
+		until := time.Now().Add(b.o.Interval - b.o.Interval/10)
+		for h := (heard{}); !h.outbox && time.Now().Before(until); {
+			if h, err = session.await(ctx, time.Until(until)); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// reading notes the session by which this process is the reader; nil when it is not.
+func (b *Outbox) reading(session *listener) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.session, b.status.Reading = session, session != nil
+}
+
+// Poke says that there is something in the outbox: to the reader in this process, or else, by NOTIFY and at most every
+// 50 ms, to that of another one. It never blocks, and may be called by anyone at any time.
+func (b *Outbox) Poke() {
+	b.mu.Lock()
+	session := b.session
+	b.mu.Unlock()
+	if session == nil {
+		b.store.news.add(notifyOutbox)
+		return
+	}
+	session.poke()
 }
 
 // works notes that the outbox is in order.
@@ -178,7 +201,7 @@ type outboxEvent struct {
 
 // empty takes commits until there are none. Each page begins where the reader was some time ago: an event that was committed
 // late appears before some that were taken, and must be taken before all that come from then on.
-func (b *Outbox) empty(ctx context.Context, session *pgx.Conn) error {
+func (b *Outbox) empty(ctx context.Context, session *listener) error {
 	for {
 		began := time.Now()
 		from, full := b.walk.start(began, math.MinInt64)
@@ -256,14 +279,14 @@ func wholeCommits(page []outboxEvent) [][]outboxEvent {
 }
 
 // takeCommit hands one commit over, in pieces where it is larger than MaxBytes.
-func (b *Outbox) takeCommit(ctx context.Context, session *pgx.Conn, events []outboxEvent) error {
+func (b *Outbox) takeCommit(ctx context.Context, session *listener, events []outboxEvent) error {
 	for len(events) > 0 {
 		n, size := 0, 0
 		for n < len(events) && (n == 0 || size+events[n].size <= b.o.MaxBytes) {
 			size += events[n].size
 			n++
 		}
-		if err := b.alive(ctx, session); err != nil {
+		if _, err := session.alive(ctx); err != nil { // it still holds the lock
 			return err
 		}
 		if err := b.take(ctx, events[:n]); err != nil {
@@ -272,18 +295,6 @@ func (b *Outbox) takeCommit(ctx context.Context, session *pgx.Conn, events []out
 		events = events[n:]
 	}
 	return nil
-}
-
-// alive makes sure, every few seconds, that the session still holds the lock, and keeps it from being ended for its
-// silence.
-func (b *Outbox) alive(ctx context.Context, session *pgx.Conn) error {
-	if time.Since(b.pinged) < keepAlive {
-		return ctx.Err()
-	}
-	ctx, cancel := context.WithTimeout(ctx, keepAlive)
-	defer cancel()
-	b.pinged = time.Now()
-	return session.Ping(ctx)
 }
 
 // take reads the kwargs of events and hands them over. What is not named in the receipt is noted as done.

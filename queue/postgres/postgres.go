@@ -36,6 +36,7 @@ type Store struct {
 	log    *slog.Logger
 	limits atomic.Pointer[queue.Limits]
 	bytes  gauge
+	news   *news
 
 	// mu guards the fields below: what this process knows about positions in the queue between passes.
 	mu      sync.Mutex
@@ -123,7 +124,7 @@ func newStore(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare connections to the queue's database: %w", err)
 	}
-	p := &Store{pool: pool, log: o.Logger, name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
+	p := &Store{pool: pool, log: o.Logger, news: newNews(), name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -148,6 +149,7 @@ func (p *Store) SetLimits(l queue.Limits) { p.limits.Store(&l) }
 
 // Close closes the connections, waiting for calls that run.
 func (p *Store) Close() error {
+	p.tellAtEnd()
 	p.pool.Close()
 	return nil
 }

@@ -100,6 +100,7 @@ const neededGrants = `
 		('table', 'koji_relay.delivery', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.dead_letter', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.outbox', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.reader', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'proton_queue', 'SELECT,INSERT,DELETE'),
 		('sequence', 'proton_queue_id_seq', 'USAGE'),
 		('sequence', 'koji_relay.outbox_id_seq', 'USAGE'),

@@ -14,13 +14,6 @@ import (
 	"koji-relay/queue"
 )
 
-// channel carries a notification for each put and each insert into the outbox. Those for a put have notifyQueue
-// as payload.
-const (
-	channel     = "koji_relay"
-	notifyQueue = "queue"
-)
-
 // deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
 // that putting them again stores them again.
 const deleteOrphans = `
@@ -88,6 +81,9 @@ func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable 
 	}
 	p.bytes.add(in.Size)
 	failpoint.Hit("after-put-before-answer")
+	if len(in.Rows) > 0 {
+		p.news.add(notifyQueue)
+	}
 	return nil
 }
 
@@ -137,9 +133,6 @@ func putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
 	batch.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
 	queueRows(batch, in.Rows)
 	queueDead(batch, in.Dead)
-	if len(in.Rows) > 0 {
-		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
-	}
 	failpoint.Hit("before-put-commit")
 	return conn.SendBatch(ctx, batch).Close()
 }
@@ -162,7 +155,6 @@ func putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
 		}
 		batch := &pgx.Batch{}
 		queueDead(batch, in.Dead)
-		batch.Queue("SELECT pg_notify($1, $2)", channel, notifyQueue)
 		return tx.SendBatch(ctx, batch).Close()
 	})
 }

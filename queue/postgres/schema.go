@@ -277,7 +277,8 @@ func GrantsSQL(relay, hub string) (string, error) {
 	return r.Replace(`-- The relay: its own schema, rows of the queue, the lock that it shares with protonmsg.
 GRANT USAGE ON SCHEMA koji_relay TO RELAY;
 GRANT SELECT ON koji_relay.version TO RELAY;
-GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_letter, koji_relay.outbox TO RELAY;
+GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_letter, koji_relay.outbox,
+    koji_relay.reader TO RELAY;
 GRANT SELECT, INSERT, DELETE ON proton_queue TO RELAY;
 GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq, koji_relay.outbox_id_seq TO RELAY;
 DO $$ BEGIN
@@ -285,8 +286,9 @@ DO $$ BEGIN
         GRANT SELECT, UPDATE ON locks TO RELAY;
     END IF;
 END $$;
--- The hub: it adds events to the outbox.
+-- The hub: it adds events to the outbox, and reads which ones are wanted.
 GRANT USAGE ON SCHEMA koji_relay TO HUB;
 GRANT SELECT, INSERT ON koji_relay.outbox TO HUB;
+GRANT SELECT ON koji_relay.reader TO HUB;
 `), nil
 }
