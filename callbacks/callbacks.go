@@ -94,6 +94,22 @@ func New(o Options) (*Rules, error) {
 	return r, nil
 }
 
+// Events are the patterns of the callbacks that become messages, with Protonmsg spelled out: what the hub has
+// to collect.
+func (r *Rules) Events() []string {
+	var patterns []string
+	for _, glob := range r.globs {
+		if glob != Protonmsg {
+			patterns = append(patterns, glob)
+			continue
+		}
+		for _, rule := range rules {
+			patterns = append(patterns, "post"+rule.event)
+		}
+	}
+	return patterns
+}
+
 // wants reports whether events of this callback become messages.
 func (r *Rules) wants(callback string) bool {
 	if want, known := r.wanted[callback]; known {

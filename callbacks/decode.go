@@ -17,7 +17,7 @@ import (
 // Unknown keys are ignored, an absent event number is the position, the commit's UUID comes back in lower case.
 // Kwargs are not copied: they are parts of data, which must not change while they are used. They are JSON
 // values of any kind, not checked for UTF-8; Translate judges them, one event at a time. The error names the
-// field or the byte offset.
+// field or the byte offset; it is message.ErrTooManyEvents where reading on would cost too much.
 func DecodeCommit(data []byte) (message.Commit, error) {
 	d := decoder{cursor: cursor{data: data, room: math.MaxInt}}
 	if err := d.commit(); err != nil {
@@ -146,6 +146,9 @@ func (d *decoder) events() error {
 		more, err := d.nextElement(first, ']')
 		if err != nil || !more {
 			return err
+		}
+		if len(d.out.Events) == message.MaxEvents {
+			return message.ErrTooManyEvents
 		}
 		event, err := d.event()
 		if err != nil {

@@ -1,6 +1,7 @@
 package callbacks_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"unsafe"
@@ -142,6 +143,46 @@ func TestWhatIsNotACommitIsRefusedByFieldOrOffset(t *testing.T) {
 			}
 			if diff := cmp.Diff(message.Commit{}, c); diff != "" {
 				t.Errorf("a commit came back beside the error:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestEventsOfARequestAreBounded(t *testing.T) {
+	t.Parallel()
+	const event = `{"callback":"a","kwargs":0}`
+	most := strings.Repeat(event+",", message.MaxEvents-1) + event
+	c, err := callbacks.DecodeCommit([]byte(withEvents(most)))
+	if err != nil || len(c.Events) != message.MaxEvents {
+		t.Errorf("as many as allowed: %d events, %v", len(c.Events), err)
+	}
+	// What follows is not read, so that its memory does not count.
+	c, err = callbacks.DecodeCommit([]byte(withEvents(most + "," + event + " broken")))
+	if !errors.Is(err, message.ErrTooManyEvents) || c.Events != nil {
+		t.Errorf("one more: %d events, %v; want %v", len(c.Events), err, message.ErrTooManyEvents)
+	}
+}
+
+func TestEventsThatTheHubHasToCollect(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		events []string
+		want   string
+	}{
+		"protonmsg's ten by default": {nil, "postPackageListChange postTaskStateChange postBuildStateChange postImport " +
+			"postRPMSign postTag postUntag postRepoInit postRepoDone postBuildPromote"},
+		"patterns as they stand": {[]string{"*"}, "*"},
+		"both": {[]string{"pre*", "protonmsg"}, "pre* postPackageListChange postTaskStateChange postBuildStateChange " +
+			"postImport postRPMSign postTag postUntag postRepoInit postRepoDone postBuildPromote"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rules, err := callbacks.New(callbacks.Options{Events: row.events})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(rules.Events(), " "); got != row.want {
+				t.Errorf("got  %s\nwant %s", got, row.want)
 			}
 		})
 	}

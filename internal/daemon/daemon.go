@@ -43,8 +43,8 @@ type Daemon struct {
 	opts    Options
 	log     *slog.Logger
 	watch   *watch
-	takes   *takes        // the commits of the hub API that are under way
-	admin   *admin.Server // set before anything else runs that would use it
+	admin   *admin.Server  // set before anything else runs that would use it
+	hubAPI  *ingest.Server // the same
 	current current
 	reloads chan chan error
 	fatal   chan error // the error of a part that ended by itself
@@ -56,6 +56,7 @@ type Daemon struct {
 	postgres *postgres.Store
 	outbox   *postgres.Outbox
 
+	underway      underway    // the commits of the hub API
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
 	effective     atomic.Pointer[effective]
 	phase         atomic.Pointer[admin.Phase]
@@ -79,7 +80,6 @@ func New(opts Options) *Daemon {
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
 		started: time.Now(),
 	}
-	d.takes = newTakes(&d.current)
 	d.effective.Store(&effective{config: opts.Config, loaded: d.started})
 	d.enter(admin.Starting)
 	return d
@@ -99,6 +99,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	parts := &stops{log: d.log}
 	defer func() { err = errors.Join(err, parts.runAll(finish)) }()
 	d.setLevel(d.opts.Config)
+	setMemoryLimit(d.opts.Config)
 	listeners, err := d.listen(parts)
 	if err != nil {
 		return err
@@ -241,11 +242,13 @@ func (d *Daemon) serve(listeners []net.Listener, parts *stops) {
 	c := d.opts.Config.Relay
 	server := ingest.New(ingest.Options{
 		Decode:           callbacks.DecodeCommit,
-		Taker:            d.takes,
+		Publish:          d.publish,
+		Events:           d.current.events,
 		MaxRequestBytes:  c.MaxRequestBytes,
 		MaxInflightBytes: c.MaxInflightBytes,
 		Logger:           d.log,
 	})
+	d.hubAPI = server
 	for _, l := range listeners {
 		d.serveOn(l, server.Serve)
 	}

@@ -41,82 +41,146 @@ type publisher struct {
 	sender    sender
 	queue     putter // nil with [queue] enabled = off
 	// order, when set (preserve_order), says what new messages would overtake.
-	order        *order
-	storeTimeout time.Duration
-	stored       func()       // called after a put: wakes the drain
-	paused       *atomic.Bool // sending is paused: commits are queued
-	watch        *watch
-	log          *slog.Logger
+	order          *order
+	handoffTimeout time.Duration // for all pieces of a commit together
+	storeTimeout   time.Duration // for each piece
+	stored         func()        // called after a put: wakes the drain
+	paused         *atomic.Bool  // sending is paused: commits are queued
+	watch          *watch
+	log            *slog.Logger
 }
 
-// Take implements ingest.Taker and the outbox reader's handler. It may be called concurrently. It blocks
-// for at most handoff_timeout plus twice store_timeout.
-func (p *publisher) Take(ctx context.Context, c message.Commit) message.Receipt {
-	start := time.Now()
-	receipt := p.take(ctx, c, start)
-	p.watch.taken(c, receipt, time.Since(start))
-	failpoint.Hit("before-answer")
-	return receipt
-}
+// commitTime is how long one commit is dealt with. Its hub worker has stopped waiting long before.
+const commitTime = 10 * time.Second
 
-func (p *publisher) take(ctx context.Context, c message.Commit, now time.Time) message.Receipt {
-	t := p.translate(c)
-	for i := range t.Messages {
-		t.Messages[i].Created = now
+// publish deals with one commit, in pieces. It may be called concurrently. A commit of one piece (at most
+// message.PieceEvents and message.PieceBytes) blocks for handoff_timeout plus twice store_timeout at most. A larger
+// one takes twice store_timeout for each further piece, and no piece is begun after commitTime: the hub is told
+// which events are left. progress is called after each piece.
+func (p *publisher) publish(ctx context.Context, c message.Commit, progress func()) message.Receipt {
+	h := handover{publisher: p, began: time.Now()}
+	for events := range message.Pieces(c.Events) {
+		if time.Since(h.began) < commitTime {
+			h.piece(ctx, message.Commit{ID: c.ID, Events: events})
+		} else {
+			h.leave(events)
+		}
+		progress()
 	}
-	p.watch.metrics.ExtraTrimmed(t.Trimmed)
-	receipt := message.Receipt{Skipped: t.Skipped}
-	unsent, err := p.send(ctx, c, t, &receipt)
+	if n := len(h.receipt.NotTaken); n > 0 {
+		slices.Sort(h.receipt.NotTaken)
+		h.receipt.Reason = "neither sent nor stored: " + h.failed.Error()
+		p.log.Error("events refused: neither sent nor stored", "commit", c.ID, "events", n, "error", h.failed)
+	}
+	p.watch.taken(c, h.receipt, time.Since(h.began))
+	failpoint.Hit("before-answer")
+	return h.receipt
+}
+
+// handover is one commit on its way.
+type handover struct {
+	*publisher
+	began   time.Time
+	sending bool // a piece has been given to the sender
+	receipt message.Receipt
+	failed  error // the first failure to store; the store is not asked again for this commit
+}
+
+// piece translates, sends and puts some events of the commit, and adds what became of them to the receipt.
+func (h *handover) piece(ctx context.Context, c message.Commit) {
+	t := h.translate(c)
+	for i := range t.Messages {
+		t.Messages[i].Created = h.began
+	}
+	h.watch.metrics.ExtraTrimmed(t.Trimmed)
+	h.receipt.Skipped += t.Skipped
+	unsent, err := h.send(ctx, c, t.Messages)
 	if errors.Is(err, errAppended) {
-		receipt.Queued = len(t.Messages) + len(t.Undeliverable)
-		return receipt
+		h.receipt.Queued += len(t.Messages) + len(t.Undeliverable)
+		return
 	}
 	if len(unsent) == 0 && len(t.Undeliverable) == 0 {
-		return receipt
+		return
 	}
 	if err == nil {
-		err = p.put(ctx, unsent, t.Undeliverable)
+		err = h.put(ctx, unsent, t.Undeliverable)
 	}
 	if err != nil {
-		p.refuse(&receipt, c, unsent, t.Undeliverable, err)
-		return receipt
+		h.refuse(unsent, t.Undeliverable, err)
+		return
 	}
-	p.account(&receipt, c, unsent, t.Undeliverable)
-	return receipt
+	h.account(c.ID, unsent, t.Undeliverable)
 }
 
-// errAppended says that the commit went whole behind others in the outbox.
+var errTooLong = fmt.Errorf("the commit takes longer than %v", commitTime)
+
+// leave names the events of a piece that is not begun.
+func (h *handover) leave(events []message.Event) {
+	if h.failed == nil {
+		h.failed = errTooLong
+	}
+	for _, e := range events {
+		h.receipt.NotTaken = append(h.receipt.NotTaken, e.Number)
+	}
+}
+
+// errAppended says that the piece went whole behind others in the outbox.
 var errAppended = errors.New("appended to the outbox")
 
 // send gives the messages to the brokers, unless something stands before them, and returns those that are not
 // done. After an error nothing was sent, and unsent holds all.
-func (p *publisher) send(ctx context.Context, c message.Commit, t callbacks.Translation, receipt *message.Receipt) (unsent []message.Unsent, err error) {
-	if len(t.Messages) == 0 {
+func (h *handover) send(ctx context.Context, c message.Commit, msgs []message.Message) (unsent []message.Unsent, err error) {
+	if len(msgs) == 0 {
 		return nil, nil
 	}
-	wait := p.paused.Load()
-	if p.order != nil {
+	wait := h.paused.Load()
+	if h.order != nil {
 		var behind bool
-		if behind, err = p.order.stand(ctx, c, p.storeTimeout); err != nil {
+		if behind, err = h.stand(ctx, c); err != nil {
 			wait = true
 		}
 		wait = wait || behind
 	}
-	outcomes := make([]message.Outcome, len(t.Messages)) // the zero Outcome: not sent, wait
+	outcomes := make([]message.Outcome, len(msgs)) // the zero Outcome: not sent, wait
 	if !wait {
 		failpoint.Hit("before-send")
-		outcomes = p.sender.Send(ctx, t.Messages)
+		outcomes = h.sendInTime(ctx, msgs)
 		failpoint.Hit("after-send")
 	}
 	for i, o := range outcomes {
 		if o.Next == message.Done {
-			receipt.Sent++
-			p.watch.sent(&t.Messages[i], o)
+			h.receipt.Sent++
+			h.watch.sent(&msgs[i], o)
 			continue
 		}
-		unsent = append(unsent, message.Unsent{Message: t.Messages[i], Outcome: o})
+		unsent = append(unsent, message.Unsent{Message: msgs[i], Outcome: o})
 	}
 	return unsent, err
+}
+
+// sendInTime gives each piece what the ones before it left of handoffTimeout. The first one is not cut here: the
+// sender bounds it, and learns from its silence that a broker stalls.
+func (h *handover) sendInTime(ctx context.Context, msgs []message.Message) []message.Outcome {
+	if !h.sending {
+		h.sending = true
+		return h.sender.Send(ctx, msgs)
+	}
+	ctx, cancel := context.WithDeadline(ctx, h.began.Add(h.handoffTimeout))
+	defer cancel()
+	if ctx.Err() != nil {
+		return make([]message.Outcome, len(msgs))
+	}
+	return h.sender.Send(ctx, msgs)
+}
+
+// stand finds the place of a piece: behind messages in the queue (true), behind commits in the outbox (errAppended,
+// and it is there now), or first. After a failure no more of the commit may be sent: it would overtake what the hub
+// keeps.
+func (h *handover) stand(ctx context.Context, c message.Commit) (behind bool, err error) {
+	if h.failed != nil {
+		return false, h.failed
+	}
+	return h.order.stand(ctx, c, h.storeTimeout)
 }
 
 // stand finds the place of c: behind messages in the queue (true), behind commits in the outbox (errAppended,
@@ -140,48 +204,51 @@ func (o *order) stand(ctx context.Context, c message.Commit, timeout time.Durati
 
 var errQueueOff = errors.New("no broker took it and [queue] enabled = off")
 
-func (p *publisher) put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) error {
-	if p.queue == nil {
+func (h *handover) put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) error {
+	if h.queue == nil {
 		return errQueueOff
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.storeTimeout)
+	if h.failed != nil {
+		return h.failed
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.storeTimeout)
 	defer cancel()
-	if err := p.queue.Put(ctx, unsent, bad); err != nil {
+	if err := h.queue.Put(ctx, unsent, bad); err != nil {
 		return err
 	}
-	p.stored()
-	p.watch.put(unsent, bad)
+	h.stored()
+	h.watch.put(unsent, bad)
 	return nil
 }
 
 // account counts what a put stored, and logs what became a dead letter.
-func (p *publisher) account(r *message.Receipt, c message.Commit, unsent []message.Unsent, bad []message.Undeliverable) {
+func (h *handover) account(commit string, unsent []message.Unsent, bad []message.Undeliverable) {
 	for _, u := range unsent {
 		if u.Outcome.Next != message.Dead {
-			r.Queued++
+			h.receipt.Queued++
 			continue
 		}
-		r.Dead++
-		p.log.Warn("message set aside as a dead letter", "commit", c.ID, "event", u.Message.Event,
+		h.receipt.Dead++
+		h.log.Warn("message set aside as a dead letter", "commit", commit, "event", u.Message.Event,
 			"address", u.Message.Address, "message_id", u.Message.ID, "reason", u.Outcome.Reason)
 	}
 	for _, b := range bad {
-		r.Dead++
-		p.log.Warn("event set aside as a dead letter: no message can be formed", "commit", c.ID,
+		h.receipt.Dead++
+		h.log.Warn("event set aside as a dead letter: no message can be formed", "commit", commit,
 			"event", b.Event, "callback", b.Callback, "message_id", b.ID, "reason", b.Reason)
 	}
 }
 
 // refuse names the events that were neither sent nor stored.
-func (p *publisher) refuse(r *message.Receipt, c message.Commit, unsent []message.Unsent, bad []message.Undeliverable, err error) {
+func (h *handover) refuse(unsent []message.Unsent, bad []message.Undeliverable, err error) {
+	if h.failed == nil {
+		h.failed = err
+	}
 	for _, u := range unsent {
-		r.NotTaken = append(r.NotTaken, u.Message.Event)
+		h.receipt.NotTaken = append(h.receipt.NotTaken, u.Message.Event)
 	}
 	for _, b := range bad {
-		r.NotTaken = append(r.NotTaken, b.Event)
+		h.receipt.NotTaken = append(h.receipt.NotTaken, b.Event)
 	}
-	slices.Sort(r.NotTaken)
-	p.watch.refused(unsent, bad)
-	r.Reason = "neither sent nor stored: " + err.Error()
-	p.log.Error("events refused: neither sent nor stored", "commit", c.ID, "events", len(r.NotTaken), "error", err)
+	h.watch.refused(unsent, bad)
 }

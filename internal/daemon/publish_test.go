@@ -57,6 +57,9 @@ var fivePart = callbacks.Translation{
 	Skipped:       1,
 }
 
+// oneCommit is of one piece. What its events are is up to the translation of the test.
+var oneCommit = message.Commit{ID: "c1", Events: make([]message.Event, 1)}
+
 func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
 	return &publisher{
 		translate: func(message.Commit) callbacks.Translation {
@@ -64,13 +67,14 @@ func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
 			own.Messages = slices.Clone(t.Messages) // the publisher stamps them
 			return own
 		},
-		sender:       s,
-		queue:        q,
-		storeTimeout: time.Minute,
-		stored:       func() {},
-		paused:       &atomic.Bool{},
-		watch:        newWatch("test", slog.New(slog.DiscardHandler)),
-		log:          slog.New(slog.DiscardHandler),
+		sender:         s,
+		queue:          q,
+		handoffTimeout: time.Minute,
+		storeTimeout:   time.Minute,
+		stored:         func() {},
+		paused:         &atomic.Bool{},
+		watch:          newWatch("test", slog.New(slog.DiscardHandler)),
+		log:            slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -88,7 +92,7 @@ func TestOnlyWhatIsDoneIsForgotten(t *testing.T) {
 	woken := 0
 	p.stored = func() { woken++ }
 
-	receipt := p.Take(context.Background(), message.Commit{ID: "c1"})
+	receipt := p.publish(context.Background(), oneCommit, func() {})
 
 	want := message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 2}
 	if diff := cmp.Diff(want, receipt); diff != "" {
@@ -142,7 +146,7 @@ func TestNotTakenNamesExactlyTheEventsNeitherSentNorStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPublisher(&fakeSender{outcomes: tc.outcomes}, tc.queue, fivePart)
-			if diff := cmp.Diff(tc.want, p.Take(context.Background(), message.Commit{ID: "c1"})); diff != "" {
+			if diff := cmp.Diff(tc.want, p.publish(context.Background(), oneCommit, func() {})); diff != "" {
 				t.Errorf("receipt (-want +got):\n%s", diff)
 			}
 		})
@@ -156,7 +160,7 @@ func TestAllAcceptedTouchesNoStore(t *testing.T) {
 	s := &fakeSender{outcomes: map[string]message.Outcome{"a": done(), "b": done(), "c": done()}}
 	p := newPublisher(s, &fakeQueue{err: errors.New("touched")}, tr)
 	want := message.Receipt{Sent: 3, Skipped: 1}
-	if diff := cmp.Diff(want, p.Take(context.Background(), message.Commit{})); diff != "" {
+	if diff := cmp.Diff(want, p.publish(context.Background(), oneCommit, func() {})); diff != "" {
 		t.Errorf("receipt (-want +got):\n%s", diff)
 	}
 }
@@ -197,7 +201,7 @@ func TestPreservedOrderPutsNewMessagesBehindOlderOnes(t *testing.T) {
 				append:  func(context.Context, message.Commit) error { appended++; return tc.appendErr },
 			}
 			p.paused.Store(tc.paused)
-			got := p.Take(context.Background(), message.Commit{})
+			got := p.publish(context.Background(), oneCommit, func() {})
 			if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreFields(message.Receipt{}, "Reason")); diff != "" {
 				t.Errorf("receipt (-want +got):\n%s", diff)
 			}
@@ -214,7 +218,7 @@ func TestCommitsFromTheOutboxStandBehindTheQueueOnly(t *testing.T) {
 	s := &fakeSender{outcomes: map[string]message.Outcome{"a": done()}}
 	p := newPublisher(s, &fakeQueue{}, tr)
 	p.order = &order{backlog: func(context.Context) (queue.Backlog, error) { return queue.Backlog{Outbox: true}, nil }}
-	if got := p.Take(context.Background(), message.Commit{}); got.Sent != 1 {
+	if got := p.publish(context.Background(), oneCommit, func() {}); got.Sent != 1 {
 		t.Errorf("receipt %+v, want the message sent", got)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -61,6 +63,8 @@ func (d *Daemon) exchange() (*config.Config, error) {
 		return nil, err
 	}
 	d.setLevel(next)
+	setMemoryLimit(next)
+	d.hubAPI.SetMaxInflightBytes(next.Relay.MaxInflightBytes)
 	if d.store != nil {
 		d.store.SetLimits(limits(next))
 		d.drainer.Configure(d.drainOptions(next))
@@ -111,4 +115,16 @@ func (d *Daemon) setLevel(c *config.Config) {
 		panic(fmt.Sprintf("config let log_level = %q pass", c.Relay.LogLevel))
 	}
 	d.opts.Level.Set(level)
+}
+
+// ownMemory is what the Go runtime may take besides commits at work and batches of the drain. The program's own text
+// and what the runtime frees too late come on top; together they stay within 64 MiB.
+const ownMemory = 24 << 20
+
+// setMemoryLimit tells the Go runtime what the relay may take, so that it collects garbage in time. It is a soft limit;
+// GOMEMLIMIT of the environment goes before it.
+func setMemoryLimit(c *config.Config) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(ownMemory + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes)
+	}
 }

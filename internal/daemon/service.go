@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type service struct {
 	relay  *relay.Relay
 	rules  *callbacks.Rules
+	events string     // patterns of the callbacks that make messages
 	hub    *publisher // for commits from the hub API
 	outbox *publisher // for commits from the outbox
 	users  sync.WaitGroup
@@ -35,13 +37,14 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 		return nil, fmt.Errorf("prepare sending: %w", err)
 	}
 	p := publisher{
-		translate:    rules.Translate,
-		sender:       r,
-		storeTimeout: c.Queue.StoreTimeout,
-		stored:       func() {},
-		paused:       &d.publishPaused,
-		watch:        d.watch,
-		log:          d.log,
+		translate:      rules.Translate,
+		sender:         r,
+		handoffTimeout: c.Relay.HandoffTimeout,
+		storeTimeout:   c.Queue.StoreTimeout,
+		stored:         func() {},
+		paused:         &d.publishPaused,
+		watch:          d.watch,
+		log:            d.log,
 	}
 	if d.store != nil {
 		p.queue = d.store
@@ -55,7 +58,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 			hub.order.append = d.postgres.AppendOutbox
 		}
 	}
-	return &service{relay: r, rules: rules, hub: &hub, outbox: &outbox}, nil
+	return &service{relay: r, rules: rules, events: strings.Join(rules.Events(), " "), hub: &hub, outbox: &outbox}, nil
 }
 
 // run keeps the brokers connected until stop, which first waits for the calls under way.
@@ -112,13 +115,6 @@ func (c *current) exchange(next *service, running part) part {
 	return old
 }
 
-// Take implements ingest.Taker.
-func (c *current) Take(ctx context.Context, commit message.Commit) message.Receipt {
-	s := c.acquire()
-	defer s.users.Done()
-	return s.hub.Take(ctx, commit)
-}
-
 // translate is by the rules in force.
 func (c *current) translate(commit message.Commit) callbacks.Translation {
 	s := c.acquire()
@@ -139,6 +135,13 @@ func (c *current) Usable() bool {
 	return s.relay.Usable()
 }
 
+// events are the patterns of the callbacks that make messages, by the rules in force.
+func (c *current) events() string {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.events
+}
+
 // brokerUp blocks until a broker becomes usable, the service is exchanged, or ctx ends.
 func (c *current) brokerUp(ctx context.Context) {
 	c.mu.Lock()
@@ -151,11 +154,20 @@ func (c *current) brokerUp(ctx context.Context) {
 	}
 }
 
+// publish deals with a commit of the hub API, in the sight of the watchdog.
+func (d *Daemon) publish(ctx context.Context, commit message.Commit) message.Receipt {
+	s := d.current.acquire()
+	defer s.users.Done()
+	work := d.underway.begin(commit.ID)
+	defer work.end()
+	return s.hub.publish(ctx, commit, work.progress)
+}
+
 // outboxTaker is the outbox reader's way in.
 type outboxTaker struct{ *current }
 
 func (c outboxTaker) Take(ctx context.Context, commit message.Commit) message.Receipt {
 	s := c.acquire()
 	defer s.users.Done()
-	return s.outbox.Take(ctx, commit)
+	return s.outbox.publish(ctx, commit, func() {})
 }

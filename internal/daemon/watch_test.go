@@ -66,10 +66,10 @@ func TestTrimmedExtraIsCounted(t *testing.T) {
 		return []byte(`{"tag": {"name": "f43"}, "build": {"name": "bash", "version": "5", "release": "1", "extra": ` + extra +
 			`}, "user": {"name": "me"}, "force": false}`)
 	}
-	p.Take(t.Context(), message.Commit{ID: deadCommit, Events: []message.Event{
+	p.publish(t.Context(), message.Commit{ID: deadCommit, Events: []message.Event{
 		{Number: 0, Callback: "postTag", Kwargs: kwargs(`{"long": "too long by far"}`)},
 		{Number: 1, Callback: "postTag", Kwargs: kwargs(`{}`)},
-	}})
+	}}, func() {})
 	wantSeries(t, scrape(t, p.watch), "koji_relay_extra_trimmed_total 1")
 }
 

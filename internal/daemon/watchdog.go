@@ -7,19 +7,16 @@ import (
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
-
-	"koji-relay/internal/ingest"
-	"koji-relay/internal/message"
 )
 
 // watchdog tells systemd that the hub is being served (WatchdogSec of the unit). It says nothing while a commit
-// of the hub API is under way for much longer than the time that every step of it is bounded by: then something
+// of the hub API does not move on for much longer than the time that every step of it is bounded by: then something
 // is stuck that only a restart helps, and systemd ends the process with SIGABRT, which prints all goroutines.
 // Drain, outbox and brokers are not judged: they may wait for others for as long as it takes.
 type watchdog struct {
 	interval time.Duration // after which systemd loses patience
 	limit    func() time.Duration
-	takes    *takes
+	underway *underway
 	notify   func(state string)
 	log      *slog.Logger
 }
@@ -33,12 +30,12 @@ func (d *Daemon) startWatchdog(parts *stops) {
 	if interval <= 0 {
 		return
 	}
-	w := &watchdog{interval: interval, limit: d.longestTake, takes: d.takes, notify: d.notify, log: d.log}
+	w := &watchdog{interval: interval, limit: d.longestPiece, underway: &d.underway, notify: d.notify, log: d.log}
 	parts.add(startPart("watchdog", time.Second, d.fatal, w.Run))
 }
 
-// longestTake is a time in which every commit has its answer, even on a busy machine.
-func (d *Daemon) longestTake() time.Duration {
+// longestPiece is a time in which every piece of a commit is dealt with, even on a busy machine.
+func (d *Daemon) longestPiece() time.Duration {
 	c := d.effective.Load().config
 	return 10*time.Second + 2*(c.Relay.HandoffTimeout+2*c.Queue.StoreTimeout)
 }
@@ -60,7 +57,7 @@ func (w *watchdog) Run(ctx context.Context) error {
 
 // tell notifies systemd, or logs once why it does not, and returns whether a commit is stuck.
 func (w *watchdog) tell(wasStuck bool) (stuck bool) {
-	commit, took := w.takes.oldest()
+	commit, took := w.underway.oldest()
 	if took > w.limit() {
 		if !wasStuck {
 			w.log.Error("a commit is stuck: no longer telling systemd that all is well", "commit", commit, "took", took)
@@ -74,45 +71,50 @@ func (w *watchdog) tell(wasStuck bool) (stuck bool) {
 	return false
 }
 
-// takes remembers when the commits under way began. It may be used concurrently.
-type takes struct {
-	ingest.Taker
-
-	mu    sync.Mutex // guards the fields below
-	last  int
-	began map[int]take
+// underway remembers the commits that are dealt with. The zero value is ready; it may be used concurrently.
+type underway struct {
+	mu      sync.Mutex // guards the field below and the moved of all its members
+	commits map[*work]bool
 }
 
-type take struct {
+// work is one commit under way.
+type work struct {
+	of     *underway
 	commit string
-	at     time.Time
+	moved  time.Time // when its last piece was dealt with
 }
 
-func newTakes(t ingest.Taker) *takes { return &takes{Taker: t, began: make(map[int]take)} }
-
-// Take implements ingest.Taker.
-func (t *takes) Take(ctx context.Context, c message.Commit) message.Receipt {
-	t.mu.Lock()
-	t.last++
-	id := t.last
-	t.began[id] = take{c.ID, time.Now()}
-	t.mu.Unlock()
-	defer func() {
-		t.mu.Lock()
-		delete(t.began, id)
-		t.mu.Unlock()
-	}()
-	return t.Taker.Take(ctx, c)
+func (u *underway) begin(commit string) *work {
+	w := &work{u, commit, time.Now()}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.commits == nil {
+		u.commits = make(map[*work]bool)
+	}
+	u.commits[w] = true
+	return w
 }
 
-// oldest says which commit is under way for longest, and how long; zero without any.
-func (t *takes) oldest() (commit string, took time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, one := range t.began {
-		if since := time.Since(one.at); since > took {
-			commit, took = one.commit, since
+func (w *work) progress() {
+	w.of.mu.Lock()
+	defer w.of.mu.Unlock()
+	w.moved = time.Now()
+}
+
+func (w *work) end() {
+	w.of.mu.Lock()
+	defer w.of.mu.Unlock()
+	delete(w.of.commits, w)
+}
+
+// oldest says which commit has not moved for longest, and how long; zero without any.
+func (u *underway) oldest() (commit string, still time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for w := range u.commits {
+		if since := time.Since(w.moved); since > still {
+			commit, still = w.commit, since
 		}
 	}
-	return commit, took
+	return commit, still
 }

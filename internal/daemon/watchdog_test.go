@@ -7,30 +7,19 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"koji-relay/internal/message"
 )
 
-// takerFunc is an ingest.Taker.
-type takerFunc func(ctx context.Context, c message.Commit) message.Receipt
-
-func (f takerFunc) Take(ctx context.Context, c message.Commit) message.Receipt { return f(ctx, c) }
-
-// newWatchdog makes one whose systemd has 30 s of patience, over a taker that holds each commit until it is
-// released.
-func newWatchdog() (w *watchdog, release chan struct{}, told *int, log *strings.Builder) {
-	told, log, release = new(int), new(strings.Builder), make(chan struct{})
+// newWatchdog makes one whose systemd has 30 s of patience.
+func newWatchdog() (w *watchdog, told *int, log *strings.Builder) {
+	told, log = new(int), new(strings.Builder)
 	w = &watchdog{
 		interval: 30 * time.Second,
 		limit:    func() time.Duration { return 15 * time.Second },
-		takes: newTakes(takerFunc(func(context.Context, message.Commit) message.Receipt {
-			<-release
-			return message.Receipt{Sent: 1}
-		})),
-		notify: func(string) { *told++ },
-		log:    slog.New(slog.NewTextHandler(log, nil)),
+		underway: &underway{},
+		notify:   func(string) { *told++ },
+		log:      slog.New(slog.NewTextHandler(log, nil)),
 	}
-	return w, release, told, log
+	return w, told, log
 }
 
 // pass lets time go by in a synctest bubble, until everything in it waits again.
@@ -42,18 +31,24 @@ func pass(d time.Duration) {
 func TestWatchdogIsFedWhileNothingIsStuck(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, release, told, log := newWatchdog()
+		w, told, log := newWatchdog()
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go w.Run(ctx)
 		for range 20 { // commits that take as long as they may, one after the other
-			go w.takes.Take(ctx, message.Commit{ID: "slow"})
+			slow := w.underway.begin("slow")
 			pass(14 * time.Second)
-			release <- struct{}{}
+			slow.end()
 		}
+		large := w.underway.begin("large") // and one of many pieces
+		for range 20 {
+			pass(14 * time.Second)
+			large.progress()
+		}
+		large.end()
 		synctest.Wait()
-		if *told < 28 {
-			t.Errorf("systemd was told %d times within 280 s, want at least every 10 s", *told)
+		if *told < 56 {
+			t.Errorf("systemd was told %d times within 560 s, want at least every 10 s", *told)
 		}
 		if log.Len() > 0 {
 			t.Errorf("logged %s", log)
@@ -64,13 +59,13 @@ func TestWatchdogIsFedWhileNothingIsStuck(t *testing.T) {
 func TestWatchdogIsNotFedWhileACommitIsStuck(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, release, told, log := newWatchdog()
+		w, told, log := newWatchdog()
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go w.Run(ctx)
-		go w.takes.Take(ctx, message.Commit{ID: "7f3c"})
+		stuck := w.underway.begin("7f3c")
 		pass(5 * time.Second)
-		go w.takes.Take(ctx, message.Commit{ID: "later"})
+		later := w.underway.begin("later")
 		pass(16 * time.Second) // one more look: at 20 s
 		before := *told
 		pass(5 * time.Minute)
@@ -80,24 +75,11 @@ func TestWatchdogIsNotFedWhileACommitIsStuck(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "commit=7f3c") {
 			t.Errorf("want one line that names the commit 7f3c, logged:\n%s", log)
 		}
-		release <- struct{}{}
-		release <- struct{}{}
+		stuck.end()
+		later.end()
 		pass(11 * time.Second)
 		if *told == before {
 			t.Error("systemd is not told that all is well again")
 		}
 	})
-}
-
-func TestTakesForgetWhatIsAnswered(t *testing.T) {
-	t.Parallel()
-	takes := newTakes(takerFunc(func(context.Context, message.Commit) message.Receipt { return message.Receipt{Sent: 1} }))
-	for range 100 {
-		if r := takes.Take(t.Context(), message.Commit{}); r.Sent != 1 {
-			t.Fatalf("the receipt is %+v", r)
-		}
-	}
-	if n := len(takes.began); n != 0 {
-		t.Errorf("%d commits are remembered after their answer", n)
-	}
 }

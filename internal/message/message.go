@@ -5,9 +5,18 @@ package message
 
 import (
 	"encoding/json"
+	"errors"
+	"strconv"
 	"strings"
 	"time"
 )
+
+// MaxEvents is how many events one request of the hub API may hold. It bounds what one request can cost: the hub
+// plugin posts far fewer, and a larger commit comes in several requests.
+const MaxEvents = 100_000
+
+// ErrTooManyEvents is the error for a request with more than MaxEvents.
+var ErrTooManyEvents = errors.New("more than " + strconv.Itoa(MaxEvents) + " events")
 
 // Commit is all events of one hub transaction, in order: the unit of hand-over. A commit too large for
 // one request arrives as several Commits with the same ID and other event numbers.
