@@ -12,7 +12,6 @@ import (
 	"bytes"
 	"fmt"
 	"math"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"koji-relay/internal/fnmatch"
 	"koji-relay/internal/message"
 )
 
@@ -28,24 +28,25 @@ const Protonmsg = "protonmsg"
 
 // Options are the keys of the [message] section that concern translation. The zero value is protonmsg's behaviour.
 type Options struct {
-	// Events are globs of callback names (path.Match) or the word "protonmsg"; empty means "protonmsg".
+	// Events are patterns of callback names (package fnmatch) or the word "protonmsg"; empty means "protonmsg".
 	Events []string
 	// ExtraLimit is the greatest length of `extra` that is sent, in characters of Python's json.dumps; 0 means
 	// no limit, a negative number counts as its absolute value.
 	ExtraLimit int
 	// ExtraKeep are the keys of `extra` that stay when it is over the limit.
 	ExtraKeep []string
-	// ExcludeTags are globs (path.Match) of tags whose tag and untag events, post and pre, make no message.
+	// ExcludeTags are patterns (package fnmatch) of tags whose tag and untag events, post and pre, make no message.
 	ExcludeTags []string
 }
 
 // Rules translates commits. It is immutable: any number of goroutines may use one.
 type Rules struct {
 	globs      []string
-	wanted     map[string]bool // the answer of the globs for each callback of the table
+	patterns   []*fnmatch.Pattern // of globs, without Protonmsg
+	wanted     map[string]bool    // the answer of the globs for each callback of the table
 	extraLimit int
 	extraKeep  map[string]bool
-	excluded   []string // globs of tags
+	excluded   []*fnmatch.Pattern // tags
 }
 
 // Translation is what the events of one commit became, each in the commit's order:
@@ -57,27 +58,35 @@ type Translation struct {
 	Trimmed       int // of Messages: those whose extra was cut because of ExtraLimit
 }
 
-// New checks the options. The error names a glob that cannot be understood.
+// Names are the hub's callbacks that the table knows, post and pre, protonmsg's ten first.
+func Names() []string {
+	names := make([]string, 0, 2*len(rules))
+	for _, before := range []string{"post", "pre"} {
+		for _, r := range rules {
+			names = append(names, before+r.event)
+		}
+	}
+	return names
+}
+
+// New checks the options. The error names a pattern that cannot be understood.
 func New(o Options) (*Rules, error) {
 	r := &Rules{
 		globs:      o.Events,
 		wanted:     make(map[string]bool, len(table)),
 		extraLimit: o.ExtraLimit,
 		extraKeep:  make(map[string]bool, len(o.ExtraKeep)),
-		excluded:   o.ExcludeTags,
 	}
-	for _, glob := range r.excluded {
-		if _, err := path.Match(glob, ""); err != nil {
-			return nil, fmt.Errorf("exclude_tags: %q is not a pattern; write tag names, with * ? or [a-z] for parts of them", glob)
-		}
+	var err error
+	if r.excluded, err = fnmatch.CompileAll(o.ExcludeTags); err != nil {
+		return nil, fmt.Errorf("exclude_tags: %w", err)
 	}
 	if len(r.globs) == 0 {
 		r.globs = []string{Protonmsg}
 	}
-	for _, glob := range r.globs {
-		if _, err := path.Match(glob, ""); err != nil {
-			return nil, fmt.Errorf("events: %q is not a pattern; write callback names, with * ? or [a-z] for parts of them, or protonmsg", glob)
-		}
+	named := slices.DeleteFunc(slices.Clone(r.globs), func(glob string) bool { return glob == Protonmsg })
+	if r.patterns, err = fnmatch.CompileAll(named); err != nil {
+		return nil, fmt.Errorf("events: %w", err)
 	}
 	if r.extraLimit < 0 {
 		r.extraLimit = -r.extraLimit
@@ -123,19 +132,10 @@ func (r *Rules) wants(callback string) bool {
 }
 
 func (r *Rules) match(callback string) bool {
-	for _, glob := range r.globs {
-		if glob == Protonmsg {
-			if t := table[callback]; t != nil && !t.pre {
-				return true
-			}
-			continue
-		}
-		// path.Match keeps * from matching a slash, which has no meaning in a callback's name.
-		if ok, _ := path.Match(glob, callback); ok || glob == "*" {
-			return true
-		}
+	if t := table[callback]; t != nil && !t.pre && slices.Contains(r.globs, Protonmsg) {
+		return true
 	}
-	return false
+	return fnmatch.Any(r.patterns, callback)
 }
 
 // Translate gives the messages of c in order. It does not block, keeps nothing of c, and is pure: the same
@@ -223,10 +223,7 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 func (r *Rules) excludes(props []message.Prop) bool {
 	i := slices.IndexFunc(props, func(p message.Prop) bool { return p.Key == "tag" })
 	tag, ok := props[i].Value.(string)
-	return ok && slices.ContainsFunc(r.excluded, func(glob string) bool {
-		matched, _ := path.Match(glob, tag)
-		return matched
-	})
+	return ok && fnmatch.Any(r.excluded, tag)
 }
 
 // trims reports whether extra is longer than extra_limit lets it be.

@@ -3,6 +3,7 @@ package callbacks_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -463,17 +464,47 @@ func TestExcludedTagsMakeNoTagMessages(t *testing.T) {
 			t.Errorf("%s of %s: %+v, want a message: %v", row.callback, row.tag, got, want)
 		}
 	}
-	if _, err := callbacks.New(callbacks.Options{ExcludeTags: []string{"f["}}); err == nil || !strings.Contains(err.Error(), `"f["`) {
-		t.Errorf("malformed glob: %v", err)
+	if _, err := callbacks.New(callbacks.Options{ExcludeTags: []string{"f[9-3]"}}); err == nil || !strings.Contains(err.Error(), `"f[9-3]"`) {
+		t.Errorf("a range that runs backwards: %v", err)
 	}
 }
 
-func TestMalformedGlobIsRefusedByName(t *testing.T) {
+func TestPatternWithABackwardsRangeIsRefusedByName(t *testing.T) {
 	t.Parallel()
-	for _, glob := range []string{"post[", "[]", `x\`} {
-		if _, err := callbacks.New(callbacks.Options{Events: []string{"*", glob}}); err == nil || !strings.Contains(err.Error(), strconv.Quote(glob)) {
-			t.Errorf("events %q: error is %v", glob, err)
+	for _, pattern := range []string{"post[Z-A]*", "[b-a]"} {
+		_, err := callbacks.New(callbacks.Options{Events: []string{"*", pattern}})
+		if err == nil || !strings.Contains(err.Error(), strconv.Quote(pattern)) {
+			t.Errorf("events %q: error is %v", pattern, err)
 		}
+	}
+}
+
+// Koji takes a slash in the name of a tag, and Python's * crosses it.
+func TestPatternsArePythons(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		pattern, tag string
+		excluded     bool
+	}{
+		{"*-rebuild", "f44/sub-rebuild", true},
+		{"f[!3]*-x", "f4-x", true},
+		{"f[!3]*-x", "f39-x", false},
+		{"f[", "f[", true},
+	} {
+		rules := newRules(t, callbacks.Options{ExcludeTags: []string{row.pattern}})
+		kwargs := fmt.Appendf(nil, `{"tag": {"name": %q}}`, row.tag)
+		got := rules.Translate(message.Commit{ID: commitID, Events: []message.Event{{Callback: "postTag", Kwargs: kwargs}}})
+		if (len(got.Messages) == 0) != row.excluded {
+			t.Errorf("%s excludes %s: %+v", row.pattern, row.tag, got)
+		}
+	}
+}
+
+func TestNamesAreThoseOfTheTable(t *testing.T) {
+	t.Parallel()
+	names := callbacks.Names()
+	if len(names) != 20 || names[0] != "postPackageListChange" || !slices.Contains(names, "preBuildPromote") {
+		t.Errorf("%v", names)
 	}
 }
 

@@ -258,10 +258,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 		return
 	}
 	if k.warn != nil {
-		for _, text := range k.warn(value) {
-			p.Text = text
-			r.config.Warnings = append(r.config.Warnings, p)
-		}
+		r.config.Warnings = append(r.config.Warnings, p.each(k.warn(value))...)
 	}
 	if k.live() {
 		r.config.add(k.setting(value, e.place), e.place)
@@ -285,14 +282,20 @@ func (r *reading) refuse(p Problem, err error) {
 			several[0] = &valueError{text: err.Error()}
 		}
 	}
-	for _, e := range several {
-		q := p
-		q.Text = e.text
+	r.problems = append(r.problems, p.each(several)...)
+}
+
+// each is p for each thing that was found about its value.
+func (p Problem) each(found valueErrors) []Problem {
+	problems := make([]Problem, len(found))
+	for i, e := range found {
+		problems[i] = p
+		problems[i].Text = e.text
 		if e.part != "" {
-			q.Value = e.part
+			problems[i].Value = e.part
 		}
-		r.problems = append(r.problems, q)
 	}
+	return problems
 }
 
 func (r *reading) missing(k *key) Problem {

@@ -18,13 +18,13 @@ type key struct {
 	sample        string // a value for keys without a default
 	doc           string // meaning, in an administrator's words
 	set           func(*Config, string) error
-	shown         func(*Config) string  // the effective value, masked; nil = the text
-	masked        func(string) string   // masks text that may not be well formed; nil = nothing to mask
-	warn          func(string) []string // what is odd about a value that is taken
-	lines         bool                  // whether the value may go on over several lines
-	retired       string                // for a retired key: its successor
-	gone          string                // for a key that is not read any more: what to do instead
-	protonmsg     bool                  // a key that protonmsg had
+	shown         func(*Config) string     // the effective value, masked; nil = the text
+	masked        func(string) string      // masks text that may not be well formed; nil = nothing to mask
+	warn          func(string) valueErrors // what is odd about a value that is taken
+	lines         bool                     // whether the value may go on over several lines
+	retired       string                   // for a retired key: its successor
+	gone          string                   // for a key that is not read any more: what to do instead
+	protonmsg     bool                     // a key that protonmsg had
 }
 
 func (k *key) id() string { return k.section + "." + k.name }
@@ -97,11 +97,11 @@ var keys = []key{
 		doc: "seconds after which brokers may throw a message away; none or 0 = never",
 		set: into(func(c *Config) *time.Duration { return &c.Message.TTL }, timeToLive)},
 	{section: "message", name: "events", def: "protonmsg", example: "*",
-		doc: "which hub callbacks become messages: `protonmsg` for its ten, or patterns of names such as `*` or `postTag postUntag`",
-		set: into(func(c *Config) *[]string { return &c.Message.Events }, someGlobs), lines: true},
+		doc: "which hub callbacks become messages: `protonmsg` for its ten, or patterns of names such as `*` or `postTag postUntag`, separated by spaces",
+		set: into(func(c *Config) *[]string { return &c.Message.Events }, eventList), lines: true, warn: warnEvents},
 	{section: "message", name: "exclude_tags", sample: "*-rebuild eln-*",
 		doc: "patterns of tags whose tag and untag events are not published, separated by spaces",
-		set: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, globs), lines: true},
+		set: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, patternList), lines: true, warn: warnUnclosed},
 	{section: "message", name: "durable", def: "off", example: "on",
 		doc: "brokers keep messages through a restart of their own",
 		set: into(func(c *Config) *bool { return &c.Message.Durable }, boolean)},

@@ -1,5 +1,10 @@
 package config
 
+import (
+	"slices"
+	"strings"
+)
+
 // nearest is the candidate with the fewest edits, if they are few enough to be a slip.
 func nearest(word string, candidates []string) string {
 	best, bestDistance := "", 1+max(1, min(3, len(word)/3))
@@ -9,6 +14,19 @@ func nearest(word string, candidates []string) string {
 		}
 	}
 	return best
+}
+
+// nearestFold is nearest without regard to case; the word is in lower case.
+func nearestFold(word string, candidates []string) string {
+	lower := make([]string, len(candidates))
+	for i, c := range candidates {
+		lower[i] = strings.ToLower(c)
+	}
+	near := nearest(word, lower)
+	if near == "" {
+		return ""
+	}
+	return candidates[slices.Index(lower, near)]
 }
 
 // editDistance counts insertions, deletions, replacements and swaps of neighbours.

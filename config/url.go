@@ -106,8 +106,8 @@ func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 }
 
 // warnURLs names what follows a host: it has no meaning, here or in protonmsg.
-func warnURLs(text string) []string {
-	var warnings []string
+func warnURLs(text string) valueErrors {
+	var warnings valueErrors
 	for _, w := range strings.FieldsFunc(text, isSpace) {
 		u, wrong := parseBrokerURL(w)
 		if wrong != "" {
@@ -119,7 +119,7 @@ func warnURLs(text string) []string {
 		w = w[strings.LastIndexByte(w, '@')+1:]
 		if at := strings.IndexAny(w, "/?#"); at >= 0 && w[at:] != "/" {
 			// Not shown: it may be a parameter with a secret.
-			warnings = append(warnings, "what follows the host and port in "+u.String()+" is not used; remove it")
+			warnings = append(warnings, &valueError{part: u.String(), text: "what follows the host and port is not used; remove it"})
 		}
 	}
 	return warnings

@@ -1,16 +1,18 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"koji-relay/internal/fnmatch"
 )
 
 // valueError says what is wrong with a value, and the remedy. part is the piece of the value that is meant,
@@ -161,25 +163,44 @@ func someText(text string) (string, error) {
 	return text, nil
 }
 
-func wordList(text string) ([]string, error) { return strings.FieldsFunc(text, isSpace), nil }
-
-// globs are patterns in which * stands for any run of characters and ? for one.
-func globs(text string) ([]string, error) {
+// wordList takes words separated by white space. A comma would silently become a part of a word.
+func wordList(text string) ([]string, error) {
 	words := strings.FieldsFunc(text, isSpace)
+	var wrong valueErrors
 	for _, w := range words {
-		if _, err := path.Match(w, ""); err != nil {
-			return nil, &valueError{part: w, text: "not a pattern: a [ without its ]; write * and ? for unknown characters, \\[ for a bracket"}
+		if strings.Contains(w, ",") {
+			wrong = append(wrong, &valueError{part: w, text: "a comma in it; separate the words of a list by spaces"})
+		}
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return words, nil
+}
+
+// patternList takes Python's fnmatch patterns.
+func patternList(text string) ([]string, error) {
+	words, err := wordList(text)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range words {
+		if _, err := fnmatch.Compile(w); err != nil {
+			return nil, &valueError{part: w, text: errors.Unwrap(err).Error()}
 		}
 	}
 	return words, nil
 }
 
-func someGlobs(text string) ([]string, error) {
-	words, err := globs(text)
-	if err == nil && len(words) == 0 {
-		return nil, bad("empty, so nothing would be sent; write protonmsg, * or names of callbacks")
+// warnUnclosed names patterns with a [ without its ], which stands for itself.
+func warnUnclosed(text string) valueErrors {
+	var warnings valueErrors
+	for _, w := range strings.FieldsFunc(text, isSpace) {
+		if fnmatch.Unclosed(w) {
+			warnings = append(warnings, &valueError{part: w, text: "the [ without its ] stands for itself; close it"})
+		}
 	}
-	return words, err
+	return warnings
 }
 
 // filePath is an absolute path, or empty for none.

@@ -95,7 +95,7 @@ func checkConfig(path string) (*checkReport, error) {
 }
 
 func (r *checkReport) clean() bool {
-	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.usable())
+	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.clean())
 }
 
 func (r *checkReport) print(stdout, stderr io.Writer) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -109,6 +110,12 @@ func (c *connections) usable() bool {
 		}
 	}
 	return c.Database == nil || c.Database.Usable
+}
+
+// clean reports whether there is nothing to complain about either.
+func (c *connections) clean() bool {
+	warned := func(b brokerReport) bool { return len(b.Warnings) > 0 }
+	return c.usable() && !slices.ContainsFunc(c.Brokers, warned)
 }
 
 func (c *connections) print(out io.Writer) {

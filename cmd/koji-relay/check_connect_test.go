@@ -22,6 +22,22 @@ func startBroker(t *testing.T, opts devbroker.Options) *devbroker.Broker {
 	return b
 }
 
+func TestCheckConnectFailsOnAWarningAboutAUsableBroker(t *testing.T) {
+	t.Parallel()
+	rabbit := startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "4.0.5"})
+	code, stdout, stderr := checkFile(t, fmt.Sprintf(`[broker]
+urls = amqp://%s
+topic_prefix = /topic/koji
+dialect = literal
+[queue]
+store = file
+path = %s/queue.db
+`, rabbit.Addr(), t.TempDir()), "--connect")
+	if code != exitFailure || !strings.Contains(stdout, "leave it at auto") || strings.Contains(stdout, "Nothing to complain") {
+		t.Errorf("exit %d\nstdout %s\nstderr %s", code, stdout, stderr)
+	}
+}
+
 func TestCheckConnectTellsOfEachBroker(t *testing.T) {
 	t.Parallel()
 	rabbit := startBroker(t, devbroker.Options{

@@ -68,6 +68,9 @@ func TestCheckFailsOnProblemsAndWarnings(t *testing.T) {
 				"problem: protonmsg.conf:3: [broker] urls: set twice, first on line 2; keep one of the two\n"},
 		{"an unknown key", cleanConfig + "max_aeg = 5\n", "Effective configuration of protonmsg.conf\n",
 			"warning: protonmsg.conf:8: [queue] max_aeg: unknown key, not read; did you mean max_age?\n"},
+		{"a pattern that matches no callback", strings.Replace(cleanConfig, "[queue]", "[message]\nevents = posttag\n[queue]", 1),
+			"Effective configuration of protonmsg.conf\n",
+			"warning: protonmsg.conf:6: [message] events = posttag: matches none of Koji's callbacks, so that it publishes nothing; did you mean postTag?\n"},
 		{"a file that is named and missing", strings.Replace(cleanConfig, "topic_", "cacert = /nonexistent/ca.pem\ntopic_", 1), "Effective configuration of protonmsg.conf\n",
 			"problem: protonmsg.conf:4: [broker] cacert = /nonexistent/ca.pem: no such file or directory; give the path of a file that is there\n"},
 	}
