@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit bench build lint fmt packages vendor-archive go-version clean
+.PHONY: help demo test unit bench chaos soak build lint fmt packages vendor-archive go-version clean
 
 help: ## what can be made here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,12 @@ unit: go-version ## the Go tests that need no server
 
 bench: go-version ## the first figures, measured on real servers
 	@.ci/bench
+
+chaos: go-version ## two minutes in which everything fails, by the schedule of SEED=…
+	@.ci/chaos $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom)) $(or $(SECONDS),120)
+
+soak: go-version ## chaos with one new seed after the other for HOURS=… (8)
+	@.ci/soak $(or $(HOURS),8)
 
 build: go-version ## bin/koji-relay
 	go build -trimpath -o bin/koji-relay ./cmd/koji-relay

@@ -18,17 +18,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ledger is a hub that remembers what it handed over. Each event has a number of its own, which its body carries, so that what
-// arrives can be told by its content alone and its message-id be checked. A commit goes to the relay as the hub plugin
-// hands it over: 2 s, and then into the outbox, where there is one, with what was not taken.
+// ledger is a hub that remembers what it handed over. Each event has a number of its own, which its body
+// carries, so that what arrives can be told by its content alone and its message-id be checked. A commit goes
+// to the relay as the hub plugin hands it over: 2 s, and then into the outbox, where there is one, with what
+// was not taken.
 type ledger struct {
 	outbox string // connection string of the hub's database; "" without one
 
-	mu       sync.Mutex // guards the fields below
-	events   []numbered // by number, as far as the hub announced them
-	answered int        // events answered 200
-	stored   int        // events in the outbox
-	refused  int        // events that nobody took, which the hub was told
+	mu       sync.Mutex        // guards the fields below
+	events   map[int]*numbered // by number, as far as the hub announced them
+	answered int               // events answered 200
+	stored   int               // events in the outbox
+	refused  int               // events that nobody took, which the hub was told
 	more     chan struct{}
 }
 
@@ -43,9 +44,13 @@ type numbered struct {
 	how    string // what the hub was told, and when
 }
 
-func newLedger(outbox string) *ledger { return &ledger{outbox: outbox, more: make(chan struct{}, 1)} }
+func newLedger(outbox string) *ledger {
+	return &ledger{outbox: outbox, events: make(map[int]*numbered), more: make(chan struct{}, 1)}
+}
 
-var kinds = []struct{ callback, topic, kind string }{
+type ledgerKind struct{ callback, topic, kind string }
+
+var kinds = []ledgerKind{
 	{"postTag", "build.tag", "Tag"},
 	{"postUntag", "build.untag", "Untag"},
 }
@@ -68,15 +73,19 @@ func (l *ledger) announce(build, n int) (id string, numbers []int, request []byt
 		body := fmt.Sprintf(`{"tag": {"id": 7, "name": "f39-candidate"}, "build": {"build_id": %d, "name": "pkg-%d", "version": "1.0", `+
 			`"release": "%d.fc39", "extra": {"note": "Žluťoučký \u65e5\u672c %s"}}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`,
 			number, build, number, filler)
-		props := []string{"name string " + quoted("pkg-%d", build), "release string " + quoted("%d.fc39", number),
-			"tag string " + quoted("f39-candidate"), "type string " + quoted("%s", k.kind), "user string " + quoted("kojiadmin"),
-			"version string " + quoted("1.0")}
-		l.events = append(l.events, numbered{id: messageID(id, event), build: build, topic: k.topic, body: body,
-			props: strings.Join(props, "\n")})
+		l.events[number] = &numbered{id: messageID(id, event), build: build, topic: k.topic, body: body,
+			props: ledgerProps(build, number, k.kind)}
 		numbers = append(numbers, number)
 		request = fmt.Appendf(request, `%s{"event": %d, "callback": %q, "kwargs": %s}`, comma(event), event, k.callback, body)
 	}
 	return id, numbers, append(request, "]}"...)
+}
+
+// ledgerProps are the application-properties of an event of a ledger.
+func ledgerProps(build, number int, kind string) string {
+	return strings.Join([]string{"name string " + quoted("pkg-%d", build), "release string " + quoted("%d.fc39", number),
+		"tag string " + quoted("f39-candidate"), "type string " + quoted("%s", kind), "user string " + quoted("kojiadmin"),
+		"version string " + quoted("1.0")}, "\n")
 }
 
 // quoted is a string as prop.String prints it.
@@ -177,11 +186,11 @@ func (l *ledger) store(commit string, numbers, events []int) error {
 func (l *ledger) event(number int) numbered {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.events[number]
+	return *l.events[number]
 }
 
-// work starts hub workers, each with a build of its own, that hand over one commit after the other to the relays in turn
-// until the function it gives is called.
+// work starts hub workers, each with a build of its own, that hand over one commit after the other to the
+// relays in turn until the function it gives is called.
 func (l *ledger) work(t testing.TB, workers int, relays ...*relay) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -208,7 +217,8 @@ func (l *ledger) work(t testing.TB, workers int, relays ...*relay) (stop func())
 	return stop
 }
 
-// awaitMore waits until n more events were answered 200, and reports whether that was before limit and before ended was closed.
+// awaitMore waits until n more events were answered 200, and reports whether that was before limit and before
+// ended was closed.
 func (l *ledger) awaitMore(n int, limit time.Duration, ended <-chan struct{}) bool {
 	l.mu.Lock()
 	want := l.answered + n
@@ -254,20 +264,15 @@ type verdict struct {
 func (l *ledger) judge(deliveries []delivery) (v verdict) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	seen := make([]bool, len(l.events))
+	seen := make(map[int]bool, len(l.events))
 	last := make(map[int]int)
 	for _, d := range deliveries {
-		number := -1
-		if d.Body != nil {
-			if m := buildID.FindStringSubmatch(*d.Body); m != nil {
-				number, _ = strconv.Atoi(m[1])
-			}
-		}
-		if number < 0 || number >= len(l.events) {
+		number := bodyNumber(deref(d.Body))
+		e, known := l.events[number]
+		if !known {
 			v.wrong = append(v.wrong, fmt.Sprintf("message %s is of no event: %.200q", d.ID, deref(d.Body)))
 			continue
 		}
-		e := l.events[number]
 		switch {
 		case *d.Body != e.body:
 			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with another body", number))
@@ -293,7 +298,17 @@ func (l *ledger) judge(deliveries []delivery) (v verdict) {
 			v.lost = append(v.lost, number)
 		}
 	}
+	slices.Sort(v.lost)
 	return v
+}
+
+// bodyNumber is the number of the event that a body carries; -1 without one.
+func bodyNumber(body string) int {
+	if m := buildID.FindStringSubmatch(body); m != nil {
+		number, _ := strconv.Atoi(m[1])
+		return number
+	}
+	return -1
 }
 
 func deref(s *string) string {

@@ -1,6 +1,7 @@
 // Package pgtest gives tests a real PostgreSQL: a database of its own for each test, on the server that
-// KOJI_RELAY_TEST_PG names (the connection string of a superuser, as keywords and values) or on a private cluster that is started once in a test
-// process. It is used by tests only. It talks to the server through psql, so that it needs no driver.
+// KOJI_RELAY_TEST_PG names (the connection string of a superuser, as keywords and values) or on a private
+// cluster that is started once in a test process. It is used by tests only. It talks to the server through
+// psql, so that it needs no driver.
 package pgtest
 
 import (
@@ -37,9 +38,9 @@ var shared = struct {
 
 var databases atomic.Int64
 
-// Database creates a database in which setup was run, and gives its connection string. Databases with the same setup are
-// copies of one template. It skips the test where there is no PostgreSQL, unless KOJI_RELAY_REQUIRE_SERVERS
-// is 1: then it fails it.
+// Database creates a database in which setup was run, and gives its connection string. Databases with the
+// same setup are copies of one template. It skips the test where there is no PostgreSQL, unless
+// KOJI_RELAY_REQUIRE_SERVERS is 1: then it fails it.
 func Database(tb testing.TB, setup string) string {
 	tb.Helper()
 	template, admin := template(tb, setup)
@@ -133,6 +134,7 @@ type Cluster struct {
 	dir  string
 	port int
 	cred *syscall.Credential // nil: ours
+	env  []string            // of the server, beside ours
 
 	// mu guards the fields below.
 	mu     sync.Mutex
@@ -141,7 +143,8 @@ type Cluster struct {
 	log    *bytes.Buffer
 }
 
-// StartCluster starts a server of the test's own with lines added to postgresql.conf, and stops it after the test.
+// StartCluster starts a server of the test's own with lines added to postgresql.conf, and stops it after the
+// test.
 func StartCluster(tb testing.TB, settings ...string) *Cluster {
 	tb.Helper()
 	c, err := startCluster(settings...)
@@ -152,41 +155,64 @@ func StartCluster(tb testing.TB, settings ...string) *Cluster {
 	return c
 }
 
-func startCluster(settings ...string) (*Cluster, error) {
-	initdb, err := binary("initdb")
+func startCluster(settings ...string) (*Cluster, error) { return startClusterIn("", nil, settings...) }
+
+func startClusterIn(parent string, env []string, settings ...string) (*Cluster, error) {
+	c, err := newCluster(parent, env)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "relay-pg-")
+	if err := c.run("initdb", "--pgdata="+c.dir+"/data", "--username=postgres", "--auth=trust", "--no-sync",
+		"--encoding=UTF8", "--locale=C"); err != nil {
+		return nil, err
+	}
+	if err := c.configure(settings...); err != nil {
+		return nil, err
+	}
+	return c, c.start()
+}
+
+// newCluster makes the directory below parent ("": where temporary files are) and finds a port.
+func newCluster(parent string, env []string) (*Cluster, error) {
+	dir, err := os.MkdirTemp(parent, "relay-pg-")
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{dir: dir}
+	c := &Cluster{dir: dir, env: env}
 	if os.Getuid() == 0 { // the server refuses to run as root
 		if err := c.becomeUser("postgres"); err != nil {
 			return nil, err
 		}
 	}
-	cmd := exec.Command(initdb, "--pgdata="+dir+"/data", "--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("run initdb: %w\n%s", err, out)
-	}
-	if c.port, err = freePort(); err != nil {
-		return nil, err
-	}
-	conf := fmt.Sprintf("\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\nmax_connections = 300\n%s\n",
-		c.port, dir, strings.Join(settings, "\n"))
-	f, err := os.OpenFile(dir+"/data/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
+	c.port, err = freePort()
+	return c, err
+}
+
+// run runs one of the server's programs to its end, as the server's user.
+func (c *Cluster) run(program string, args ...string) error {
+	path, err := binary(program)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
+	cmd.Dir = c.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run %s: %w\n%s", program, err, out)
+	}
+	return nil
+}
+
+// configure adds lines to postgresql.conf, and where the server listens. The last line for a setting counts.
+func (c *Cluster) configure(settings ...string) error {
+	conf := fmt.Sprintf("\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\nmax_connections = 300\n%s\n",
+		c.port, c.dir, strings.Join(settings, "\n"))
+	f, err := os.OpenFile(c.dir+"/data/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
 	_, err = f.WriteString(conf)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
-	}
-	return c, c.start()
+	return errors.Join(err, f.Close())
 }
 
 func (c *Cluster) becomeUser(name string) error {
@@ -230,6 +256,9 @@ func (c *Cluster) start() error {
 	c.mu.Lock()
 	cmd := exec.Command(server, "-D", c.dir+"/data")
 	cmd.Dir = c.dir
+	if c.env != nil {
+		cmd.Env = append(os.Environ(), c.env...)
+	}
 	// The server must not outlive a test process that is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred, Pdeathsig: syscall.SIGQUIT, Setpgid: true}
 	log := &bytes.Buffer{}

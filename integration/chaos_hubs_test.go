@@ -1,0 +1,142 @@
+package integration
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// hub is one process of hub workers (chaos_worker.py): the real plugin, one way of delivery, one relay's
+// socket.
+type hub struct {
+	number   int
+	delivery string
+	relay    int
+	conf     string
+	builds   []int // one for each worker
+
+	process *exec.Cmd
+	stdin   io.Closer
+	ended   chan struct{} // closed when all that it said was read
+}
+
+// workerLine is what chaos_worker.py prints.
+type workerLine struct {
+	Commit string              `json:"commit"` // begun
+	Build  int                 `json:"build"`
+	Events [][]json.RawMessage `json:"events"` // number, callback, body, whether it counts
+
+	End   string   `json:"end"` // the same id: what became of it
+	State string   `json:"state"`
+	Lost  []int    `json:"lost"`
+	Ways  []string `json:"ways"`
+	Said  []string `json:"said"`
+	Took  float64  `json:"took"`   // seconds
+	Spent float64  `json:"plugin"` // seconds of them in callbacks
+}
+
+const (
+	workersOfHub = 2
+	hubPace      = 60 * time.Millisecond
+	numbersEach  = 1_000_000 // of one build
+)
+
+// startHubs starts four processes: each delivery with each relay.
+func (c *chaos) startHubs() {
+	for i := range c.hubs {
+		h := &hub{number: i, delivery: []string{"direct", "outbox"}[i%2], relay: i / 2}
+		h.conf = filepath.Join(c.relays[h.relay].dir, "koji_relay-"+h.delivery+".conf")
+		text := "[koji_relay]\ndelivery = " + h.delivery + "\nsocket = " + c.relays[h.relay].socket + "\n"
+		if err := os.WriteFile(h.conf, []byte(text), 0o600); err != nil {
+			c.Fatal(err)
+		}
+		for w := range workersOfHub {
+			h.builds = append(h.builds, 1+i*workersOfHub+w)
+		}
+		c.hubs[i] = h
+		h.start(c)
+	}
+	c.Cleanup(func() {
+		for _, h := range c.hubs {
+			h.kill()
+		}
+	})
+}
+
+// start starts the process, whose workers go on behind the last numbers that were begun.
+func (h *hub) start(c *chaos) {
+	type job struct {
+		DSN     string   `json:"dsn"`
+		Conf    string   `json:"conf"`
+		Seed    uint64   `json:"seed"`
+		Pace    float64  `json:"pace"`
+		Workers [][2]int `json:"workers"`
+	}
+	// The hub's way to its database is not disturbed: what happens then is the hub's own affair.
+	j := job{twoHosts(databasePort(c.primary), databasePort(c.standby)), h.conf, c.seed, hubPace.Seconds(), nil}
+	for _, build := range h.builds {
+		j.Workers = append(j.Workers, [2]int{build, c.account.next(build)})
+	}
+	text, err := json.Marshal(j)
+	if err != nil {
+		c.Fatal(err)
+	}
+	python := cmp.Or(os.Getenv("KOJI_RELAY_PYTHON"), "../.cache/venv/bin/python")
+	cmd := exec.Command(python, "chaos_worker.py", string(text))
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		c.Fatal(err)
+	}
+	if h.stdin, err = cmd.StdinPipe(); err != nil {
+		c.Fatal(err)
+	}
+	h.process, h.ended = cmd, make(chan struct{})
+	if err := startOnOwnThread(cmd, h.ended, func() { h.read(c, stdout) }); err != nil {
+		c.Fatalf("start hub workers: %v", err)
+	}
+}
+
+func (h *hub) read(c *chaos, r io.Reader) {
+	lines := bufio.NewReader(r)
+	for {
+		text, err := lines.ReadBytes('\n')
+		if err != nil {
+			return // what a killed process began to say was not before any COMMIT
+		}
+		var line workerLine
+		if err := json.Unmarshal(text, &line); err != nil {
+			c.Errorf("hub %d said %.200q: %v", h.number, text, err)
+			continue
+		}
+		c.account.hear(h, line)
+	}
+}
+
+func (h *hub) signal(sig syscall.Signal) { _ = h.process.Process.Signal(sig) }
+
+func (h *hub) kill() {
+	h.signal(syscall.SIGKILL)
+	<-h.ended
+}
+
+// stop lets the workers finish what they have begun.
+func (h *hub) stop(c *chaos) {
+	h.stdin.Close()
+	select {
+	case <-h.ended:
+	case <-time.After(40 * time.Second):
+		c.Errorf("the workers of hub %d do not end", h.number)
+		h.kill()
+	}
+}
+
+func (h *hub) String() string { return "hub " + strconv.Itoa(h.number) + " (" + h.delivery + ")" }
