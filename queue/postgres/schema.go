@@ -281,6 +281,11 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_let
     koji_relay.reader TO RELAY;
 GRANT SELECT, INSERT, DELETE ON proton_queue TO RELAY;
 GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq, koji_relay.outbox_id_seq TO RELAY;
+GRANT SELECT, INSERT ON koji_relay.history_message, koji_relay.history_step TO RELAY;
+GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.history_open, koji_relay.history_word, koji_relay.history_gap,
+    koji_relay.history_writer, koji_relay.replay, koji_relay.replay_line TO RELAY;
+GRANT SELECT ON koji_relay.history_day TO RELAY;
+GRANT EXECUTE ON FUNCTION koji_relay.history_add_day(date), koji_relay.history_drop_day(date) TO RELAY;
 DO $$ BEGIN
     IF to_regclass('locks') IS NOT NULL THEN
         GRANT SELECT, UPDATE ON locks TO RELAY;

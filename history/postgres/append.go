@@ -1,0 +1,235 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/history"
+	"koji-relay/internal/inspect"
+)
+
+var messageColumns = []string{"at", "settled", "message_id", "commit", "event", "size", "task", "fate",
+	"via", "callback",
+	"address", "package", "build", "tag", "username", "broker", "reason", "content"}
+
+var stepColumns = []string{"at", "handed", "message_id", "kind", "broker", "reason"}
+
+// Append implements history.Store.
+func (s *Store) Append(ctx context.Context, b *history.Batch) error {
+	s.mu.Lock()
+	full := s.full
+	s.mu.Unlock()
+	if full && len(b.Rows) > 0 {
+		return fmt.Errorf("write to the history in %s: %w; raise it", s.name, history.ErrFull)
+	}
+	what := fmt.Sprintf("write %d messages to the history", len(b.Rows))
+	return s.do(ctx, what, func(ctx context.Context, conn *pgx.Conn) error {
+		err := s.append(ctx, conn, b)
+		if code(err) == "23514" || code(err) == "42P01" { // its day is gone: dropped by another relay
+			s.mu.Lock()
+			clear(s.days)
+			s.mu.Unlock()
+			err = s.append(ctx, conn, b)
+		}
+		return err
+	})
+}
+
+func (s *Store) append(ctx context.Context, conn *pgx.Conn, b *history.Batch) error {
+	found, err := unknownMessages(ctx, conn, b.Steps)
+	if err != nil {
+		return err
+	}
+	rows := append(slices.Clip(b.Rows), found...)
+	days := map[string]bool{}
+	for i := range rows {
+		days[rows[i].Handed.UTC().Format(dayFormat)] = true
+	}
+	for i := range b.Steps {
+		days[b.Steps[i].Time.UTC().Format(dayFormat)] = true
+	}
+	if err := s.addDays(ctx, conn, days); err != nil {
+		return err
+	}
+	words := s.newWords(rows)
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "history_message"}, messageColumns,
+			pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) { return messageValues(&rows[i]), nil }))
+		if err != nil {
+			return err
+		}
+		if len(b.Steps) > 0 {
+			_, err = tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "history_step"}, stepColumns,
+				pgx.CopyFromSlice(len(b.Steps), func(i int) ([]any, error) {
+					return stepValues(&b.Steps[i]),
+						nil
+				}))
+			if err != nil {
+				return err
+			}
+		}
+		batch := &pgx.Batch{}
+		queueWords(batch, words)
+		queueOpen(batch, rows, b.Steps)
+		for _, g := range b.Gaps {
+			batch.Queue(`INSERT INTO koji_relay.history_gap (began, ended, messages, reason, writer) VALUES
+				($1, $2, $3, $4, $5)`,
+				g.Began, g.Ended, g.Messages, g.Reason, g.Writer)
+		}
+		batch.Queue(noteWriter, b.Writer, time.Now(), false)
+		return tx.SendBatch(ctx, batch).Close()
+	})
+	if err == nil {
+		s.knowWords(words)
+	}
+	return err
+}
+
+// unknownMessages gives rows for the messages of steps that the history does not hold.
+func unknownMessages(ctx context.Context, conn *pgx.Conn, steps []history.Step) ([]history.Row, error) {
+	var ids []string
+	for i := range steps {
+		if steps[i].Message != nil {
+			ids = append(ids, steps[i].ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	rows, _ := conn.Query(ctx, `SELECT message_id::text FROM koji_relay.history_message WHERE message_id =
+		ANY($1::uuid[])`, ids)
+	known, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	var found []history.Row
+	for i := range steps {
+		st := &steps[i]
+		if st.Message == nil || slices.Contains(known, st.ID) {
+			continue
+		}
+		known = append(known, st.ID)
+		row, err := history.NewRow(st.Message, inspect.ViaQueue, inspect.Step{Time: st.Handed,
+			Kind:   inspect.Queued,
+			Reason: "found in the queue"})
+		if err != nil {
+			continue // its step says what became of it
+		}
+		found = append(found, row)
+	}
+	return found, nil
+}
+
+func messageValues(r *history.Row) []any {
+	var commit any
+	if r.Commit != "" {
+		commit = r.Commit
+	}
+	return []any{r.Handed, r.First.Time, r.ID, commit, r.Event, r.Size, r.Keys.Task, string(r.First.Kind),
+		r.Via, clean(r.Callback),
+		clean(r.Address), clean(r.Keys.Package), clean(r.Keys.Build), clean(r.Keys.Tag), clean(r.Keys.User),
+		clean(r.First.Broker),
+		clean(r.First.Reason), r.Content}
+}
+
+func stepValues(st *history.Step) []any {
+	handed := st.Handed
+	if handed.IsZero() {
+		handed = st.Time
+	}
+	return []any{st.Time, handed, st.ID, string(st.Kind), clean(st.Broker), clean(st.Reason)}
+}
+
+// newWords gives the tags and addresses that this process has not stored today.
+func (s *Store) newWords(rows []history.Row) map[word]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if today := time.Now().UTC().Format(dayFormat); today != s.today || len(s.words) > maxWords {
+		s.today = today
+		clear(s.words)
+	}
+	found := map[word]bool{}
+	for i := range rows {
+		for _, w := range []word{{history.Tags, clean(rows[i].Keys.Tag)}, {history.Addresses,
+			clean(rows[i].Address)}} {
+			if w.text != "" && !s.words[w] {
+				found[w] = true
+			}
+		}
+	}
+	return found
+}
+
+func (s *Store) knowWords(words map[word]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w := range words {
+		s.words[w] = true
+	}
+}
+
+// queueWords stores words in their order: two relays that store the same then wait for one another instead
+// of locking each other up.
+func queueWords(batch *pgx.Batch, words map[word]bool) {
+	if len(words) == 0 {
+		return
+	}
+	var sorted []word
+	for w := range words {
+		sorted = append(sorted, w)
+	}
+	slices.SortFunc(sorted, func(a, b word) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.text, b.text))
+	})
+	kinds, texts := make([]string, len(sorted)), make([]string, len(sorted))
+	for i, w := range sorted {
+		kinds[i], texts[i] = string(w.kind), w.text
+	}
+	batch.Queue(`INSERT INTO koji_relay.history_word (kind, word, seen)
+		SELECT kind, word, (now() AT TIME ZONE 'UTC')::date FROM unnest($1::text[], $2::text[]) AS u(kind,
+		word)
+		ON CONFLICT (kind, word) DO UPDATE SET seen = excluded.seen WHERE history_word.seen <
+		excluded.seen`, kinds, texts)
+}
+
+// queueOpen notes which messages wait in the queue now, and which no longer do.
+func queueOpen(batch *pgx.Batch, rows []history.Row, steps []history.Step) {
+	open := map[string]time.Time{}
+	var closed []string
+	for i := range rows {
+		if rows[i].First.Kind == inspect.Queued {
+			open[rows[i].ID] = rows[i].Handed
+		}
+	}
+	for i := range steps {
+		switch st := &steps[i]; {
+		case st.Kind == inspect.Queued:
+			open[st.ID] = st.Handed
+		case st.Kind.Fate():
+			delete(open, st.ID)
+			closed = append(closed, st.ID)
+		}
+	}
+	if len(open) > 0 {
+		ids, handed := make([]string, 0, len(open)), make([]time.Time, 0, len(open))
+		for id := range open {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		for _, id := range ids {
+			handed = append(handed, open[id])
+		}
+		batch.Queue(`INSERT INTO koji_relay.history_open (message_id, handed) SELECT * FROM
+			unnest($1::uuid[], $2::timestamptz[])
+			ON CONFLICT (message_id) DO NOTHING`, ids, handed)
+	}
+	if len(closed) > 0 {
+		slices.Sort(closed)
+		batch.Queue(`DELETE FROM koji_relay.history_open WHERE message_id = ANY($1::uuid[])`, closed)
+	}
+}

@@ -1,0 +1,199 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/history"
+	"koji-relay/internal/inspect"
+)
+
+// clean makes text acceptable to the type text.
+func clean(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// question is a statement under construction: conditions on m, a row of history_message, and their arguments.
+type question struct {
+	conditions []string
+	args       []any
+}
+
+// arg gives the placeholder of an argument.
+func (f *question) arg(v any) string {
+	f.args = append(f.args, v)
+	return fmt.Sprintf("$%d", len(f.args))
+}
+
+func (f *question) where(condition string, v any) {
+	f.conditions = append(f.conditions, fmt.Sprintf(condition, f.arg(v)))
+}
+
+func (f *question) text() string {
+	if len(f.conditions) == 0 {
+		return "true"
+	}
+	return strings.Join(f.conditions, " AND ")
+}
+
+// bounds gives the condition that keeps handed within the times of q, and behind after.
+func (f *question) bounds(q *history.Query, after history.Ref, handed string) string {
+	all := []string{"true"}
+	if !q.Since.IsZero() {
+		all = append(all, handed+" >= "+f.arg(q.Since))
+	}
+	if !q.Until.IsZero() {
+		all = append(all, handed+" < "+f.arg(q.Until))
+	}
+	if after.ID != "" {
+		than := "<"
+		if q.OldestFirst {
+			than = ">"
+		}
+		at := f.arg(after.Handed)
+		all = append(all, fmt.Sprintf("%s %s= %s", handed, than, at), // for the index
+			fmt.Sprintf("(%s, message_id) %s (%s, %s::uuid)", handed, than, at, f.arg(after.ID)))
+	}
+	return strings.Join(all, " AND ")
+}
+
+// Find implements history.Store. What is asked for most narrowly leads, in the order of its index; the rest
+// filters.
+func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n int) (refs []history.Ref,
+	err error) {
+	sql, args := findSQL(q, after, n)
+	err = s.do(ctx, "search the history", func(ctx context.Context, conn *pgx.Conn) error {
+		rows, _ := conn.Query(ctx, sql, args...)
+		refs, err = pgx.CollectRows(rows, pgx.RowToStructByPos[history.Ref])
+		return err
+	})
+	return refs, err
+}
+
+func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
+	f := &question{}
+	if q.ID != "" {
+		f.where("m.message_id = %s::uuid", q.ID)
+	}
+	if q.Build != "" {
+		f.where("m.package = %s", q.Package)
+		if q.Package != q.Build {
+			f.conditions = append(f.conditions, fmt.Sprintf("m.build = %s", f.arg(q.Build)))
+		}
+		f.conditions = append(f.conditions, "m.package <> ''")
+	}
+	if q.Task != 0 {
+		f.where("m.task = %s AND m.task <> 0", q.Task)
+	}
+	if q.User != "" {
+		f.where("m.username = %s AND m.username <> ''", q.User)
+	}
+	narrow := q.ID != "" || q.Build != "" || q.Task != 0
+	// Of several tags or addresses one list leads, each word by its index; a single one is a condition.
+	var lead string
+	for _, list := range []struct {
+		column string
+		words  []string
+	}{{"tag", q.Tags}, {"address", q.Addresses}} {
+		column := "m." + list.column
+		switch {
+		case len(list.words) == 1:
+			f.where(column+" = %s AND "+column+" <> ''", list.words[0])
+		case len(list.words) > 1 && !narrow && lead == "" && !indexedFate(q.Fate):
+			lead = fmt.Sprintf("unnest(%s::text[]) AS w(word)", f.arg(list.words))
+			f.conditions = append(f.conditions, column+" = w.word AND "+column+" <> ''")
+		case len(list.words) > 1:
+			f.where(column+" = ANY(%s)", list.words)
+		}
+	}
+	if !narrow && indexedFate(q.Fate) {
+		return byFate(f, q, after, n)
+	}
+	inner := fmt.Sprintf(`SELECT m.at, m.message_id FROM koji_relay.history_message m
+		WHERE %s AND %s %s LIMIT %d`,
+		f.text(), f.bounds(q, after, "m.at"), order(q, "m.at"), n)
+	if lead != "" {
+		inner = fmt.Sprintf("SELECT r.at, r.message_id FROM %s CROSS JOIN LATERAL (%s) r %s LIMIT %d", lead,
+			inner, order(q, "r.at"), n)
+	}
+	return "SELECT at, message_id::text FROM (" + inner + ") found", f.args
+}
+
+func order(q *history.Query, at string) string {
+	direction := "DESC"
+	if q.OldestFirst {
+		direction = "ASC"
+	}
+	return fmt.Sprintf("ORDER BY %s %s, message_id %s", at, direction, direction)
+}
+
+// indexedFate reports whether few enough messages have this fate for an index to have them.
+func indexedFate(k inspect.StepKind) bool { return k != "" && k != inspect.Accepted }
+
+// byFate walks the messages that met a fate at once, and those that met it later.
+func byFate(f *question, q *history.Query, after history.Ref, n int) (string, []any) {
+	walk := func(handed, from, condition string) string {
+		if rest := f.text(); rest != "true" {
+			condition += fmt.Sprintf(" AND EXISTS (SELECT FROM koji_relay.history_message m"+
+				" WHERE m.message_id = l.message_id AND m.at = %s AND %s)", handed, rest)
+		}
+		return fmt.Sprintf("(SELECT %s AS at, l.message_id FROM koji_relay.%s l WHERE %s AND %s %s LIMIT %d)",
+			handed, from, condition, f.bounds(q, after, handed), order(q, handed), n)
+	}
+	if q.Fate == inspect.Queued { // those that still are
+		return "SELECT at, message_id::text FROM " + walk("l.handed", "history_open", "true") + " found",
+			f.args
+	}
+	fate := f.arg(string(q.Fate))
+	first := walk("l.at", "history_message", "l.fate = "+fate+" AND l.fate <> 'accepted'")
+	if q.Fate == inspect.Skipped || q.Fate == inspect.Refused { // nobody meets these later
+		return "SELECT at, message_id::text FROM " + first + " found", f.args
+	}
+	later := walk("l.handed", "history_step",
+		"l.kind = "+fate+" AND l.kind IN ('dead', 'expired', 'dropped')")
+	return fmt.Sprintf("SELECT at, message_id::text FROM (%s UNION %s %s LIMIT %d) found", first, later,
+		order(q, "at"), n), f.args
+}
+
+// Load implements history.Store.
+func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []history.Row,
+	steps []history.Step, err error) {
+	column := "NULL::bytea"
+	if content {
+		column = "content"
+	}
+	err = s.do(ctx, "read messages of the history", func(ctx context.Context, conn *pgx.Conn) error {
+		rows, steps = nil, nil
+		found, _ := conn.Query(ctx, `SELECT at, settled, message_id::text, coalesce(commit::text, ''),
+			event, size, task, fate, via, callback,
+				address, package, build, tag, username, broker, reason, `+column+`
+			FROM koji_relay.history_message WHERE message_id = ANY($1::uuid[]) ORDER BY at, settled`, ids)
+		var r history.Row
+		_, err := pgx.ForEachRow(found, []any{&r.Handed, &r.First.Time, &r.ID, &r.Commit, &r.Event, &r.Size,
+			&r.Keys.Task, &r.First.Kind, &r.Via,
+			&r.Callback, &r.Address, &r.Keys.Package, &r.Keys.Build, &r.Keys.Tag, &r.Keys.User,
+			&r.First.Broker, &r.First.Reason, &r.Content},
+			func() error {
+				rows = append(rows, r)
+				r.Content = nil
+				return nil
+			})
+		if err != nil {
+			return err
+		}
+		found, _ = conn.Query(ctx, `SELECT at, message_id::text, kind, broker, reason FROM
+			koji_relay.history_step
+			WHERE message_id = ANY($1::uuid[]) ORDER BY at`, ids)
+		var st history.Step
+		_, err = pgx.ForEachRow(found, []any{&st.Time, &st.ID, &st.Kind, &st.Broker, &st.Reason},
+			func() error {
+				steps = append(steps, st)
+				return nil
+			})
+		return err
+	})
+	return rows, steps, err
+}

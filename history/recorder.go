@@ -1,0 +1,379 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"koji-relay/internal/inspect"
+	"koji-relay/internal/message"
+	"koji-relay/internal/retry"
+)
+
+// Options configure a Recorder. Zero values mean the defaults named.
+type Options struct {
+	Writer   string        // names this relay among those of the store
+	Keep     time.Duration // days go after this time; 7 days
+	MaxBytes int64         // of all days; 1 GiB
+	Logger   *slog.Logger
+	// Missed is called with the number of messages that a gap takes in; it must not block.
+	Missed func(messages int)
+}
+
+const (
+	// bufferBytes bounds what waits to be written. As much again may be on its way to the store.
+	bufferBytes = 4 << 20
+	// flushBytes makes a batch worth writing before flushEvery has passed.
+	flushBytes = 512 << 10
+	flushEvery = 250 * time.Millisecond
+	// aliveEvery is how often the store hears of a relay that has nothing to record. It bounds how long a
+	// gap after a SIGKILL may seem to be.
+	aliveEvery = 2 * time.Second
+	tidyEvery  = time.Minute
+	// appendTimeout bounds one batch; a store that is slower is away.
+	appendTimeout = 10 * time.Second
+	closeTimeout  = 3 * time.Second
+)
+
+// Recorder takes what happens to messages and writes it to a store. Its methods do not block and may be
+// called concurrently, also before Run and after it: what comes then is a gap.
+type Recorder struct {
+	store Store
+	log   *slog.Logger
+	wake  chan struct{} // buffered 1: one wake-up is enough
+
+	mu      sync.Mutex // guards the fields below
+	o       Options
+	entries []entry
+	bytes   int
+	gaps    []inspect.Gap // what was missed since the last batch
+	stats   Stats
+	known   time.Time // messages handed over since then have a row
+
+	// Only Run uses these.
+	pending  *Batch // a batch that could not be written
+	trouble  retry.Trouble
+	nextTidy time.Time
+	written  time.Time
+}
+
+// Stats say what a Recorder has done.
+type Stats struct {
+	Recorded int64  // messages
+	Missed   int64  // messages that are in no store
+	Error    string // why the store is away; empty while it is not
+	Usage    Usage
+}
+
+// entry is one record as it came. What it costs to prepare it for the store is paid by Run.
+type entry struct {
+	message *message.Message
+	row     bool // the first that is known of the message
+	via     string
+	id      string
+	handed  time.Time
+	step    inspect.Step
+}
+
+// NewRecorder prepares a recorder; it starts nothing.
+func NewRecorder(s Store, o Options) *Recorder {
+	r := &Recorder{store: s, log: o.Logger, wake: make(chan struct{}, 1), known: time.Now()}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	r.Configure(o)
+	return r
+}
+
+// Configure replaces Keep and MaxBytes, at the next Tidy.
+func (r *Recorder) Configure(o Options) {
+	if o.Keep <= 0 {
+		o.Keep = 7 * 24 * time.Hour
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = 1 << 30
+	}
+	if o.Missed == nil {
+		o.Missed = func(int) {}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.o = o
+}
+
+// Stats may be called at any time.
+func (r *Recorder) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stats
+}
+
+// Message records what became of a message when it was handed over. m is not changed by anyone from then on.
+func (r *Recorder) Message(m *message.Message, via string, step inspect.Step) {
+	r.add(entry{message: m, row: true, via: via, id: m.ID, handed: m.Created, step: step})
+}
+
+// Step records what happened to a message later. handed is its creation-time, where that is known.
+func (r *Recorder) Step(id string, handed time.Time, step inspect.Step) {
+	r.add(entry{id: id, handed: handed, step: step})
+}
+
+// Found is Step for a message of the queue. Where it was put before the history was kept, or by protonmsg,
+// the history begins with it.
+func (r *Recorder) Found(m *message.Message, step inspect.Step) {
+	e := entry{id: m.ID, handed: m.Created, step: step}
+	if m.Commit == "" || m.Created.Before(r.known) {
+		e.message = m
+	}
+	r.add(e)
+}
+
+func (r *Recorder) add(e entry) {
+	if e.step.Time.IsZero() {
+		e.step.Time = time.Now()
+	}
+	size := 256 + len(e.step.Reason)
+	if e.message != nil {
+		size += e.message.Size()
+	}
+	r.mu.Lock()
+	full := len(r.entries) > 0 && r.bytes+size > bufferBytes
+	if full {
+		r.miss(e, "the store did not keep up")
+	} else {
+		r.entries = append(r.entries, e)
+		r.bytes += size
+	}
+	due := r.bytes >= flushBytes
+	r.mu.Unlock()
+	if due {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// miss counts what is not recorded. The caller holds mu.
+func (r *Recorder) miss(e entry, reason string) {
+	if n := len(r.gaps); n == 0 || r.gaps[n-1].Reason != reason {
+		r.gaps = append(r.gaps, inspect.Gap{Began: e.step.Time, Reason: reason, Writer: r.o.Writer})
+	}
+	gap := &r.gaps[len(r.gaps)-1]
+	gap.Ended = e.step.Time
+	if e.row || e.message != nil {
+		gap.Messages++
+		r.stats.Missed++
+		r.o.Missed(1)
+	}
+}
+
+// Run writes until ctx ends, then what is left, within 3 s, and returns nil.
+func (r *Recorder) Run(ctx context.Context) error {
+	r.begin(ctx)
+	timer := time.NewTimer(flushEvery)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-r.wake:
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		r.tidy(ctx)
+		timer.Reset(r.work(ctx))
+	}
+	r.end(ctx)
+	return nil
+}
+
+// begin records the gap that a killed relay left.
+func (r *Recorder) begin(ctx context.Context) {
+	for ctx.Err() == nil {
+		calling, cancel := context.WithTimeout(ctx, appendTimeout)
+		alive, err := r.store.Begin(calling, r.o.Writer)
+		cancel()
+		if err == nil {
+			r.works()
+			if !alive.IsZero() {
+				r.noteKilled(alive)
+			}
+			return
+		}
+		r.failed(ctx, err)
+		retry.Pause(ctx, r.trouble.Delay())
+	}
+}
+
+// noteKilled makes a gap of the last moments of a relay that was killed. The store heard of it every
+// aliveEvery.
+func (r *Recorder) noteKilled(alive time.Time) {
+	ended := alive.Add(aliveEvery + time.Second)
+	if now := time.Now(); ended.After(now) {
+		ended = now
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gaps = append([]inspect.Gap{{Began: alive, Ended: ended, Reason: "the relay was killed",
+		Writer: r.o.Writer}}, r.gaps...)
+}
+
+// work writes what waits, and gives the time until the next look.
+func (r *Recorder) work(ctx context.Context) time.Duration {
+	if err := r.flush(ctx); err != nil {
+		r.failed(ctx, err)
+		return r.trouble.Delay()
+	}
+	return flushEvery
+}
+
+// flush writes the batch that could not be written before, else what waits. A batch that fails is kept as
+// it is.
+func (r *Recorder) flush(ctx context.Context) error {
+	if r.pending == nil {
+		entries, gaps := r.take()
+		if len(entries) == 0 && len(gaps) == 0 && time.Since(r.written) < aliveEvery {
+			return nil
+		}
+		r.pending = r.prepare(entries, gaps)
+	}
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	if err := r.store.Append(ctx, r.pending); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.stats.Recorded += int64(len(r.pending.Rows))
+	r.mu.Unlock()
+	r.pending, r.written = nil, time.Now()
+	r.works()
+	return nil
+}
+
+// take empties the buffer.
+func (r *Recorder) take() (entries []entry, gaps []inspect.Gap) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	entries, gaps = r.entries, r.gaps
+	r.entries, r.bytes, r.gaps = nil, 0, nil
+	return entries, gaps
+}
+
+// prepare makes a batch. What cannot be prepared for the store is a gap of one message.
+func (r *Recorder) prepare(entries []entry, gaps []inspect.Gap) *Batch {
+	b := &Batch{Writer: r.o.Writer, Gaps: gaps}
+	for i := range entries {
+		if err := b.add(&entries[i]); err != nil {
+			r.log.Warn("a message cannot be recorded in the history", "message_id", entries[i].id, "error",
+				err)
+			r.mu.Lock()
+			r.miss(entries[i], "not recordable: "+err.Error())
+			r.mu.Unlock()
+		}
+	}
+	return b
+}
+
+// add prepares one entry for the store.
+func (b *Batch) add(e *entry) error {
+	if _, err := uuid.Parse(e.id); err != nil {
+		return fmt.Errorf("message-id %q is not a UUID", e.id)
+	}
+	e.step.Time = e.step.Time.Truncate(time.Microsecond)
+	if e.row {
+		row, err := NewRow(e.message, e.via, e.step)
+		if err == nil {
+			b.Rows = append(b.Rows, row)
+		}
+		return err
+	}
+	b.Steps = append(b.Steps, Step{Step: e.step, ID: e.id, Handed: e.handed.Truncate(time.Microsecond),
+		Message: e.message})
+	return nil
+}
+
+// NewRow gives m as it is stored.
+func NewRow(m *message.Message, via string, first inspect.Step) (Row, error) {
+	row := Row{Handed: m.Created.Truncate(time.Microsecond), ID: m.ID, Commit: m.Commit, Event: m.Event,
+		Callback: m.Callback, Address: m.Address, Via: via, Keys: KeysOf(m), Size: len(m.Body), First: first}
+	if row.Handed.IsZero() {
+		row.Handed = first.Time
+	}
+	if _, err := uuid.Parse(row.Commit); err != nil {
+		row.Commit = ""
+	}
+	if first.Kind == inspect.Skipped {
+		return row, nil
+	}
+	var err error
+	row.Content, err = Pack(m)
+	return row, err
+}
+
+func (r *Recorder) failed(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	r.mu.Lock()
+	r.stats.Error = err.Error()
+	r.mu.Unlock()
+	if r.trouble.Failed(err) {
+		r.log.Warn("the history cannot be written; what does not fit into memory will be a gap", "error", err)
+	}
+}
+
+func (r *Recorder) works() {
+	r.mu.Lock()
+	r.stats.Error = ""
+	r.mu.Unlock()
+	if r.trouble.Over() {
+		r.log.Info("the history is written again")
+	}
+}
+
+// tidy drops old days once a minute.
+func (r *Recorder) tidy(ctx context.Context) {
+	if time.Now().Before(r.nextTidy) {
+		return
+	}
+	r.nextTidy = time.Now().Add(tidyEvery)
+	r.mu.Lock()
+	o := r.o
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+	defer cancel()
+	usage, err := r.store.Tidy(ctx, o.Keep, o.MaxBytes)
+	for _, day := range usage.Dropped {
+		r.log.Info("a day of the history was dropped", "day", day)
+	}
+	r.mu.Lock()
+	r.stats.Usage = usage
+	r.mu.Unlock()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		r.log.Warn("old days of the history could not be dropped", "error", err)
+	}
+}
+
+// end writes what is left.
+func (r *Recorder) end(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	err := r.flush(ctx) // perhaps what could not be written before
+	if err == nil {
+		r.written = time.Time{}
+		err = r.flush(ctx)
+	}
+	if err == nil {
+		err = r.store.End(ctx, r.o.Writer)
+	}
+	if err != nil {
+		r.log.Error("the end of the history could not be written", "error", err)
+	}
+}
