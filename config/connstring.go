@@ -16,6 +16,11 @@ const HubDatabase ConnString = "hub"
 // Reveal is the connection string with its password; it must not be printed.
 func (c ConnString) Reveal() string { return string(c) }
 
+// hasPassword reports whether a password stands in it.
+func (c ConnString) hasPassword() bool { return passwordInIt.MatchString(string(c)) }
+
+var passwordInIt = regexp.MustCompile(`(?i)^postgres(ql)?://[^/@]*:[^@]+@|\b(ssl)?password\s*=\s*[^\s]`)
+
 // String masks user and password.
 func (c ConnString) String() string { return maskConnString(string(c)) }
 

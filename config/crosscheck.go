@@ -1,9 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
+
+	"koji-relay/internal/amqpconn/dialect"
 )
 
 // protonmsgMaxAge is what max_age = 0 means.
@@ -14,6 +17,7 @@ const protonmsgMaxAge = 24 * time.Hour
 func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
+	r.checkDialect()
 	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes && r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {
 		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
@@ -25,6 +29,18 @@ func (r *reading) crossCheck() {
 		if r.right("broker.urls", "broker.sasl", "broker.cert") {
 			r.checkLogin()
 		}
+	}
+}
+
+// checkDialect finds a prefix that the dialect chosen by name cannot express: no message could be sent.
+func (r *reading) checkDialect() {
+	b := &r.config.Broker
+	var wrong *dialect.PrefixError
+	if b.Dialect == Auto || !r.right("broker.topic_prefix", "broker.dialect") {
+		return
+	}
+	if _, err := dialect.Choose(b.Dialect, b.TopicPrefix, dialect.Peer{}); errors.As(err, &wrong) {
+		r.complain("broker", "topic_prefix", "means nothing with dialect = "+b.Dialect+"; "+wrong.Remedy)
 	}
 }
 

@@ -19,11 +19,14 @@ func eventList(text string) ([]string, error) {
 
 // warnEvents names patterns that match no callback: they publish nothing, and nothing else would say so. A Koji newer
 // than this program may have one.
-func warnEvents(text string) valueErrors {
+func warnEvents(text string) valueErrors { return unmatched(text, callbacks.Protonmsg) }
+
+// unmatched are the words of a list that match no callback, but for one word that means something of its own.
+func unmatched(text, but string) valueErrors {
 	var warnings valueErrors
 	for _, word := range strings.FieldsFunc(text, isSpace) {
 		p, err := fnmatch.Compile(word)
-		if err != nil || word == callbacks.Protonmsg || slices.ContainsFunc(callbacks.Names(), p.Match) {
+		if err != nil || word == but || slices.ContainsFunc(callbacks.Names(), p.Match) {
 			continue
 		}
 		warnings = append(warnings, &valueError{part: word,

@@ -52,7 +52,7 @@ var keys = []key{
 		set: into(func(c *Config) *string { return &c.Broker.CACert }, filePath)},
 	{section: "broker", name: "topic_prefix", required: true, sample: "topic://koji", protonmsg: true,
 		doc: "what stands before the topic in an address, such as `topic://koji` (ActiveMQ) or `/topic/koji` (RabbitMQ)",
-		set: into(func(c *Config) *string { return &c.Broker.TopicPrefix }, someText)},
+		set: into(func(c *Config) *string { return &c.Broker.TopicPrefix }, someText), warn: warnTopicPrefix},
 	{section: "broker", name: "connect_timeout", def: "10", protonmsg: true,
 		doc: "seconds for opening a connection to one broker",
 		set: into(func(c *Config) *time.Duration { return &c.Broker.ConnectTimeout }, wholeUnits(time.Second, 1, maxSeconds))},

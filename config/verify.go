@@ -16,7 +16,8 @@ import (
 
 // Verify looks at what the configuration names outside itself: certificates, credentials, the hub's
 // configuration, the directory of the queue's file. It reads files and connects to nothing. Commands that
-// only need values do without it; serve and check do not. The error is an *Error.
+// only need values do without it; serve and check do not. It adds to Warnings, so that it comes before the
+// configuration is shared. The error is an *Error.
 func (c *Config) Verify() error {
 	v := verification{config: c, hubConfig: HubConfigPath}
 	v.certificates()
@@ -28,6 +29,8 @@ func (c *Config) Verify() error {
 	}
 	v.store()
 	v.hubTime()
+	v.exposed()
+	v.pluginCallbacks()
 	if len(v.problems) > 0 {
 		return &Error{Problems: v.problems, Warnings: c.Warnings}
 	}
@@ -42,6 +45,10 @@ type verification struct {
 
 func (v *verification) complain(section, name, text string) {
 	v.problems = append(v.problems, v.config.at(section, name, text))
+}
+
+func (v *verification) warn(section, name, text string) {
+	v.config.Warnings = append(v.config.Warnings, v.config.at(section, name, text))
 }
 
 // at is a problem with a key, at the place it was set.
@@ -199,21 +206,41 @@ func (v *verification) hubTime() {
 	v.complain(section, name, fmt.Sprintf(text, other...))
 }
 
-// pluginTimeout is the plugin's own value where its file can be read. What is wrong with that file is the
-// plugin's to say; it then uses its default.
-func (c *Config) pluginTimeout() time.Duration {
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(c.Path), pluginFile))
+// plugin is what the hub plugin's configuration says of a key; nil where it says nothing, or cannot be read. What is
+// wrong with that file is the plugin's to say; it then uses its defaults.
+func (c *Config) plugin(key string) *entry {
+	path := filepath.Join(filepath.Dir(c.Path), pluginFile)
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return pluginTimeout
+		return nil
 	}
 	doc := newDocument()
-	doc.read(pluginFile, text)
-	if e := doc.lookup(pluginSection, "timeout"); e != nil {
+	doc.read(path, text)
+	return doc.lookup(pluginSection, key)
+}
+
+// pluginTimeout is what a commit may cost a hub worker.
+func (c *Config) pluginTimeout() time.Duration {
+	if e := c.plugin("timeout"); e != nil {
 		if timeout, err := seconds(0, maxSeconds)(e.raw); err == nil && timeout > 0 {
 			return timeout
 		}
 	}
 	return pluginTimeout
+}
+
+// pluginCallbacks warns of patterns by which the plugin collects nothing: such events never reach the relay.
+func (v *verification) pluginCallbacks() {
+	e := v.config.plugin("callbacks")
+	if e == nil {
+		return
+	}
+	p := Problem{File: e.place.file, Line: e.place.line, Section: pluginSection, Key: e.name, Value: e.raw}
+	found := unmatched(e.raw, "")
+	if _, err := patternList(e.raw); err != nil {
+		found = valueErrors{{text: err.Error()}}
+	}
+	v.config.Warnings = append(v.config.Warnings, p.each(found)...)
 }
 
 // cause is the operating system's word without the path, which stands beside it.
