@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,10 +44,7 @@ configuration.`,
 			report.Connections = connect(cmd.Context(), cfg)
 		}
 		if asJSON {
-			encoder := json.NewEncoder(cmd.OutOrStdout())
-			encoder.SetEscapeHTML(false)
-			encoder.SetIndent("", "  ")
-			err = encoder.Encode(report)
+			err = printJSON(cmd.OutOrStdout(), report)
 		} else {
 			err = report.print(cmd.OutOrStdout(), cmd.ErrOrStderr())
 		}
@@ -99,43 +95,44 @@ func (r *checkReport) clean() bool {
 }
 
 func (r *checkReport) print(stdout, stderr io.Writer) error {
-	var out, complaints strings.Builder
+	out := newTable(stdout)
 	if len(r.Settings) > 0 {
-		r.printSettings(&out)
+		r.printSettings(out)
 	}
 	if r.Connections != nil {
-		r.Connections.print(&out)
+		r.Connections.print(out)
 	}
 	if r.clean() {
-		out.WriteString("\nNothing to complain about.\n")
+		out.line("")
+		out.line("Nothing to complain about.")
 	}
-	for _, p := range r.Problems {
-		fmt.Fprintln(&complaints, "problem:", p)
-	}
-	for _, w := range r.Warnings {
-		fmt.Fprintln(&complaints, "warning:", w)
-	}
-	if _, err := io.WriteString(stdout, out.String()); err != nil {
+	if err := out.flush(); err != nil {
 		return err
 	}
-	_, err := io.WriteString(stderr, complaints.String())
-	return err
+	for _, p := range r.Problems {
+		if _, err := fmt.Fprintln(stderr, "problem:", p); err != nil {
+			return err
+		}
+	}
+	for _, w := range r.Warnings {
+		if _, err := fmt.Fprintln(stderr, "warning:", w); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printSettings puts the source first: it is short, and values can be of any length.
-func (r *checkReport) printSettings(out io.Writer) {
-	fmt.Fprintf(out, "Effective configuration of %s\n", r.File)
-	width := 0
-	for _, s := range r.Settings {
-		width = max(width, len(r.source(s)))
-	}
+func (r *checkReport) printSettings(out *table) {
+	out.line("Effective configuration of " + r.File)
 	section := ""
 	for _, s := range r.Settings {
 		if s.Section != section {
 			section = s.Section
-			fmt.Fprintf(out, "\n%*s  [%s]\n", width, "", section)
+			out.line("")
+			out.row("", "["+section+"]")
 		}
-		fmt.Fprintf(out, "%-*s  %s\n", width, r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)))
+		out.row(r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)))
 	}
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"koji-relay/config"
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/daemon"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
 )
 
@@ -118,7 +118,7 @@ func (c *connections) clean() bool {
 	return c.usable() && !slices.ContainsFunc(c.Brokers, warned)
 }
 
-func (c *connections) print(out io.Writer) {
+func (c *connections) print(out *table) {
 	for i := range c.Brokers {
 		c.Brokers[i].print(out)
 	}
@@ -127,33 +127,27 @@ func (c *connections) print(out io.Writer) {
 	}
 }
 
-// row prints one fact, if there is one.
-func row(out io.Writer, name, value string) {
-	if value != "" {
-		fmt.Fprintf(out, "  %-18s  %s\n", name, value)
-	}
-}
-
-func (b *brokerReport) print(out io.Writer) {
+func (b *brokerReport) print(out *table) {
 	verdict := "usable"
 	if !b.Usable {
 		verdict = "NOT USABLE"
 	}
-	fmt.Fprintf(out, "\nbroker %s: %s\n", b.URL, verdict)
-	row(out, "TCP", b.Remote)
+	out.line("")
+	out.line("broker " + b.URL + ": " + verdict)
+	out.fact("  TCP", b.Remote)
 	if b.TLS != nil {
-		row(out, "TLS", b.TLS.Version+", "+b.TLS.Cipher)
-		row(out, "certificate", certificateText(b.TLS.Server))
+		out.fact("  TLS", b.TLS.Version+", "+b.TLS.Cipher)
+		out.fact("  certificate", certificateText(b.TLS.Server))
 	}
 	if b.Client != nil {
-		row(out, "client certificate", certificateText(*b.Client))
+		out.fact("  client certificate", certificateText(*b.Client))
 	}
 	if b.Login != "" {
-		row(out, "SASL", fmt.Sprintf("%s (offered: %s)", b.Login, strings.Join(b.Offered, " ")))
+		out.fact("  SASL", fmt.Sprintf("%s (offered: %s)", b.Login, strings.Join(b.Offered, " ")))
 	}
-	row(out, "product", strings.TrimSpace(b.Product+" "+b.Version))
+	out.fact("  product", strings.TrimSpace(b.Product+" "+b.Version))
 	if b.Dialect != "" {
-		row(out, "dialect", b.Dialect+", for example "+b.Target)
+		out.fact("  dialect", b.Dialect+", for example "+b.Target)
 	}
 	if b.RoundTrip != "" {
 		credit := "with credit"
@@ -162,17 +156,17 @@ func (b *brokerReport) print(out io.Writer) {
 		}
 		size := "no limit"
 		if b.MaxSize > 0 {
-			size = bytesText(int64(min(b.MaxSize, 1<<62)))
+			size = inspect.Size(int64(min(b.MaxSize, 1<<62)))
 		}
-		row(out, "link", credit)
-		row(out, "largest message", size)
-		row(out, "round trip", b.RoundTrip)
+		out.fact("  link", credit)
+		out.fact("  largest message", size)
+		out.fact("  round trip", b.RoundTrip)
 	}
 	for _, w := range b.Warnings {
-		row(out, "warning", w)
+		out.fact("  warning", w)
 	}
 	if b.Error != "" {
-		row(out, "problem", b.Error)
+		out.fact("  problem", b.Error)
 	}
 }
 
@@ -184,23 +178,24 @@ func certificateText(c amqpconn.CertReport) string {
 	return fmt.Sprintf("%s, issued by %s, until %s", text, c.Issuer, c.Expires.Format(time.DateOnly))
 }
 
-func (d *databaseReport) print(out io.Writer) {
+func (d *databaseReport) print(out *table) {
 	verdict := "usable"
 	if !d.Usable {
 		verdict = "NOT USABLE"
 	}
-	fmt.Fprintf(out, "\ndatabase %s: %s\n", d.Database, verdict)
+	out.line("")
+	out.line("database " + d.Database + ": " + verdict)
 	if d.Server != "" {
-		row(out, "PostgreSQL", d.Server)
+		out.fact("  PostgreSQL", d.Server)
 	}
-	row(out, "role", d.Role)
-	row(out, "missing grants", strings.Join(d.Missing, ", "))
+	out.fact("  role", d.Role)
+	out.fact("  missing grants", strings.Join(d.Missing, ", "))
 	if d.Pooler != "" {
-		row(out, "pooler", "in "+d.Pooler+" mode")
+		out.fact("  pooler", "in "+d.Pooler+" mode")
 	}
 	if d.Schema > 0 {
-		row(out, "schema koji_relay", fmt.Sprintf("version %d", d.Schema))
+		out.fact("  schema koji_relay", fmt.Sprintf("version %d", d.Schema))
 	}
-	row(out, "remedy", d.Remedy)
-	row(out, "problem", d.Error)
+	out.fact("  remedy", d.Remedy)
+	out.fact("  problem", d.Error)
 }

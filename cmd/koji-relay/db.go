@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -177,9 +176,7 @@ Exit codes: 0 the relay can work with it; 1 it cannot; 2 no usable configuration
 			}
 			report := newDBReport(st)
 			if asJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				err = encoder.Encode(report)
+				err = printJSON(cmd.OutOrStdout(), report)
 			} else {
 				err = report.print(cmd.OutOrStdout())
 			}
@@ -237,16 +234,18 @@ func (r dbReport) print(out io.Writer) error {
 	if r.Version == 0 {
 		version = "absent"
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "database           %s\n", r.Database)
-	fmt.Fprintf(&b, "schema koji_relay  %s (this program works with version %d)\n", version, r.Wanted)
-	fmt.Fprintf(&b, "proton_queue       %s, %d messages\n", there(r.QueueTable), r.Queued)
-	fmt.Fprintf(&b, "dead letters       %d\noutbox             %d events\ndrain lock         %s\n", r.DeadLetters, r.Outbox, lock)
+	t := newTable(out)
+	t.row("database", r.Database)
+	t.row("schema koji_relay", fmt.Sprintf("%s (this program works with version %d)", version, r.Wanted))
+	t.row("proton_queue", fmt.Sprintf("%s, %d messages", there(r.QueueTable), r.Queued))
+	t.row("dead letters", fmt.Sprint(r.DeadLetters))
+	t.row("outbox", fmt.Sprintf("%d events", r.Outbox))
+	t.row("drain lock", lock)
 	if r.Remedy != "" {
-		fmt.Fprintf(&b, "\nThe relay cannot work with it: %s.\n", r.Remedy)
+		t.line("")
+		t.line("The relay cannot work with it: " + r.Remedy + ".")
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return t.flush()
 }
 
 func dbRemoveCommand() *cobra.Command {

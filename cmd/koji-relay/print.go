@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"koji-relay/internal/inspect"
 )
 
 // addJSONFlag gives cmd the --json flag.
@@ -15,12 +19,44 @@ func addJSONFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("json", false, "print JSON")
 }
 
-func printJSON(w io.Writer, v any) error {
+// newJSON writes one JSON value a line.
+func newJSON(w io.Writer) *json.Encoder {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
+	return enc
+}
+
+// printJSON writes one JSON value, indented.
+func printJSON(w io.Writer, v any) error {
+	enc := newJSON(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
+
+// table prints rows in columns. A line between them ends the columns; those after it have widths of their own.
+// Nothing appears before flush. What came from the network is made fit for a terminal.
+type table struct{ w *tabwriter.Writer }
+
+func newTable(out io.Writer) *table { return &table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
+
+func (t *table) row(cells ...string) {
+	for i, cell := range cells {
+		cells[i] = inspect.Line(cell, 0)
+	}
+	fmt.Fprintln(t.w, strings.Join(cells, "\t")) // flush has the error
+}
+
+// fact prints a name with its value, if there is one.
+func (t *table) fact(name, value string) {
+	if value != "" {
+		t.row(name, value)
+	}
+}
+
+// line prints text that is no row, such as a heading.
+func (t *table) line(text string) { fmt.Fprintln(t.w, inspect.Line(text, 0)) }
+
+func (t *table) flush() error { return t.w.Flush() }
 
 // oneArgument is cobra.ExactArgs(1) with an error that says what is missing.
 func oneArgument(name string) cobra.PositionalArgs {
@@ -30,34 +66,6 @@ func oneArgument(name string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-// bytesText is a size for a person.
-func bytesText(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefixes := float64(n)/unit, "KMGT"
-	for value >= unit && len(prefixes) > 1 {
-		value, prefixes = value/unit, prefixes[1:]
-	}
-	return fmt.Sprintf("%.1f %ciB", value, prefixes[0])
-}
-
-// ageText is how long ago t was, for a person.
-func ageText(now, t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	return now.Sub(t).Round(time.Second).String()
-}
-
-func timeText(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.Local().Format(time.RFC3339)
 }
 
 // progress counts the lines that pass and tells a terminal about it.

@@ -2,18 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"koji-relay/internal/daemon"
+	"koji-relay/internal/inspect"
 	"koji-relay/relay"
 )
 
@@ -129,9 +128,7 @@ func (t *tail) showJSON(a relay.Arrival) error {
 	if !a.Created.IsZero() {
 		out.Created = &a.Created
 	}
-	enc := json.NewEncoder(t.out)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return newJSON(t.out).Encode(out)
 }
 
 // line is for people: what came from the network is made fit for a terminal.
@@ -141,7 +138,7 @@ func (t *tail) line(a relay.Arrival) string {
 	if t.broker {
 		fmt.Fprintf(&b, "  %s", a.Broker)
 	}
-	fmt.Fprintf(&b, "  %-16s  %s  %s", printable(a.Address), printable(summary(a.Props)), printable(a.ID))
+	fmt.Fprintf(&b, "  %-16s  %s  %s", inspect.Line(a.Address, 0), inspect.Line(summary(a.Props), 0), inspect.Line(a.ID, 0))
 	return b.String()
 }
 
@@ -176,14 +173,4 @@ func summary(props map[string]any) string {
 		return "-"
 	}
 	return strings.Join(parts, " ")
-}
-
-// printable replaces what could steer a terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '\uFFFD'
-	}, s)
 }

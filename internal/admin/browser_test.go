@@ -264,7 +264,7 @@ func TestPageInChromium(t *testing.T) {
 		for id, want := range map[string][]string{
 			"about":   {"hub.example.com", "1.2.3", "up 26 h"},
 			"state":   {"Ready, with problems", "RELOAD_FAILED", "cacert expires", "CERTIFICATE_EXPIRES"},
-			"figures": {"1 of 2", "14\u202f238", "48\u00a0MB", "oldest 41 min", "7"},
+			"figures": {"1 of 2", "14\u202f238", "46\u00a0MiB", "oldest 41 min", "7"},
 			"brokers": {"broker1.example.com:5671", "in use", "ActiveMQ Artemis 2.40.0", "answers in 2.1 ms",
 				"broker2.example.com:5671", "down for 42 min", "SASL outcome auth", "connection refused", "next attempt in"},
 			"rates":  {"sent", "handed back to the hub 40"},

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 var (
@@ -176,18 +178,8 @@ func (v *view) Count(n int64) string {
 	return text
 }
 
-// Size writes bytes in the unit that suits them.
-func (v *view) Size(n int64) string {
-	units := []string{"B", "kB", "MB", "GB", "TB"}
-	f := float64(n)
-	for len(units) > 1 && f >= 1000 {
-		f, units = f/1000, units[1:]
-	}
-	if f < 10 && units[0] != "B" {
-		return fmt.Sprintf("%.1f\u00a0%s", f, units[0])
-	}
-	return fmt.Sprintf("%.0f\u00a0%s", f, units[0])
-}
+// Size writes bytes in the unit that suits them; number and unit stay on one line.
+func (v *view) Size(n int64) string { return strings.Replace(inspect.Size(n), " ", "\u00a0", 1) }
 
 // PerMinute writes a rate per second as one per minute.
 func (v *view) PerMinute(perSecond float64) string {
@@ -204,16 +196,16 @@ func (v *view) PerMinutes(r Rate) []string {
 
 // Short writes seconds as a person says them.
 func (v *view) Short(seconds float64) string {
-	return shortly(time.Duration(seconds * float64(time.Second)))
+	return inspect.Duration(time.Duration(seconds * float64(time.Second)))
 }
 
 // Age says how long ago a time was.
-func (v *view) Age(t time.Time) string { return shortly(max(0, v.now.Sub(t).Truncate(time.Second))) }
+func (v *view) Age(t time.Time) string { return inspect.Duration(max(0, v.now.Sub(t).Truncate(time.Second))) }
 
 // Until says when a time will be.
 func (v *view) Until(t time.Time) string {
 	if d := t.Sub(v.now).Truncate(time.Second); d > 0 {
-		return "in " + shortly(d)
+		return "in " + inspect.Duration(d)
 	}
 	return "now"
 }
@@ -229,26 +221,6 @@ func (v *view) Clock(t time.Time) string {
 
 // Day writes a date.
 func (v *view) Day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
-
-// shortly writes a duration in the units that suit it.
-func shortly(d time.Duration) string {
-	const day = 24 * time.Hour
-	switch {
-	case d >= 3*day:
-		return fmt.Sprintf("%d days", d/day)
-	case d >= day:
-		return fmt.Sprintf("%d h", d/time.Hour)
-	case d >= time.Hour:
-		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
-	case d >= 2*time.Minute:
-		return fmt.Sprintf("%d min", d/time.Minute)
-	case d >= 10*time.Second || d%time.Second == 0:
-		return fmt.Sprintf("%d s", d/time.Second)
-	case d >= time.Second:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	}
-	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
-}
 
 // chart is the last hour in bars, for an SVG of 600 by 100 units.
 type chart struct {
