@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -121,11 +120,12 @@ func translateFile(cmd *cobra.Command, args []string, options translateOptions) 
 		defer f.Close()
 		input = f
 	}
+	out := bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
 	t := &translator{
 		rules:  rules,
 		target: target,
-		in:     lineReader{r: input},
-		out:    messagePrinter{w: bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)},
+		in:     newLineReader(input, out),
+		out:    messagePrinter{w: out},
 		errors: cmd.ErrOrStderr(),
 	}
 	done := make(chan error, 1)
@@ -145,24 +145,21 @@ type translator struct {
 	in     lineReader
 	out    messagePrinter
 	errors io.Writer
+	count  int // lines read
 	bad    int // lines that were no commits
 }
 
 func (t *translator) run() error {
 	for {
 		line, err := t.in.next()
-		if errors.Is(err, io.EOF) {
-			break
+		if err != nil && !errors.Is(err, io.EOF) {
+			_ = t.out.w.Flush() // the first error is told
+			return fmt.Errorf("read commits after line %d: %w", t.count, err)
 		}
-		if err != nil {
-			return fmt.Errorf("read commits after line %d: %w", t.in.count, err)
-		}
+		t.count++
 		t.line(line)
-		// What is translated shows before we wait for more; in a file that is once a buffer.
-		if !t.in.buffered() {
-			if err := t.out.w.Flush(); err != nil {
-				return fmt.Errorf("print messages: %w", err)
-			}
+		if err != nil {
+			break
 		}
 	}
 	if err := t.out.w.Flush(); err != nil {
@@ -182,25 +179,22 @@ func (t *translator) line(line []byte) {
 	commit, err := callbacks.DecodeCommit(line)
 	if err != nil {
 		t.bad++
-		fmt.Fprintf(t.errors, "koji-relay: line %d: %v\n", t.in.count, err)
+		fmt.Fprintf(t.errors, "koji-relay: line %d: %v\n", t.count, err)
 		return
 	}
-	for i, event := range commit.Events {
-		if len(event.Kwargs) > largeBuffer {
-			debug.FreeOSMemory() // the body before this one must not be in memory beside it
-		}
+	for i := range commit.Events {
 		one := t.rules.Translate(message.Commit{ID: commit.ID, Events: commit.Events[i : i+1]})
 		for j := range one.Messages {
 			m := &one.Messages[j]
 			target, err := t.target(m.Address)
 			if err != nil {
-				fmt.Fprintf(t.errors, "koji-relay: line %d: target of event %d (%s): %v\n", t.in.count, m.Event, m.Callback, err)
+				fmt.Fprintf(t.errors, "koji-relay: line %d: target of event %d (%s): %v\n", t.count, m.Event, m.Callback, err)
 			}
 			t.out.print(m, target)
 		}
 		for _, u := range one.Undeliverable {
 			fmt.Fprintf(t.errors, "koji-relay: line %d: event %d (%s) of commit %s is undeliverable: %s\n",
-				t.in.count, u.Event, u.Callback, u.Commit, u.Reason)
+				t.count, u.Event, u.Callback, u.Commit, u.Reason)
 		}
 	}
 }

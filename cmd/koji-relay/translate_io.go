@@ -2,11 +2,9 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
-	"runtime/debug"
 	"strconv"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -15,76 +13,40 @@ import (
 	"koji-relay/internal/message"
 )
 
-// lineReader reads lines of any length, with a buffer that grows to little more than the longest one.
-// bufio.Reader would hold a long line twice, and bufio.Scanner doubles its buffer.
+// lineReader reads lines of any length. Before it waits for more input it flushes out: what is translated shows at
+// once, and in a file that is once a buffer. bufio.Scanner would search a long line again after each read.
 type lineReader struct {
-	r          io.Reader
-	buf        []byte
-	start, end int // what of buf is read and not given out
-	count      int // lines given out
-	err        error
+	r    *bufio.Reader
+	long []byte // a line that is longer than r's buffer
 }
 
-const (
-	firstBuffer = 64 << 10
-	// largeBuffer is the size from which memory is kept in bounds at the cost of time.
-	largeBuffer = 8 << 20
-)
+func newLineReader(r io.Reader, out *bufio.Writer) lineReader {
+	return lineReader{r: bufio.NewReaderSize(flushingReader{r, out}, 64<<10)}
+}
 
-// next gives a line without its newline, valid until the next call, or io.EOF.
+// next gives a line, valid until the next call, or io.EOF. The last line need not end.
 func (l *lineReader) next() ([]byte, error) {
-	searched := l.start
-	for {
-		if i := bytes.IndexByte(l.buf[searched:l.end], '\n'); i >= 0 {
-			line := l.buf[l.start : searched+i]
-			l.start = searched + i + 1
-			l.count++
-			return line, nil
-		}
-		searched = l.end
-		if l.err != nil {
-			break
-		}
-		if l.end == len(l.buf) {
-			searched -= l.start
-			l.makeRoom()
-		}
-		var n int
-		n, l.err = l.r.Read(l.buf[l.end:])
-		l.end += n
+	line, err := l.r.ReadSlice('\n')
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return line, err
 	}
-	if l.start == l.end || !errors.Is(l.err, io.EOF) {
-		return nil, l.err
+	l.long = l.long[:0]
+	for errors.Is(err, bufio.ErrBufferFull) {
+		l.long = append(l.long, line...)
+		line, err = l.r.ReadSlice('\n')
 	}
-	line := l.buf[l.start:l.end] // the last line need not end
-	l.start = l.end
-	l.count++
-	return line, nil
+	l.long = append(l.long, line...)
+	return l.long, err
 }
 
-// buffered reports whether more input is at hand.
-func (l *lineReader) buffered() bool { return l.start < l.end }
+type flushingReader struct {
+	r   io.Reader
+	out *bufio.Writer
+}
 
-// makeRoom moves what is not given out to the front of the buffer, of a larger one where it fills this one. A large
-// buffer grows by a quarter and its predecessor is given back at once: input of 1 GB must fit in a small
-// multiple of its longest line, and the collector by itself would let garbage double that.
-func (l *lineReader) makeRoom() {
-	if l.start > 0 {
-		l.end = copy(l.buf, l.buf[l.start:l.end])
-		l.start = 0
-		return
-	}
-	size := max(2*len(l.buf), firstBuffer)
-	if len(l.buf) >= largeBuffer {
-		size = len(l.buf) + len(l.buf)/4
-	}
-	larger := make([]byte, size)
-	copy(larger, l.buf)
-	l.buf = larger
-	if size > largeBuffer {
-		debug.SetGCPercent(25)
-		debug.FreeOSMemory()
-	}
+func (f flushingReader) Read(p []byte) (int, error) {
+	_ = f.out.Flush() // the writer keeps its error
+	return f.r.Read(p)
 }
 
 // messagePrinter writes messages as JSON Lines in the spelling of Python's json.dumps (", " and ": ", ASCII only),
