@@ -153,40 +153,51 @@ func printDone(cmd *cobra.Command, asJSON bool, text string, object map[string]a
 	return err
 }
 
-// openQueue gives the queue's commands what they work on: the running relay, or, where none runs, the store
-// itself. release must be called.
-func openQueue(ctx context.Context, path string) (q admin.QueueControl, status func(context.Context) (admin.Status, error), release func(), err error) {
+// openedQueue is what the queue's commands work on: the running relay, or, where none runs, the store itself.
+type openedQueue struct {
+	admin.QueueControl
+	status  func(context.Context) (admin.Status, error)
+	release func()       // must be called
+	log     *slog.Logger // for what a command changes; nil where the relay logs it
+}
+
+func openQueue(ctx context.Context, path string) (*openedQueue, error) {
 	client, err := runningRelay(path)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	_, err = client.Status(ctx)
 	if err == nil {
-		return client, client.Status, func() {}, nil
+		return &openedQueue{QueueControl: client, status: client.Status, release: func() {}}, nil
 	}
 	if !errors.Is(err, admin.ErrNotRunning) {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	cfg, err := loadConfig(path)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	return openStoppedQueue(ctx, cfg)
 }
 
-func openStoppedQueue(ctx context.Context, cfg *config.Config) (admin.QueueControl, func(context.Context) (admin.Status, error), func(), error) {
+func openStoppedQueue(ctx context.Context, cfg *config.Config) (*openedQueue, error) {
 	store, _, err := daemon.OpenStore(ctx, cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if store == nil {
-		return nil, nil, nil, usageError{errors.New("there is no queue: [queue] enabled = off")}
+		return nil, usageError{errors.New("there is no queue: [queue] enabled = off")}
 	}
-	status := func(ctx context.Context) (admin.Status, error) { return daemon.StoppedStatus(ctx, cfg, store), nil }
-	control, err := daemon.NewQueueControl(cfg, store)
+	log := newAuditLog()
+	control, err := daemon.NewQueueControl(cfg, store, log)
 	if err != nil {
 		store.Close()
-		return nil, nil, nil, err
+		return nil, err
 	}
-	return control, status, func() { store.Close() }, nil
+	return &openedQueue{
+		QueueControl: control,
+		status:       func(ctx context.Context) (admin.Status, error) { return daemon.StoppedStatus(ctx, cfg, store), nil },
+		release:      func() { store.Close() },
+		log:          log,
+	}, nil
 }

@@ -31,6 +31,14 @@ func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logg
 	return slog.New(plain)
 }
 
+// newAuditLog logs what a command does by itself, while no relay runs: to the journal, where there is one.
+func newAuditLog() *slog.Logger {
+	if !systemd.Enabled() {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(journal.NewHandler(slog.NewTextHandler(io.Discard, nil)))
+}
+
 // isJournal reports whether w is the stream that systemd connected to the journal.
 func isJournal(w io.Writer) bool {
 	if w != io.Writer(os.Stderr) {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +26,7 @@ func queueCommand() *cobra.Command {
 	}
 	// Those who look for the dead letters or for a pause look here too.
 	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(), resumeCommand())
-	addBoxCommands(cmd, admin.QueueBox, "message", "make messages due now")
+	addBoxCommands(cmd, admin.QueueBox, "message", "Make messages due now")
 	return cmd
 }
 
@@ -41,7 +40,7 @@ and decide on them: back into the queue, or away.
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	addBoxCommands(cmd, admin.DeadBox, "dead letter", "put dead letters back into the queue")
+	addBoxCommands(cmd, admin.DeadBox, "dead letter", "Put dead letters back into the queue")
 	return cmd
 }
 
@@ -50,19 +49,20 @@ func addBoxCommands(parent *cobra.Command, box admin.Box, noun, retry string) {
 	parent.AddCommand(
 		listCommand(box, noun),
 		showCommand(box, noun),
-		selectionCommand(box, "retry", strings.ToUpper(retry[:1])+retry[1:], "", admin.QueueControl.Retry),
-		selectionCommand(box, "drop", "Delete "+noun+"s for good", "Delete", admin.QueueControl.Drop),
+		selectionCommand(box, noun, selectionVerb{name: "retry", short: retry, do: admin.QueueControl.Retry}),
+		selectionCommand(box, noun, selectionVerb{name: "drop", short: "Delete " + noun + "s for good", ask: "Delete",
+			do: admin.QueueControl.Drop}),
 	)
 }
 
 // onQueue makes a command's RunE of a function that works on the queue.
 func onQueue(path *string, do func(cmd *cobra.Command, args []string, q admin.QueueControl) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		q, _, release, err := openQueue(cmd.Context(), *path)
+		q, err := openQueue(cmd.Context(), *path)
 		if err != nil {
 			return err
 		}
-		defer release()
+		defer q.release()
 		return do(cmd, args, q)
 	}
 }
@@ -76,12 +76,12 @@ func queueStatusCommand() *cobra.Command {
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		_, status, release, err := openQueue(cmd.Context(), *path)
+		q, err := openQueue(cmd.Context(), *path)
 		if err != nil {
 			return err
 		}
-		defer release()
-		s, err := status(cmd.Context())
+		defer q.release()
+		s, err := q.status(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -24,7 +24,8 @@ func listCommand(box admin.Box, noun string) *cobra.Command {
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	cmd.Flags().IntVar(&opts.Limit, "limit", listedByDefault, "at most this many; 0 = all, as with --json")
-	cmd.Flags().StringVar(&opts.Address, "address", "", "only those of one topic, such as build.tag")
+	cmd.Flags().StringVar(&opts.Address, "address", "", "only those of one `topic`, such as build.tag")
+	completeTopics(cmd, box)
 	cmd.RunE = onQueue(path, func(cmd *cobra.Command, _ []string, q admin.QueueControl) error {
 		if opts.Limit < 0 {
 			return usageError{fmt.Errorf("--limit %d: give a number of %ss, or 0 for all", opts.Limit, noun)}
@@ -103,6 +104,8 @@ func showCommand(box admin.Box, noun string) *cobra.Command {
 		Short:   "Show one " + noun + " whole, with properties and body",
 		Example: fmt.Sprintf("  koji-relay %s show 2b53e448-91ec-5132-8b6f-8078aa6cb1a3", box),
 		Args:    oneArgument("ID"),
+
+		ValidArgsFunction: completeIDs(box),
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	cmd.RunE = onQueue(path, func(cmd *cobra.Command, args []string, q admin.QueueControl) error {

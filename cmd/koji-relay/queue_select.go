@@ -2,61 +2,169 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"koji-relay/internal/admin"
+	"os"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"koji-relay/internal/admin"
 )
 
-// selectionCommand acts on the items named, or on all. With a verb it asks before it acts.
-func selectionCommand(box admin.Box, name, short, verb string,
-	do func(admin.QueueControl, context.Context, admin.Box, admin.Selection) (admin.Changed, error)) *cobra.Command {
+// selectionVerb is something that is done to the items of a box.
+type selectionVerb struct {
+	name  string // of the command
+	short string
+	ask   string // the verb of the question; empty where nothing is lost
+	do    func(admin.QueueControl, context.Context, admin.Box, admin.Selection) (admin.Changed, error)
+}
+
+const selectionLong = `
+
+Name the IDs, or give --all, or conditions: --address, --reason and --older-than
+narrow together what is meant. With --dry-run nothing is changed, and the number
+is printed. Who did it, and to how many, is logged.
+
+Exit codes: 0 done; 1 something named is not there, or cannot be sent still;
+2 unusable arguments, or not confirmed: nothing was done.`
+
+// selectionCommand acts on the items named, on those that conditions leave, or on all.
+func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Command {
 	var which admin.Selection
 	var yes bool
+	var older string
+	line := fmt.Sprintf("  koji-relay %s %s ", box, verb.name)
 	cmd := &cobra.Command{
-		Use:     name + " ID… | --all",
-		Short:   short,
-		Example: fmt.Sprintf("  koji-relay %s %s 2b53e448-91ec-5132-8b6f-8078aa6cb1a3\n  koji-relay %s %s --all", box, name, box, name),
+		Use:   verb.name + " ID… | --all | CONDITIONS",
+		Short: verb.short,
+		Long:  verb.short + "." + selectionLong,
+		Example: line + "2b53e448-91ec-5132-8b6f-8078aa6cb1a3\n" +
+			line + "--address build.tag --older-than 12h --dry-run\n" + line + "--reason 'queue full'\n" + line + "--all",
+		ValidArgsFunction: completeIDs(box),
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
-	cmd.Flags().BoolVar(&which.All, "all", false, "all of them")
-	if verb != "" {
-		cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	flags := cmd.Flags()
+	flags.BoolVar(&which.All, "all", false, "all of them")
+	flags.StringVar(&which.Address, "address", "", "those of one `topic`, such as build.tag")
+	flags.StringVar(&which.Reason, "reason", "", "those with this `text` in their reason")
+	flags.StringVar(&older, "older-than", "", "those older than this `time`: 90m, 12h, 7d")
+	flags.BoolVar(&which.DryRun, "dry-run", false, "only say how many there are")
+	if verb.ask != "" {
+		flags.BoolVarP(&yes, "yes", "y", false, "do not ask")
 	}
+	completeTopics(cmd, box)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if which.All == (len(args) > 0) {
-			return usageError{fmt.Errorf("name one or more IDs, or give --all; see '%s --help'", cmd.CommandPath())}
+		which.IDs = args
+		if err := setOlder(&which, older); err != nil {
+			return err
+		}
+		if which.Check() != nil {
+			return usageError{fmt.Errorf("name one or more IDs, or give --all, or conditions; see '%s --help'", cmd.CommandPath())}
 		}
 		return nil
 	}
-	cmd.RunE = onQueue(path, func(cmd *cobra.Command, args []string, q admin.QueueControl) error {
-		which.IDs = args
-		if verb != "" && !yes {
-			what := fmt.Sprintf("%d named", len(args))
-			if which.All {
-				what = "all"
-			}
-			if err := askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb, what, boxText(box))); err != nil {
-				return err
-			}
-		}
-		changed, err := do(q, cmd.Context(), box, which)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		q, err := openQueue(cmd.Context(), *path)
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			return printJSON(cmd.OutOrStdout(), changed)
+		defer q.release()
+		if verb.ask != "" && !yes && !which.DryRun {
+			if err := confirmChange(cmd, q, box, noun, verb, which); err != nil {
+				return err
+			}
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", name, changed.Count)
-		for _, id := range changed.Missing {
-			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or still cannot be sent ('koji-relay %s show' has the reason)\n", id, boxText(box), box)
+		changed, err := verb.do(q, cmd.Context(), box, which)
+		if q.log != nil && !which.DryRun && (err == nil || changed.Count > 0) {
+			admin.LogChange(q.log.With("user", admin.UserName(os.Getuid())), verb.name, box, which, changed)
 		}
-		if len(changed.Missing) > 0 {
-			return errReported
+		if err != nil {
+			return err
 		}
-		return nil
-	})
+		return printChanged(cmd, *asJSON, box, verb.name, which.DryRun, changed)
+	}
 	return cmd
+}
+
+// confirmChange counts what is meant, and asks.
+func confirmChange(cmd *cobra.Command, q *openedQueue, box admin.Box, noun string, verb selectionVerb, which admin.Selection) error {
+	which.DryRun = true
+	meant, err := verb.do(q, cmd.Context(), box, which)
+	if err != nil {
+		return err
+	}
+	if meant.Count == 0 {
+		return nil // nothing to ask about
+	}
+	what := plural(meant.Count, noun)
+	if which.All {
+		what = "all " + what
+	}
+	return askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb.ask, what, boxText(box)))
+}
+
+// printChanged tells what was done. What was named and not done is a failure, in both forms.
+func printChanged(cmd *cobra.Command, asJSON bool, box admin.Box, verb string, dry bool, changed admin.Changed) error {
+	var err error
+	switch {
+	case asJSON:
+		err = printJSON(cmd.OutOrStdout(), changed)
+	case dry:
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s would change: %d\n", verb, changed.Count)
+	default:
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", verb, changed.Count)
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range changed.Missing {
+		fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or cannot be sent still; "+
+			"'koji-relay %s show %s' has the reason\n", id, boxText(box), box, id)
+	}
+	if len(changed.Missing) > 0 {
+		return errReported
+	}
+	return nil
+}
+
+// setOlder makes a moment of an age, so that a question and what follows it mean the same items.
+func setOlder(which *admin.Selection, older string) error {
+	if older == "" {
+		return nil
+	}
+	age, err := parseAge(older)
+	if err != nil {
+		return usageError{fmt.Errorf("--older-than %s: %w", older, err)}
+	}
+	which.Before = time.Now().Add(-age)
+	return nil
+}
+
+// parseAge reads a duration, with days besides Go's units.
+func parseAge(text string) (time.Duration, error) {
+	unusable := errors.New("give a number with a unit: 90m, 12h or 7d")
+	if days, found := strings.CutSuffix(text, "d"); found {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return 0, unusable
+		}
+		return time.Duration(n) * 24 * time.Hour, nil
+	}
+	age, err := time.ParseDuration(text)
+	if err != nil || age < 0 {
+		return 0, unusable
+	}
+	return age, nil
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func boxText(box admin.Box) string {

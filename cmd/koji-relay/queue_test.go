@@ -20,12 +20,15 @@ import (
 )
 
 // relaySite is a configuration with a file store and a broker that does not exist.
-type relaySite struct{ config, socket string }
+type relaySite struct {
+	config, socket string
+	log            *slog.Logger
+}
 
 func newRelaySite(t *testing.T) relaySite {
 	t.Helper()
 	dir := t.TempDir()
-	s := relaySite{filepath.Join(dir, "relay.conf"), filepath.Join(dir, "hub.sock")}
+	s := relaySite{filepath.Join(dir, "relay.conf"), filepath.Join(dir, "hub.sock"), slog.New(slog.DiscardHandler)}
 	text := fmt.Sprintf("[broker]\nurls = amqp://127.0.0.1:1\ntopic_prefix = /topic/koji\n[message]\nevents = *\n"+
 		"[queue]\nstore = file\npath = %s\n[relay]\nsocket = %s\ncontrol = %s\nadmin =\n",
 		filepath.Join(dir, "queue.db"), s.socket, filepath.Join(dir, "control.sock"))
@@ -45,7 +48,7 @@ func (s relaySite) start(t *testing.T) (stop func()) {
 	d := daemon.New(daemon.Options{
 		Config: cfg,
 		Load:   func() (*config.Config, error) { return config.Load(s.config) },
-		Logger: slog.New(slog.DiscardHandler), Level: new(slog.LevelVar), Version: "test",
+		Logger: s.log, Level: new(slog.LevelVar), Version: "test",
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

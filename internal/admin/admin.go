@@ -67,7 +67,7 @@ func New(opts Options) *Server {
 		IdleTimeout: 2 * time.Minute}
 	// No limits on whole requests: exports, imports and profiles take their time.
 	s.control = http.Server{Handler: s.ControlHandler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ConnContext: withUser}
 	return s
 }
 

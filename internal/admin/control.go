@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"time"
 )
 
@@ -65,11 +67,32 @@ type ListOptions struct {
 	Address string `json:"address,omitempty"` // only this one
 }
 
-// Selection says which items an action is for: those named, or all of them.
+// Selection says which items an action is for: those named, or all, or all that Address, Reason and Before leave.
 type Selection struct {
-	IDs []string `json:"ids,omitempty"`
-	All bool     `json:"all,omitempty"`
+	IDs     []string  `json:"ids,omitempty"`
+	All     bool      `json:"all,omitempty"`
+	Address string    `json:"address,omitempty"` // of this topic
+	Reason  string    `json:"reason,omitempty"`  // with this in their reason, whatever its case
+	Before  time.Time `json:"before,omitzero"`   // created before, or of dead letters: died before
+	DryRun  bool      `json:"dry_run,omitempty"` // count, and change nothing
 }
+
+// Check refuses a selection that could be meant in two ways.
+func (s Selection) Check() error {
+	ways := 0
+	for _, given := range []bool{len(s.IDs) > 0, s.All, s.Filtered()} {
+		if given {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return &Error{Code: CodeBadRequest, Text: "give ids, or all, or conditions (address, reason, before)"}
+	}
+	return nil
+}
+
+// Filtered reports whether items are selected by conditions.
+func (s Selection) Filtered() bool { return s.Address != "" || s.Reason != "" || !s.Before.IsZero() }
 
 // Changed counts what an action did.
 type Changed struct {
@@ -177,20 +200,8 @@ func (s *Server) handleQueue(mux *http.ServeMux, c QueueControl) {
 			}
 			answer(w, http.StatusOK, item)
 		})
-		change := func(do func(context.Context, Box, Selection) (Changed, error)) http.HandlerFunc {
-			return s.action(func(r *http.Request) (any, error) {
-				which, err := decode[Selection](r)
-				if err == nil && which.All == (len(which.IDs) > 0) {
-					err = &Error{Code: CodeBadRequest, Text: "give either ids or all"}
-				}
-				if err != nil {
-					return nil, err
-				}
-				return do(r.Context(), box, which)
-			})
-		}
-		mux.HandleFunc("POST "+path+"/retry", change(c.Retry))
-		mux.HandleFunc("POST "+path+"/drop", change(c.Drop))
+		mux.HandleFunc("POST "+path+"/retry", s.change("retry", box, c.Retry))
+		mux.HandleFunc("POST "+path+"/drop", s.change("drop", box, c.Drop))
 	}
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
 		s.stream(w, func(out io.Writer) error { return c.Export(r.Context(), out) })
@@ -209,18 +220,51 @@ func handlePprof(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
+// change answers with what do did to the items that the request selects. Who did it is logged with the number.
+func (s *Server) change(verb string, box Box, do func(context.Context, Box, Selection) (Changed, error)) http.HandlerFunc {
+	return s.action(func(r *http.Request) (any, error) {
+		which, err := decode[Selection](r)
+		if err == nil {
+			err = which.Check()
+		}
+		if err != nil {
+			return nil, err
+		}
+		changed, err := do(r.Context(), box, which)
+		if !which.DryRun && (err == nil || changed.Count > 0) {
+			LogChange(s.opts.Logger.With(UserOf(r.Context())), verb, box, which, changed)
+		}
+		return changed, err
+	})
+}
+
+// LogChange logs what an administrator did to queue or dead letters.
+func LogChange(log *slog.Logger, verb string, box Box, which Selection, changed Changed) {
+	by := []any{"action", verb, "box", string(box), "count", changed.Count, "missing", len(changed.Missing)}
+	switch {
+	case which.All:
+		by = append(by, "selected", "all")
+	case len(which.IDs) > 0:
+		by = append(by, "selected", strings.Join(which.IDs[:min(len(which.IDs), 10)], " "))
+	default:
+		by = append(by, "address", which.Address, "reason", which.Reason, "before", which.Before)
+	}
+	log.Info("changed by an administrator", by...)
+}
+
 // action answers with what do gives, in JSON; the status page shows the change at once.
 func (s *Server) action(do func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		result, err := do(r)
 		s.Refresh()
+		log := s.opts.Logger.With(UserOf(r.Context()))
 		if err != nil {
 			e := asError(err)
-			s.opts.Logger.Warn("control action failed", "action", r.URL.Path, "code", e.Code, "error", err)
+			log.Warn("control action failed", "action", r.URL.Path, "code", e.Code, "error", err)
 			refuse(w, e)
 			return
 		}
-		s.opts.Logger.Info("control action done", "action", r.URL.Path)
+		log.Info("control action done", "action", r.URL.Path)
 		answer(w, http.StatusOK, result)
 	}
 }

@@ -200,7 +200,9 @@ func (v *view) Short(seconds float64) string {
 }
 
 // Age says how long ago a time was.
-func (v *view) Age(t time.Time) string { return inspect.Duration(max(0, v.now.Sub(t).Truncate(time.Second))) }
+func (v *view) Age(t time.Time) string {
+	return inspect.Duration(max(0, v.now.Sub(t).Truncate(time.Second)))
+}
 
 // Until says when a time will be.
 func (v *view) Until(t time.Time) string {

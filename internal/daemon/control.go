@@ -27,7 +27,7 @@ func (d *Daemon) control() admin.Control {
 	if d.store == nil {
 		return control{d, noQueue{}}
 	}
-	return control{d, queueControl{d.store, d.current.translate, d.log}}
+	return control{d, queueControl{d.store, d.current.translate, d.log, d.drainer.Wake}}
 }
 
 func (c control) Reload(ctx context.Context) admin.Reload {
@@ -81,18 +81,19 @@ type queueControl struct {
 	store     store
 	translate translate // by the configuration in force
 	log       *slog.Logger
+	wake      func() // the drain, when there may be something due
 }
 
 // translate makes messages of a commit, by some configuration.
 type translate func(message.Commit) callbacks.Translation
 
 // NewQueueControl is for the commands that work on the store while no relay runs.
-func NewQueueControl(c *config.Config, opened store) (admin.QueueControl, error) {
+func NewQueueControl(c *config.Config, opened store, log *slog.Logger) (admin.QueueControl, error) {
 	rules, err := callbacks.New(RulesOptions(c))
 	if err != nil {
 		return nil, fmt.Errorf("prepare translation: %w", err)
 	}
-	return queueControl{opened, rules.Translate, slog.New(slog.DiscardHandler)}, nil
+	return queueControl{opened, rules.Translate, log, func() {}}, nil
 }
 
 func box(b admin.Box) queue.Box {
@@ -141,30 +142,13 @@ func item(b admin.Box, it queue.Item) admin.Item {
 	return shown
 }
 
-func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
-	var events admin.Changed
-	if b == admin.DeadBox {
-		var err error
-		which, events, err = q.retryEvents(ctx, which)
-		if err != nil || !which.All && len(which.IDs) == 0 {
-			return events, explain(err)
-		}
-	}
-	c, err := q.store.Retry(ctx, box(b), queue.Selection(which))
-	return admin.Changed{Count: c.Count + events.Count, Missing: append(c.Missing, events.Missing...)}, explain(err)
-}
-
-func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
-	c, err := q.store.Drop(ctx, box(b), queue.Selection(which))
-	return admin.Changed(c), explain(err)
-}
-
 func (q queueControl) Export(ctx context.Context, w io.Writer) error {
 	return queue.Export(ctx, q.store, w)
 }
 
 func (q queueControl) Import(ctx context.Context, r io.Reader) (admin.Imported, error) {
 	done, err := queue.Import(ctx, q.store, r)
+	q.wake()
 	return admin.Imported(done), err
 }
 

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"koji-relay/internal/admin"
@@ -11,26 +10,18 @@ import (
 	"koji-relay/queue"
 )
 
-// retryEvents translates the dead events of which again, as a newer relay or another configuration may be able to, and
-// puts what they become into the queue. It returns what is left for the store to retry, and what it did: an event that
-// still gives no message stays a dead letter and counts as missing.
-func (q queueControl) retryEvents(ctx context.Context, which admin.Selection) (rest admin.Selection, done admin.Changed, err error) {
-	var events []string
-	err = q.store.List(ctx, queue.Dead, queue.ListOptions{}, func(it queue.Item) error {
-		if it.Event && (which.All || slices.Contains(which.IDs, it.Message.ID)) {
-			events = append(events, it.Message.ID)
-		}
-		return nil
-	})
+// retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or another
+// configuration may be able to: one that still gives no message stays a dead letter and counts as missing.
+func (q queueControl) retryDead(ctx context.Context, which admin.Selection) (admin.Changed, error) {
+	found, err := q.pick(ctx, admin.DeadBox, which, nil)
+	done := admin.Changed{Missing: found.missing}
 	if err != nil {
-		return which, done, err
+		return done, err
 	}
-	rest = which
-	rest.IDs = slices.DeleteFunc(slices.Clone(which.IDs), func(id string) bool { return slices.Contains(events, id) })
-	for _, id := range events {
+	for _, id := range found.events {
 		ok, err := q.retryEvent(ctx, id)
 		if err != nil {
-			return which, done, err
+			return done, err
 		}
 		if ok {
 			done.Count++
@@ -38,7 +29,7 @@ func (q queueControl) retryEvents(ctx context.Context, which admin.Selection) (r
 			done.Missing = append(done.Missing, id)
 		}
 	}
-	return rest, done, nil
+	return q.inChunks(ctx, admin.DeadBox, found.messages, q.store.Retry, done)
 }
 
 // retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that whatever

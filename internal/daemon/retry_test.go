@@ -39,7 +39,7 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return queueControl{store, rules.Translate, slog.New(slog.NewTextHandler(t.Output(), nil))}, ids
+	return queueControl{store, rules.Translate, slog.New(slog.NewTextHandler(t.Output(), nil)), func() {}}, ids
 }
 
 func boxIDs(t *testing.T, q queueControl, b admin.Box) (ids []string) {

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"koji-relay/internal/admin"
+	"koji-relay/internal/devbroker"
+)
+
+// postTopics hands over one commit with a message of each of some topics, and one dead event.
+func postTopics(t *testing.T, s relaySite, number int) {
+	t.Helper()
+	s.post(t, fmt.Sprintf(`{"commit": "6f1f2b6e-3f0d-4d9c-9a4e-%012d", "events": [
+		{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
+		{"callback": "postTag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
+		{"callback": "postTag", "kwargs": {"tag": {"name": "f40"}, "build": {"name": "b"}, "user": {"name": "u"}}},
+		{"callback": "postPackageListChange", "kwargs": {"action": null}}]}`, number))
+}
+
+// syncBuffer is a log that a test reads while it is written.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func depths(t *testing.T, s relaySite) (queued, dead int64) {
+	t.Helper()
+	var status admin.Status
+	if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "status", "--json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	return status.Queue.Depth, status.Queue.DeadLetters
+}
+
+func TestConditionsSelectWhatIsDropped(t *testing.T) {
+	t.Parallel()
+	for _, running := range []bool{true, false} {
+		t.Run(fmt.Sprintf("running=%v", running), func(t *testing.T) {
+			t.Parallel()
+			s := newRelaySite(t)
+			log := &syncBuffer{}
+			s.log = slog.New(slog.NewTextHandler(log, nil))
+			stop := s.start(t)
+			postTopics(t, s, 1)
+			postTopics(t, s, 2)
+			if running {
+				defer stop()
+			} else {
+				stop()
+			}
+			for _, c := range []struct {
+				args         []string
+				want         string
+				queued, dead int64 // after it
+			}{
+				{[]string{"queue", "drop", "--address", "build.tag", "--dry-run"}, "drop would change: 4\n", 6, 2},
+				{[]string{"queue", "drop", "--older-than", "7d", "--yes"}, "drop: 0\n", 6, 2},
+				{[]string{"queue", "drop", "--address", "no.such", "--yes"}, "drop: 0\n", 6, 2},
+				{[]string{"queue", "drop", "--address", "build.untag", "--older-than", "0s", "--yes"}, "drop: 2\n", 4, 2},
+				{[]string{"queue", "drop", "--address", "build.tag", "--older-than", "1h", "--yes"}, "drop: 0\n", 4, 2},
+				{[]string{"dead", "drop", "--reason", "nowhere to be found", "--yes"}, "drop: 0\n", 4, 2},
+				{[]string{"dead", "drop", "--all", "--dry-run"}, "drop would change: 2\n", 4, 2},
+				{[]string{"dead", "drop", "--reason", "ADDRESS", "--yes"}, "drop: 2\n", 4, 0},
+				{[]string{"queue", "retry", "--all"}, "retry: 0\n", 4, 0},
+				{[]string{"queue", "drop", "--address", "build.tag", "--yes"}, "drop: 4\n", 0, 0},
+			} {
+				if got := s.command(t, exitOK, c.args...); got != c.want {
+					t.Errorf("%v prints %q, want %q", c.args, got, c.want)
+				}
+				if queued, dead := depths(t, s); queued != c.queued || dead != c.dead {
+					t.Errorf("after %v: %d and %d, want %d and %d", c.args, queued, dead, c.queued, c.dead)
+				}
+			}
+			if !running {
+				return
+			}
+			me, err := user.Current()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := `msg="changed by an administrator" user=` + me.Username + ` action=drop box=queue count=2 missing=0 address=build.untag`
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no %q in:\n%s", want, log)
+			}
+			if n := strings.Count(log.String(), "changed by an administrator"); n != 8 {
+				t.Errorf("%d changes are logged, want 8: no dry run", n)
+			}
+		})
+	}
+}
+
+func TestSelectionsThatCouldMeanTwoThingsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newRelaySite(t)
+	for _, args := range [][]string{
+		{"queue", "drop"}, {"queue", "drop", "--all", "id"}, {"queue", "drop", "--all", "--address", "build.tag"},
+		{"dead", "retry", "id", "--reason", "x"}, {"queue", "drop", "--older-than", "7"}, {"queue", "drop", "--older-than", "-1h"},
+		{"queue", "drop", "--older-than", "soon"}, {"queue", "drop", "--yes"}, {"queue", "list", "--limit", "-1"},
+	} {
+		s.command(t, exitUsage, args...)
+	}
+}
+
+func TestQuestionNamesTheNumber(t *testing.T) {
+	t.Parallel()
+	s := newRelaySite(t)
+	defer s.start(t)()
+	postTopics(t, s, 1)
+	for _, c := range []struct {
+		answer string
+		code   int
+	}{{"no\n", exitUsage}, {"\n", exitUsage}, {"", exitUsage}, {"y\n", exitOK}} {
+		var out bytes.Buffer
+		args := []string{"queue", "drop", "--address", "build.tag", "--config", s.config}
+		code := run(context.Background(), args, strings.NewReader(c.answer), &out, &out)
+		if code != c.code || !strings.Contains(out.String(), "Delete 2 messages of the queue for good? [y/N]") {
+			t.Errorf("answer %q: exit %d, %s", c.answer, code, &out)
+		}
+	}
+	var out bytes.Buffer
+	run(context.Background(), []string{"dead", "drop", "--all", "--config", s.config}, strings.NewReader("n\n"), &out, &out)
+	if !strings.Contains(out.String(), "Delete all 1 dead letter of the dead letters for good?") {
+		t.Errorf("asked %q", &out)
+	}
+}
+
+// The exit code tells a program the same as a person, whichever form is printed.
+func TestExitCodesAreTheSameWithJSON(t *testing.T) {
+	t.Parallel()
+	s := newRelaySite(t)
+	both := func(code int, args ...string) {
+		t.Helper()
+		s.command(t, code, args...)
+		s.command(t, code, append(args, "--json")...)
+	}
+	both(exitFailure, "queue", "drop", "nobody", "--yes")
+	both(exitFailure, "queue", "drop", "nobody", "--dry-run")
+	both(exitFailure, "queue", "retry", "nobody")
+	both(exitFailure, "queue", "show", "nobody")
+	both(exitFailure, "dead", "drop", "nobody", "--yes")
+	both(exitFailure, "dead", "retry", "nobody")
+	both(exitFailure, "reload")
+	both(exitFailure, "pause")
+	both(exitFailure, "log-level", "debug")
+	both(exitOK, "queue", "list")
+	both(exitOK, "queue", "status")
+	both(exitOK, "queue", "drop", "--all", "--yes")
+	defer s.start(t)()
+	postTopics(t, s, 1)
+	both(exitUsage, "queue", "drop", "--all") // asked, and nobody answers
+	both(exitFailure, "dead", "retry", "--all")
+	both(exitFailure, "log-level", "loud")
+}
+
+func TestDeadLetterThatIsRetriedIsSentAtOnce(t *testing.T) {
+	t.Parallel()
+	broker, err := devbroker.New(devbroker.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	if err := broker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	broker.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject,
+		Cause: devbroker.Cause{Condition: "amqp:decode-error"}}, Times: 1})
+	s := newRelaySite(t)
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.NewReplacer("amqp://127.0.0.1:1", "amqp://"+broker.Addr(), "[queue]", "[queue]\nmax_attempts = 1\ninterval = 3600").
+		Replace(string(text))
+	if err := os.WriteFile(s.config, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer s.start(t)()
+	s.post(t, untagCommit)
+	waitUntil(t, "the message is a dead letter", func() bool { _, dead := depths(t, s); return dead == 2 })
+	before := time.Now()
+	s.command(t, exitOK, "dead", "retry", "--address", "build.untag")
+	waitUntil(t, "the message is sent", func() bool { return len(broker.Received()) == 2 })
+	t.Logf("sent %s after the command began", time.Since(before))
+	waitUntil(t, "the queue is empty", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 1 })
+}
+
+func waitUntil(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for range time.Tick(10 * time.Millisecond) {
+		if is() {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not so: " + what)
+		}
+	}
+}
+
+func TestListsHaveAHeadAndALimit(t *testing.T) {
+	t.Parallel()
+	s := newRelaySite(t)
+	defer s.start(t)()
+	if text := s.command(t, exitOK, "queue", "list"); text != "koji-relay: nothing in the queue\n" {
+		t.Errorf("an empty list prints %q", text)
+	}
+	for n := range 20 {
+		postTopics(t, s, n)
+	}
+	text := s.command(t, exitOK, "queue", "list")
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	if len(lines) != 1+listedByDefault+1 || !strings.HasPrefix(lines[0], "CREATED ") || strings.Contains(lines[1], "CREATED") ||
+		lines[len(lines)-1] != "koji-relay: these are the oldest 50; --limit 0 lists all" {
+		t.Errorf("%d lines:\n%s", len(lines), text)
+	}
+	if text := s.command(t, exitOK, "queue", "list", "--limit", "0"); strings.Count(text, "\n") != 61 {
+		t.Errorf("all are\n%s", text)
+	}
+	if text := s.command(t, exitOK, "queue", "list", "--json"); strings.Count(text, "\n") != 60 {
+		t.Errorf("all in JSON are\n%s", text)
+	}
+	text = s.command(t, exitOK, "dead", "list", "--limit", "20")
+	if !strings.HasPrefix(text, "DIED ") || strings.Contains(text, "these are") || strings.Count(text, "\n") != 21 {
+		t.Errorf("dead letters:\n%s", text)
+	}
+}
