@@ -190,7 +190,8 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	d.drainer = drain.New(opened, &d.current, d.drainOptions(c))
 	if pg != nil {
 		d.postgres = pg
-		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{Interval: c.Queue.Interval, Logger: d.log})
+		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{
+			Interval: c.Queue.Interval, Subjects: d.subjects, Logger: d.log})
 	}
 	return nil
 }

@@ -171,3 +171,11 @@ func (c outboxTaker) Take(ctx context.Context, commit message.Commit) message.Re
 	defer s.users.Done()
 	return s.outbox.publish(ctx, commit, func() {})
 }
+
+// subjects says which commits of the outbox keep their order: those about one build, or all with preserve_order.
+func (d *Daemon) subjects(c message.Commit) []string {
+	if d.effective.Load().config.Queue.PreserveOrder {
+		return []string{"everything"}
+	}
+	return callbacks.Subjects(c)
+}

@@ -21,8 +21,7 @@ const (
 // listener is a session outside of the pool, for what needs one of its own: LISTEN and session locks. It is not safe
 // for concurrent use, except for poke.
 type listener struct {
-	conn  *pgx.Conn
-	asked time.Time // when the server last heard from us
+	conn *pgx.Conn
 
 	// Where the sequences of queue and outbox stood at the last look, and what had moved then: a number is drawn before
 	// its row is committed, so that the look after that one looks at the rows once more.
@@ -31,6 +30,7 @@ type listener struct {
 
 	// mu guards the fields below.
 	mu     sync.Mutex
+	asked  time.Time // when the server last answered
 	poked  bool
 	cancel context.CancelFunc // ends the wait that is going on; nil without one
 }
@@ -101,7 +101,7 @@ func (l *listener) await(ctx context.Context, limit time.Duration) (heard, error
 		if h, err := l.alive(ctx); err != nil || h.any() {
 			return h, err
 		}
-		next := l.asked.Add(keepAlive)
+		next := l.answered().Add(keepAlive)
 		if next.After(until) {
 			next = until
 		}
@@ -114,11 +114,20 @@ func (l *listener) await(ctx context.Context, limit time.Duration) (heard, error
 
 // alive makes sure, every keepAlive, that the session lives.
 func (l *listener) alive(ctx context.Context) (heard, error) {
-	if time.Since(l.asked) < keepAlive {
+	if time.Since(l.answered()) < keepAlive {
 		return heard{}, ctx.Err()
 	}
 	return l.look(ctx)
 }
+
+func (l *listener) answered() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked
+}
+
+// trusted reports whether the session holds what it locked: the server gives a session up only after silence.
+func (l *listener) trusted() bool { return time.Since(l.answered()) < lockTrust }
 
 // look asks the server where the sequences stand. A process that is killed between a commit and its notification
 // leaves others in the dark for that long and no longer.
@@ -126,14 +135,17 @@ func (l *listener) look(ctx context.Context) (heard, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	var queueAt, outboxAt int64
+	asked := time.Now()
 	err := l.conn.QueryRow(ctx, `
 		SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('proton_queue', 'id')::regclass), 0),
 			coalesce(pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass), 0)`).Scan(&queueAt, &outboxAt)
 	if err != nil {
 		return heard{}, err
 	}
+	l.mu.Lock()
 	first := l.asked.IsZero()
-	l.asked = time.Now()
+	l.asked = asked
+	l.mu.Unlock()
 	before := l.moved
 	l.moved = heard{queue: !first && queueAt != l.queueAt, outbox: !first && outboxAt != l.outboxAt}
 	l.queueAt, l.outboxAt = queueAt, outboxAt

@@ -1,11 +1,14 @@
 package postgres
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/message"
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue"
 	"koji-relay/queue/storetest"
@@ -85,5 +88,36 @@ func BenchmarkBacklog(b *testing.B) {
 	s := open(b, benchDatabase(b), queue.Limits{})
 	for b.Loop() {
 		storetest.Backlog(b, s)
+	}
+}
+
+// BenchmarkOutbox takes commits of one event that waited while the relay was down, each about a build of its own. The
+// taker answers after a millisecond, as a broker does.
+func BenchmarkOutbox(b *testing.B) {
+	for range b.N {
+		conn := benchDatabase(b)
+		rows := 2 * storetest.BenchRows()
+		pgtest.SQL(b, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+			SELECT md5(c::text)::uuid, 0, 'postTag', json_build_object('n', c, 'build', repeat('0123456789', 85))
+			FROM generate_series(1, %d) c; ANALYZE koji_relay.outbox`, rows))
+		taker := &fakeTaker{hold: func(message.Commit) { <-time.After(time.Millisecond) }}
+		reader := NewOutbox(open(b, conn, queue.Limits{}), taker, OutboxOptions{
+			Subjects: func(c message.Commit) []string { return []string{c.ID} }})
+		ctx, cancel := context.WithCancel(b.Context())
+		began := time.Now()
+		done := make(chan error)
+		go func() { done <- reader.Run(ctx) }()
+		tick := time.NewTicker(5 * time.Millisecond)
+		for taker.count() < rows {
+			<-tick.C
+		}
+		took := time.Since(began)
+		tick.Stop()
+		cancel()
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(rows)/took.Seconds(), "commits/s")
+		b.ReportMetric(0, "ns/op")
 	}
 }

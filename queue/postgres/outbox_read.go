@@ -1,0 +1,204 @@
+package postgres
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/internal/failpoint"
+	"koji-relay/internal/message"
+)
+
+const (
+	// outboxPage is the number of events that are read together.
+	outboxPage = 500
+	// A commit of more events or bytes is handed over in pieces, so that each can be stored within store_timeout and a
+	// kill repeats little.
+	pieceEvents = 200
+	pieceBytes  = 4 << 20
+)
+
+// outboxEvent is what is known of an event before its kwargs are read.
+type outboxEvent struct {
+	id     int64
+	commit string
+	size   int
+}
+
+// read adds the next pieces to the window. It begins where the reader was some time ago: an event that was committed late
+// appears before some that were taken, and must be taken before all that come from then on.
+func (w *window) read(ctx context.Context) error {
+	began := time.Now()
+	from, full := w.walk.start(began, math.MinInt64)
+	most := outboxPage + len(w.held) // these are read again, and passed over
+	page, err := w.page(ctx, from, most)
+	if err != nil {
+		return err
+	}
+	if full {
+		w.walk.walked(began, time.Since(began))
+	}
+	w.more = len(page) == most
+	end := int64(math.MinInt64)
+	if len(page) > 0 {
+		end = page[len(page)-1].id
+	}
+	fresh := slices.DeleteFunc(page, func(e outboxEvent) bool { return w.held[e.id] })
+	taken := w.choose(fresh)
+	w.full = len(taken) == 0 && len(fresh) > 0
+	if err := w.load(ctx, taken); err != nil {
+		return err
+	}
+	if left := leftOver(fresh, taken); left != math.MaxInt64 {
+		w.more, end = true, left-1
+	}
+	if end != math.MinInt64 {
+		w.walk.reached(time.Now(), end)
+	}
+	return nil
+}
+
+// leftOver is the first of fresh that is in none of groups.
+func leftOver(fresh []outboxEvent, groups [][]outboxEvent) int64 {
+	taken := map[int64]bool{}
+	for _, g := range groups {
+		for _, e := range g {
+			taken[e.id] = true
+		}
+	}
+	for _, e := range fresh {
+		if !taken[e.id] {
+			return e.id
+		}
+	}
+	return math.MaxInt64
+}
+
+func (w *window) page(ctx context.Context, from int64, most int) ([]outboxEvent, error) {
+	var page []outboxEvent
+	err := w.store.do(ctx, "look into the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		rows, _ := conn.Query(ctx, `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox
+			WHERE id > $1 ORDER BY id LIMIT $2`, from, most) // CollectRows gives the error
+		var err error
+		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (outboxEvent, error) {
+			var e outboxEvent
+			err := row.Scan(&e.id, &e.commit, &e.size)
+			return e, err
+		})
+		return err
+	})
+	return page, err
+}
+
+// choose gives the pieces of fresh that are read now, as many as there is room for, and at least one when nothing is in
+// hand. They are in the order of their first events.
+func (w *window) choose(fresh []outboxEvent) [][]outboxEvent {
+	var chosen [][]outboxEvent
+	count, bytes := w.count, w.bytes
+	for _, events := range wholeCommits(fresh, w.more) {
+		for len(events) > 0 {
+			n, size := 0, 0
+			for n < len(events) && n < pieceEvents && (n == 0 || size+events[n].size <= min(pieceBytes, w.o.MaxBytes)) {
+				size += events[n].size
+				n++
+			}
+			if count > 0 && bytes+size > w.o.MaxBytes {
+				return chosen
+			}
+			chosen, events = append(chosen, events[:n]), events[n:]
+			count++
+			bytes += size
+		}
+	}
+	return chosen
+}
+
+// wholeCommits groups the events of a page by commit, in the order of their first events. The last commit of a full page
+// may go on beyond it and waits for the next page, unless it is alone.
+func wholeCommits(page []outboxEvent, full bool) [][]outboxEvent {
+	var groups [][]outboxEvent
+	at := map[string]int{}
+	for _, e := range page {
+		i, known := at[e.commit]
+		if !known {
+			i = len(groups)
+			at[e.commit] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], e)
+	}
+	if full && len(groups) > 1 {
+		cut := at[page[len(page)-1].commit]
+		groups = slices.Delete(groups, cut, len(groups))
+	}
+	return groups
+}
+
+// load reads the kwargs of groups, each of which becomes a piece.
+func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	var ids []int64
+	pieces := make([]*piece, len(groups))
+	of := map[int64]*piece{}
+	for i, events := range groups {
+		p := &piece{commit: message.Commit{ID: events[0].commit}, ids: map[int]int64{}}
+		pieces[i] = p
+		for _, e := range events {
+			ids = append(ids, e.id)
+			of[e.id] = p
+			p.bytes += e.size
+		}
+	}
+	err := w.store.do(ctx, "read events of the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		for _, p := range pieces {
+			p.commit.Events = nil
+			clear(p.ids)
+		}
+		rows, _ := conn.Query(ctx, `SELECT id, event, callback, kwargs::text FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
+		var id int64
+		var e message.Event
+		var kwargs []byte
+		_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs}, func() error {
+			p := of[id]
+			e.Kwargs = slices.Clone(kwargs)
+			p.commit.Events = append(p.commit.Events, e)
+			p.ids[e.Number] = id
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range pieces {
+		if len(p.commit.Events) == 0 {
+			continue // deleted meanwhile
+		}
+		slices.SortFunc(p.commit.Events, func(a, b message.Event) int { return a.Number - b.Number })
+		p.subjects = append(w.o.Subjects(p.commit), "commit "+p.commit.ID)
+		w.add(p)
+	}
+	return nil
+}
+
+// deleteDone deletes events that were dealt with, also when ctx has ended.
+func (b *Outbox) deleteDone(ctx context.Context, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
+	defer cancel()
+	err := b.store.do(ctx, "delete events from the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox WHERE id = ANY($1)`, ids)
+		return err
+	})
+	if err == nil {
+		failpoint.Hit("after-outbox-delete")
+	}
+	return err
+}
