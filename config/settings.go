@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,8 @@ type Setting struct {
 	Key     string `json:"key"`
 	Value   string `json:"value"`  // masked; empty = none
 	Source  string `json:"source"` // file:line, or "default"
+	// Changed says that the value means something else than the default.
+	Changed bool `json:"changed"`
 }
 
 // Settings lists every key in the order of the documentation, secrets masked.
@@ -34,7 +37,17 @@ func (k *key) setting(value string, at place) Setting {
 	if at != (place{}) {
 		source = at.String()
 	}
-	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source}
+	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, Changed: k.differs(value)}
+}
+
+// differs reports whether text means something else than the default: "yes" is no other value than "on".
+func (k *key) differs(text string) bool {
+	if k.required {
+		return true
+	}
+	var byText, byDefault Config
+	_, _ = k.set(&byText, text), k.set(&byDefault, k.def) // of an empty default the error is no matter
+	return !reflect.DeepEqual(byText, byDefault)
 }
 
 // show masks text as it stands in a file.
@@ -50,6 +63,7 @@ func (c *Config) effective() {
 	for i, s := range c.settings {
 		if k := findKey(s.Section, s.Key); k.shown != nil {
 			c.settings[i].Value = k.shown(c)
+			c.settings[i].Changed = k.required || c.settings[i].Value != k.def
 		}
 	}
 }

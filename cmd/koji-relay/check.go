@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,33 +14,39 @@ import (
 )
 
 func checkCommand() *cobra.Command {
-	var asJSON, connecting bool
+	var asJSON, connecting, changed bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Show the effective configuration, or everything wrong with it",
-		Long: `Read the configuration as serve does, with the files that it names, and print every
-key with its value and where that comes from: a line of the file, or the default.
-Users and passwords are masked. What is wrong, and what has no effect, is printed
-on standard error, one line each: file, line, key, value, and what to do.
+		Long: `Read the configuration as serve does, with the files that it names, and print
+every key with its value and where that comes from: a line of the file, or the
+default. Users and passwords are masked. What is wrong, and what has no
+effect, is printed on standard error, one line each: file, line, key, value,
+and what to do.
 
-With --connect also connect to every broker and to the database, as serve would:
-TCP, TLS, login, product, address, link and credit; role, grants and schema. No
-message is sent. One that cannot be used is a problem.
+With --connect also connect to every broker and to the database, as serve
+would: TCP, TLS, login, product, address, link and credit; role, grants and
+schema. No message is sent. One that cannot be used is a problem.
 
 Exit codes: 0 nothing to complain about; 1 problems or warnings; 2 no readable
 configuration.`,
 		Example: `  koji-relay check
+  koji-relay check --changed
   koji-relay check --connect
   koji-relay check --config ./protonmsg.conf --json`,
 		Args: cobra.NoArgs,
 	}
 	path := addConfigFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with file, settings, warnings and problems")
+	cmd.Flags().BoolVar(&changed, "changed", false, "show only what differs from the defaults")
 	cmd.Flags().BoolVar(&connecting, "connect", false, "connect to the brokers and the database as well")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		report, err := checkConfig(*path)
 		if err != nil {
 			return err
+		}
+		if changed {
+			report.Settings = slices.DeleteFunc(report.Settings, func(s config.Setting) bool { return !s.Changed })
 		}
 		if cfg, err := loadVerifiedConfig(*path); connecting && err == nil {
 			report.Connections = connect(cmd.Context(), cfg)
@@ -82,9 +90,10 @@ func checkConfig(path string) (*checkReport, error) {
 	if cfg != nil {
 		report.Settings = cfg.Settings()
 		report.Warnings = append(report.Warnings, cfg.Warnings...)
+		report.Problems = append(report.Problems, cfg.Expired(time.Now())...)
 	}
 	if found != nil {
-		report.Problems = found.Problems
+		report.Problems = append(found.Problems, report.Problems...)
 		report.Warnings = append([]config.Problem{}, found.Warnings...)
 	}
 	return report, nil

@@ -2,11 +2,18 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // checkFile runs the command on a configuration with this text.
@@ -111,5 +118,84 @@ func TestCheckAsJSONHasTheSameFindings(t *testing.T) {
 		if strings.Contains(stdout, "sesame") || strings.Contains(stdout, "null") {
 			t.Errorf("a secret or a null: %s", stdout)
 		}
+	}
+}
+
+// certificateFile writes a certificate with its key, valid between the two times.
+func certificateFile(t *testing.T, from, until time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: until}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
+	path := filepath.Join(t.TempDir(), "client.pem")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestCheckFailsOnACertificateOutOfItsTime(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	day := 24 * time.Hour
+	for name, c := range map[string]struct {
+		key, path string
+		complaint string
+	}{
+		"expired":        {"cert", certificateFile(t, now.Add(-9*day), now.Add(-day)), "holds a certificate that expired on "},
+		"not yet":        {"cert", certificateFile(t, now.Add(day), now.Add(9*day)), "holds a certificate that is not valid before "},
+		"authority":      {"cacert", certificateFile(t, now.Add(-9*day), now.Add(-day)), "begins with an authority's certificate that expired on "},
+		"good":           {"cert", certificateFile(t, now.Add(-day), now.Add(9*day)), ""},
+		"good authority": {"cacert", certificateFile(t, now.Add(-day), now.Add(9*day)), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text := strings.Replace(cleanConfig, "topic_", c.key+" = "+c.path+"\ntopic_", 1)
+			want := exitOK
+			if c.complaint != "" {
+				want = exitFailure
+			}
+			code, _, stderr := checkFile(t, text)
+			if code != want || !strings.Contains(stderr, c.complaint) || c.complaint == "" && stderr != "" {
+				t.Errorf("exit %d: %s", code, stderr)
+			}
+			code, stdout, _ := checkFile(t, text, "--json")
+			if code != want || !strings.Contains(stdout, c.complaint) {
+				t.Errorf("with --json exit %d: %s", code, stdout)
+			}
+		})
+	}
+}
+
+func TestCheckChangedShowsOnlyWhatDiffers(t *testing.T) {
+	t.Parallel()
+	code, stdout, stderr := checkFile(t, cleanConfig+"enabled = yes\nbatch_size = 100\nmax_age = 48\n", "--changed")
+	want := `Effective configuration of protonmsg.conf
+
+        [broker]
+line 2  urls = amqps://***@broker1.example.com:5671 amqp://broker2.example.com:5673
+line 4  topic_prefix = topic://koji
+
+         [queue]
+line 6   store = file
+line 7   path = /tmp/queue.db
+line 10  max_age = 48
+
+Nothing to complain about.
+`
+	if code != exitOK || stderr != "" || stdout != want {
+		t.Errorf("exit %d, %s\n%s", code, stderr, stdout)
 	}
 }

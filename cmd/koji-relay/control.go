@@ -30,9 +30,9 @@ func reloadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Make the running relay read its configuration again",
-		Long: `Make the running relay read its configuration again. A file with a mistake changes
-nothing. Prints the keys that changed, and those that take effect at the next
-restart only.`,
+		Long: `Make the running relay read its configuration again. A file with a mistake
+changes nothing. Prints the keys that changed, and those that take effect at
+the next restart only.`,
 		Example: `  koji-relay reload`,
 		Args:    cobra.NoArgs,
 	}
@@ -109,8 +109,8 @@ func logLevelCommand() *cobra.Command {
 func pauseCommand() *cobra.Command {
 	return pausingCommand("pause", "Halt the drain, or all sending",
 		`Halt the drain of the queue; new commits are still sent at once. With --publish
-halt all sending: commits are taken and queued. It lasts until resume or the next
-start of the relay.`,
+halt all sending: commits are taken and queued. It lasts until resume or the
+next start of the relay.`,
 		(*admin.Client).Pause)
 }
 

@@ -21,9 +21,9 @@ func dbCommand() *cobra.Command {
 queued message, the dead letters and the outbox. Koji's own table proton_queue
 holds the messages; it is created where it is absent and never changed.
 
-The database is the one that [queue] database names, or --database. Creating the
-schema needs the right to do so; the relay itself works with the grants that
-'koji-relay db init --print' shows.`,
+The database is the one that [queue] database names, or --database. Creating
+the schema needs the right to do so; the relay itself works with the grants
+that 'koji-relay db init --print' shows.`,
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -74,11 +74,12 @@ func dbInitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Create schema koji_relay, and proton_queue where it is absent",
-		Long: `Create what is absent: schema koji_relay in its newest version, and Koji's table
-proton_queue. What exists stays as it is, so that init may be run again.
+		Long: `Create what is absent: schema koji_relay in its newest version, and Koji's
+table proton_queue. What exists stays as it is, so that init may be run again.
 
-With --print nothing is connected to or changed: the SQL is printed, and after it
-the grants that the relay's and the hub's roles need where they are not the owner.`,
+With --print nothing is connected to or changed: the SQL is printed, and after
+it the grants that the relay's and the hub's roles need where they are not the
+owner.`,
 		Example: `  koji-relay db init
   koji-relay db init --print --relay-role koji-relay --hub-role koji | psql koji`,
 		Args: cobra.NoArgs,
@@ -118,9 +119,9 @@ func dbUpgradeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Bring schema koji_relay to the version of this program",
-		Long: `Apply the numbered steps that schema koji_relay lacks, in one transaction. A relay
-of the old version works on until it is restarted, unless CHANGELOG says otherwise.
-With --print the steps are printed and nothing is changed.`,
+		Long: `Apply the numbered steps that schema koji_relay lacks, in one transaction. A
+relay of the old version works on until it is restarted, unless CHANGELOG says
+otherwise. With --print the steps are printed and nothing is changed.`,
 		Example: `  koji-relay db upgrade
   koji-relay db upgrade --print`,
 		Args: cobra.NoArgs,
@@ -158,10 +159,11 @@ func dbStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the queue's database holds",
-		Long: `Show the version of schema koji_relay, whether Koji's table and lock are there, and
-how much is queued.
+		Long: `Show the version of schema koji_relay, whether Koji's table and lock are
+there, and how much is queued.
 
-Exit codes: 0 the relay can work with it; 1 it cannot; 2 no usable configuration.`,
+Exit codes: 0 the relay can work with it; 1 it cannot; 2 no usable
+configuration.`,
 		Example: `  koji-relay db status
   koji-relay db status --json`,
 		Args: cobra.NoArgs,
@@ -253,9 +255,9 @@ func dbRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove",
 		Short: "Drop schema koji_relay with its dead letters and outbox",
-		Long: `Drop schema koji_relay: the dead letters, the outbox, and what is known of queued
-messages beyond Koji's table. proton_queue and the messages in it stay; protonmsg
-can drain them. Stop the relay, and switch the hub back, first.`,
+		Long: `Drop schema koji_relay: the dead letters, the outbox, and what is known of
+queued messages beyond Koji's table. proton_queue and the messages in it stay;
+protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 		Example: `  koji-relay db remove
   koji-relay db remove --yes`,
 		Args: cobra.NoArgs,

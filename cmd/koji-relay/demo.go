@@ -20,11 +20,11 @@ func demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Watch the relay lose two brokers and no message",
-		Long: `Run the main job on this machine, with nothing installed: two embedded AMQP 1.0
-brokers, the relay with a queue in a file, a stand-in hub that hands over commits
-of a real Koji hub through the real socket, and a subscriber in a process of its
-own. Brokers are killed and come back; the account at the end compares what was
-handed over with what the subscriber received.
+		Long: `Run the main job on this machine, with nothing installed: two embedded AMQP
+1.0 brokers, the relay with a queue in a file, a stand-in hub that hands over
+commits of a real Koji hub through the real socket, and a subscriber in a
+process of its own. Brokers are killed and come back; the account at the end
+compares what was handed over with what the subscriber received.
 
 Exit codes: 0 nothing was lost; 1 something was, or the demo could not be run.`,
 		Example: `  koji-relay demo

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -25,7 +27,6 @@ func writeDocs(dir string) error {
 		return err
 	}
 	root := rootCommand()
-	root.InitDefaultCompletionCmd()
 	header := &doc.GenManHeader{Source: "koji-relay", Manual: "koji-relay"}
 	undated(root)
 	if err := doc.GenManTree(root, header, man); err != nil {
@@ -67,13 +68,16 @@ func TestEveryCommandHasAManPageAndExamples(t *testing.T) {
 			t.Errorf("%s has no man page: %v", c.CommandPath(), err)
 			return
 		}
-		if !c.HasSubCommands() && c.Example == "" && c.Parent().Name() != "completion" {
+		if !c.HasSubCommands() && c.Example == "" {
 			t.Errorf("%s shows no example in its --help", c.CommandPath())
 		}
 		for flagName := range strings.FieldsSeq("config json") {
 			if f := c.Flags().Lookup(flagName); f != nil && !bytes.Contains(text, []byte(`--`+flagName)) {
 				t.Errorf("%s does not explain --%s", page, flagName)
 			}
+		}
+		if i := bytes.IndexFunc(text, func(r rune) bool { return r > unicode.MaxASCII }); i >= 0 {
+			t.Errorf("%s shows wrong in the C locale: %q", filepath.Base(page), text[max(0, i-20):i+4])
 		}
 		checkRoff(t, page)
 	})
@@ -86,14 +90,14 @@ func TestEveryCommandHasAManPageAndExamples(t *testing.T) {
 	}
 }
 
-// checkRoff lets groff, where it is installed, read a page as man does.
+// checkRoff lets groff, where it is installed, read a page as man does in the C locale.
 func checkRoff(t *testing.T, page string) {
 	t.Helper()
 	path, err := exec.LookPath("groff")
 	if err != nil {
 		return
 	}
-	out, err := exec.Command(path, "-Kutf8", "-man", "-Tutf8", "-ww", "-z", page).CombinedOutput()
+	out, err := exec.Command(path, "-man", "-Tascii", "-ww", "-z", page).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("groff reads %s: %v\n%s", filepath.Base(page), err, out)
 	}
@@ -107,6 +111,22 @@ func each(c *cobra.Command, f func(*cobra.Command)) {
 			each(sub, f)
 		}
 	}
+}
+
+func TestHelpFitsATerminal(t *testing.T) {
+	t.Parallel()
+	each(rootCommand(), func(c *cobra.Command) {
+		var out, errs bytes.Buffer
+		args := append(strings.Fields(c.CommandPath())[1:], "--help")
+		if code := run(t.Context(), args, strings.NewReader(""), &out, &errs); code != exitOK || errs.Len() > 0 {
+			t.Errorf("%s: exit code %d, %s", args, code, errs.String())
+		}
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+				t.Errorf("%s: %d columns: %s", args, n, line)
+			}
+		}
+	})
 }
 
 func TestCompletionsNameEveryCommand(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -64,12 +65,12 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "koji-relay",
 		Short: "Publish what happens on a Koji hub on an AMQP 1.0 message bus",
-		Long: `koji-relay publishes what happens on a Koji hub on an AMQP 1.0 message bus.
-It runs beside the hub, reads the protonmsg.conf that the hub's protonmsg plugin
+		Long: `koji-relay publishes what happens on a Koji hub on an AMQP 1.0 message bus. It
+runs beside the hub, reads the protonmsg.conf that the hub's protonmsg plugin
 used, and sends the same messages.
 
-Exit codes: 0 done; 1 what was asked for failed, or a check found a problem;
-2 unusable arguments or configuration, nothing was done.`,
+Exit codes: 0 done; 1 what was asked for failed, or a check found a problem; 2
+unusable arguments or configuration, nothing was done.`,
 		Version:       programVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -80,8 +81,33 @@ Exit codes: 0 done; 1 what was asked for failed, or a check found a problem;
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
 	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand(),
-		queueCommand(), deadCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand())
+		queueCommand(), deadCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand(),
+		completionCommand())
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(helpCommand(root))
+	root.SetUsageTemplate(strings.NewReplacer( // every terminal has 80 columns
+		".FlagUsages", ".FlagUsagesWrapped 80", "for more information about a command", "to know more",
+	).Replace(root.UsageTemplate()))
+	unusableArguments(root)
 	return root
+}
+
+// unusableArguments makes usage errors of what cobra says about a command's arguments, and lets every command
+// suggest names that are two slips away.
+func unusableArguments(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if usage := (usageError{}); err == nil || errors.As(err, &usage) {
+				return err
+			}
+			return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		unusableArguments(sub)
+	}
 }
 
 // noSubcommand refuses a misspelt command by name, with the nearest known ones.
@@ -91,7 +117,48 @@ func noSubcommand(cmd *cobra.Command, args []string) error {
 	}
 	hint := fmt.Sprintf("see '%s --help'", cmd.CommandPath())
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		hint = fmt.Sprintf("did you mean %q?", near[0])
+		hint = fmt.Sprintf("did you mean %s?", strings.Join(near, " or "))
 	}
 	return usageError{fmt.Errorf("unknown command %q; %s", args[0], hint)}
+}
+
+// helpCommand is cobra's, but for an error where the command is unknown.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND]",
+		Short:   "Explain a command",
+		Example: "  koji-relay help queue drop",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return noSubcommand(cmd, rest)
+			}
+			return cmd.Help()
+		},
+	}
+}
+
+// completionCommand prints what a shell needs to complete commands, topics and ids.
+func completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "Print the completion script for a shell",
+		Long: `Print the script with which a shell completes commands, flags, topics and ids.
+The packages install them. Without the packages, for the shell that runs:
+
+  source <(koji-relay completion bash)`,
+		Example:   "  koji-relay completion zsh > ~/.zfunc/_koji-relay",
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root, out := cmd.Root(), cmd.OutOrStdout()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(out, true)
+			case "zsh":
+				return root.GenZshCompletion(out)
+			}
+			return root.GenFishCompletion(out, true)
+		},
+	}
 }

@@ -13,8 +13,8 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-const queueLong = `They work through the control socket while the relay runs, and on the store itself
-while it is stopped.`
+const queueLong = `The commands work through the control socket while the relay runs, and on the
+store itself while it is stopped.`
 
 func queueCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -34,8 +34,8 @@ func deadCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead",
 		Short: "Look at the dead letters and decide on them",
-		Long: `Look at the messages and events that were set aside for good, each with its reason,
-and decide on them: back into the queue, or away.
+		Long: `Look at the messages and events that were set aside for good, each with its
+reason, and decide on them: back into the queue, or away.
 ` + queueLong,
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -86,10 +86,13 @@ func queueStatusCommand() *cobra.Command {
 			return err
 		}
 		if *asJSON {
-			return printJSON(cmd.OutOrStdout(), s)
+			err = printJSON(cmd.OutOrStdout(), s)
 		}
-		if !s.Queue.Known && s.Queue.Error != "" {
-			return fmt.Errorf("look at the queue: %s", s.Queue.Error)
+		if err == nil && !s.Queue.Known && s.Queue.Error != "" {
+			err = fmt.Errorf("look at the queue: %s", s.Queue.Error)
+		}
+		if err != nil || *asJSON {
+			return err
 		}
 		return printQueueStatus(cmd.OutOrStdout(), &s)
 	}

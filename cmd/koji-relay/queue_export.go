@@ -12,9 +12,9 @@ func exportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export [FILE|-]",
 		Short: "Copy the queue and the dead letters to JSON Lines",
-		Long: `Copy the queue and the dead letters to a file of JSON Lines, or to standard output.
-Nothing is changed. To move a queue: stop the relay, export, change [queue] store,
-import, start.`,
+		Long: `Copy the queue and the dead letters to a file of JSON Lines, or to standard
+output. Nothing is changed. To move a queue: stop the relay, export, change
+[queue] store, import, start.`,
 		Example: "  koji-relay queue export queue.jsonl\n  koji-relay queue export - | gzip > queue.jsonl.gz",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -45,8 +45,9 @@ func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import [FILE|-]",
 		Short: "Store the lines of an export",
-		Long: `Store the JSON Lines of an export, with their ids, ages and attempts. What is there
-already stays as it is, so that an import that was cut short can be run again.`,
+		Long: `Store the JSON Lines of an export, with their ids, ages and attempts. What is
+there already stays as it is, so that an import that was cut short can be run
+again.`,
 		Example: "  koji-relay queue import queue.jsonl",
 		Args:    cobra.MaximumNArgs(1),
 	}

@@ -24,12 +24,12 @@ type selectionVerb struct {
 
 const selectionLong = `
 
-Name the IDs, or give --all, or conditions: --address, --reason and --older-than
-narrow together what is meant. With --dry-run nothing is changed, and the number
-is printed. Who did it, and to how many, is logged.
+Name the IDs, or give --all, or conditions: --address, --reason and
+--older-than narrow together what is meant. With --dry-run nothing is changed,
+and the number is printed. Who did it, and to how many, is logged.
 
-Exit codes: 0 done; 1 something named is not there, or cannot be sent still;
-2 unusable arguments, or not confirmed: nothing was done.`
+Exit codes: 0 done; 1 something named is not there, or cannot be sent still; 2
+unusable arguments, or not confirmed: nothing was done.`
 
 // selectionCommand acts on the items named, on those that conditions leave, or on all.
 func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Command {
@@ -38,7 +38,7 @@ func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Com
 	var older string
 	line := fmt.Sprintf("  koji-relay %s %s ", box, verb.name)
 	cmd := &cobra.Command{
-		Use:   verb.name + " ID… | --all | CONDITIONS",
+		Use:   verb.name + " ID... | --all | CONDITIONS",
 		Short: verb.short,
 		Long:  verb.short + "." + selectionLong,
 		Example: line + "2b53e448-91ec-5132-8b6f-8078aa6cb1a3\n" +

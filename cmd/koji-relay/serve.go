@@ -20,8 +20,8 @@ func serveCommand() *cobra.Command {
 		Short: "Run the relay",
 		Long: `Run the relay: take commits from the hub, publish them, and drain the queue.
 
-SIGTERM or SIGINT finishes what is under way and ends; a second one ends at once.
-SIGHUP reads the configuration again; a bad file keeps the old one.`,
+SIGTERM or SIGINT finishes what is under way and ends; a second one ends at
+once. SIGHUP reads the configuration again; a bad file keeps the old one.`,
 		Example: `  koji-relay serve
   koji-relay serve --config ./protonmsg.conf`,
 		Args: cobra.NoArgs,

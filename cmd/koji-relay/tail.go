@@ -22,22 +22,24 @@ func tailCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail [PATTERN...]",
 		Short: "Show messages as they arrive from the brokers",
-		Long: `Subscribe on every configured broker and print each message that arrives, until
-interrupted. A PATTERN is of topics without topic_prefix: * stands for one word, #
-for any number of words; without one everything is shown.
+		Long: `Subscribe on every configured broker and print each message that arrives,
+until interrupted. A PATTERN is of topics without topic_prefix: * stands for
+one word, # for any number of words; without one everything is shown.
 
-A line has the time of arrival, the topic, what it is about, and the message-id;
-with several brokers, the broker as well. Connections that end are opened again; why
-they ended is told on standard error.
+A line has the time of arrival, the topic, what it is about, and the
+message-id; with several brokers, the broker as well. Connections that end are
+opened again; why they ended is told on standard error.
 
-Messages sent while tail is not connected are not shown. A message that matches two
-patterns may be shown twice. RabbitMQ 3 and Artemis do not say to which topic a message went:
-the pattern is shown in its place. On RabbitMQ the user needs the permission to
-configure, write and read queues of its own; and while tail runs, the topics that it
-watches count as bound. RabbitMQ 3 keeps the queue, amq.gen-…, when tail has ended:
-delete it, or let a policy expire such queues (docs/consumers.md).
+Messages sent while tail is not connected are not shown. A message that
+matches two patterns may be shown twice. RabbitMQ 3 and Artemis do not say to
+which topic a message went: the pattern is shown in its place. On RabbitMQ the
+user needs the permission to configure, write and read queues of its own; and
+while tail runs, the topics that it watches count as bound. RabbitMQ 3 keeps
+the queue, amq.gen-*, when tail has ended: delete it, or let a policy expire
+such queues (docs/consumers.md).
 
-Exit codes: 0 interrupted, or --count reached; 2 unusable arguments or configuration.`,
+Exit codes: 0 interrupted, or --count reached; 2 unusable arguments or
+configuration.`,
 		Example: `  koji-relay tail
   koji-relay tail 'build.*' 'task.#'
   koji-relay tail --json --count 1 build.tag`,

@@ -32,26 +32,27 @@ func translateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "translate [FILE|-]",
 		Short: "Show the messages that commits become, without sending any",
-		Long: `Read commits as JSON Lines, one commit of the hub API a line, from FILE or standard
-input, and print one JSON line for each message that they become:
+		Long: `Read commits as JSON Lines, one commit of the hub API a line, from FILE or
+standard input, and print one JSON line for each message that they become:
 
   commit, event, callback   where it comes from
   address, target           the topic, and the broker's address for it
   message_id                the same through every resend
-  props                     [key, AMQP type, value]; types are string, long, double,
-                            boolean, null, and "unencodable" for what AMQP cannot
-                            carry (its JSON text is the value): such a message
-                            would end as a dead letter
+  props                     [key, AMQP type, value]; types are string, long,
+                            double, boolean, null, and "unencodable" for what
+                            AMQP cannot carry (its JSON text is the value): such
+                            a message would end as a dead letter
   body                      the exact text
 
-Without --config the rules are protonmsg's: its ten callbacks, no limit for extra.
-Lines that are no commits and events that cannot become messages are reported on
-standard error by line number; the rest continues.
+Without --config the rules are protonmsg's: its ten callbacks, no limit for
+extra. Lines that are no commits and events that cannot become messages are
+reported on standard error by line number; the rest continues.
 
-Exit codes: 0 done; 1 a line was not a commit; 2 unusable arguments or configuration.`,
+Exit codes: 0 done; 1 a line was not a commit; 2 unusable arguments or
+configuration.`,
 		Example: `  koji-relay translate commits.jsonl
   koji-relay translate --events '*' --topic-prefix /topic/koji commits.jsonl
-  koji-relay translate --config /etc/koji-hub/plugins/protonmsg.conf < commits.jsonl`,
+  koji-relay translate --config ./protonmsg.conf < commits.jsonl`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usageError{fmt.Errorf("translate reads one file, not %d; join them with cat and pipe them in", len(args))}
