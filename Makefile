@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit bench chaos soak build lint fmt packages vendor-archive go-version clean
+.PHONY: help demo test unit bench chaos soak build lint fmt packages vendor-archive srpm vulns go-version clean
 
 help: ## what can be made here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -30,8 +30,8 @@ chaos: go-version ## two minutes in which everything fails, by the schedule of S
 soak: go-version ## chaos with one new seed after the other for HOURS=… (8)
 	@.ci/soak $(or $(HOURS),8)
 
-build: go-version ## bin/koji-relay
-	go build -trimpath -o bin/koji-relay ./cmd/koji-relay
+build: go-version ## bin/koji-relay, as it is shipped: static, the same bytes each time
+	packaging/program bin/koji-relay
 
 packages: go-version ## .rpm and .deb of the relay and of the hub plugin, into dist
 	@packaging/build
@@ -39,6 +39,12 @@ packages: go-version ## .rpm and .deb of the relay and of the hub plugin, into d
 
 vendor-archive: go-version ## the sources of all dependencies, for a build without network, into dist
 	@packaging/vendor-archive
+
+srpm: go-version ## the source package for rpmbuild, from the last commit, into dist
+	@packaging/srpm
+
+vulns: go-version ## known vulnerabilities in what the program calls; needs Go's database of them
+	@.ci/vulns
 
 lint: go-version ## format, vet and staticcheck
 	@.ci/lint

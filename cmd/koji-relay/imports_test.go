@@ -89,6 +89,8 @@ var layers = []layer{
 		"a failpoint is called from guarded places: it must not be able to change what they do"},
 	{"internal/pgtest", nil, []string{"github.com/jackc/pgx/v5"},
 		"pgtest starts databases for tests; no program imports it"},
+	{"packaging/sbom", nil, []string{"github.com/CycloneDX/cyclonedx-go", "github.com/google/licensecheck"},
+		"sbom reads the built program from outside"},
 	{"examples/consumers/go", nil, []string{"github.com/Azure/go-amqp"},
 		"the example is for teams to copy: it may need nothing of this project"},
 	{"integration/workers", nil, []string{"github.com/google/uuid"},
