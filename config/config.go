@@ -216,7 +216,7 @@ func (r *reading) readKeys() {
 		case k.required:
 			r.problems = append(r.problems, r.missing(k))
 			r.wrong[k.id()] = true
-		case k.live():
+		case k.inUse():
 			if err := k.set(r.config, k.def); err != nil && k.def != "" {
 				panic(fmt.Sprintf("default of [%s] %s: %v", k.section, k.name, err))
 			}
@@ -260,7 +260,7 @@ func (r *reading) readEntry(k *key, e *entry) {
 	if k.warn != nil {
 		r.config.Warnings = append(r.config.Warnings, p.each(k.warn(value))...)
 	}
-	if k.live() {
+	if k.inUse() {
 		r.config.add(k.setting(value, e.place), e.place)
 	}
 }

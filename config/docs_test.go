@@ -45,7 +45,7 @@ func keyTables() string {
 	for _, k := range keys {
 		if k.section != section {
 			section = k.section
-			fmt.Fprintf(&b, "\n## [%s]\n\n| key | default | example | meaning |\n|---|---|---|---|\n", section)
+			fmt.Fprintf(&b, "\n## [%s]\n\n| key | default | example | changed by | meaning |\n|---|---|---|---|---|\n", section)
 		}
 		name, def, example := "`"+k.name+"`", "none", ""
 		if k.protonmsg {
@@ -67,7 +67,14 @@ func keyTables() string {
 		if k.gone != "" {
 			doc = "retired, not read: " + k.gone
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, def, example, strings.ReplaceAll(doc, "|", "\\|"))
+		by := "reload"
+		if k.restart {
+			by = "restart"
+		}
+		if !k.inUse() {
+			by = ""
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", name, def, example, by, strings.ReplaceAll(doc, "|", "\\|"))
 	}
 	return b.String()
 }
@@ -123,7 +130,7 @@ func TestExampleHasEveryKeyWithItsDefault(t *testing.T) {
 		name := k.section + "." + k.name
 		got, ok := found[name]
 		delete(found, name)
-		if !k.live() {
+		if !k.inUse() {
 			if ok {
 				t.Errorf("%s is retired; take it out", name)
 			}

@@ -28,17 +28,6 @@ func (e valueErrors) Error() string { return e[0].text }
 
 func bad(format string, args ...any) error { return &valueError{text: fmt.Sprintf(format, args...)} }
 
-// into makes the setter of a field from the parser of its values.
-func into[T any](field func(*Config) *T, parse func(string) (T, error)) func(*Config, string) error {
-	return func(c *Config, text string) error {
-		v, err := parse(text)
-		if err == nil {
-			*field(c) = v
-		}
-		return err
-	}
-}
-
 // Python's spellings: int() and float() take surrounding space, a sign and single underscores between
 // digits; int() takes leading zeros and no exponent. Digits outside ASCII, which Python takes too, are not
 // read: nobody writes them, and they look like others.

@@ -210,7 +210,7 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		}
 	}
 	change("events = *", "events = postTag")
-	if text := s.command(t, exitOK, "reload"); !strings.Contains(text, "changed: events") {
+	if text := s.command(t, exitOK, "reload"); !strings.Contains(text, "changed: message.events") {
 		t.Errorf("reload: %s", text)
 	}
 	change("events = postTag", "priority = high")

@@ -35,7 +35,7 @@ func (d *Daemon) reload() error {
 	was := d.effective.Load()
 	now := *was
 	now.reload = admin.Reload{Time: time.Now()}
-	next, err := d.exchange()
+	next, pending, err := d.exchange()
 	if err != nil {
 		now.reload.Errors = strings.Split(err.Error(), "\n")
 		d.effective.Store(&now)
@@ -44,23 +44,28 @@ func (d *Daemon) reload() error {
 	}
 	now.config, now.loaded = next, now.reload.Time
 	now.reload.OK = true
-	now.reload.NeedRestart = needRestart(d.opts.Config, next)
-	now.reload.Changed = changedKeys(was.config, next, now.reload.NeedRestart)
+	now.reload.NeedRestart = pending
+	now.reload.Changed = config.Changed(was.config, next)
 	d.effective.Store(&now)
+	for _, w := range next.Warnings {
+		d.log.Warn("configuration: " + w.String())
+	}
 	d.log.Info("reloaded", "config", next.Path, "changed", strings.Join(now.reload.Changed, " "),
-		"need_restart", strings.Join(now.reload.NeedRestart, " "))
+		"need_restart", strings.Join(pending, " "))
 	return nil
 }
 
-// exchange builds the next service beside the one in force, hands over to it, and stops the old one.
-func (d *Daemon) exchange() (*config.Config, error) {
-	next, err := d.opts.Load()
+// exchange builds the next service beside the one in force, hands over to it, and stops the old one. It returns what is
+// in force then, and the names of the keys in the file that wait for a restart.
+func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
+	file, err := d.opts.Load()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	next, pending = config.InForce(d.opts.Config, file)
 	s, err := d.newService(next)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	d.setLevel(next)
 	setMemoryLimit(next)
@@ -68,6 +73,7 @@ func (d *Daemon) exchange() (*config.Config, error) {
 	if d.store != nil {
 		d.store.SetLimits(limits(next))
 		d.drainer.Configure(d.drainOptions(next))
+		d.drainer.Wake() // from a wait of the old interval
 	}
 	running := s.run(d.fatal)
 	// Hand over when the new connections are up, or cannot be had.
@@ -81,32 +87,7 @@ func (d *Daemon) exchange() (*config.Config, error) {
 	if err := old.stop(finish); err != nil {
 		d.log.Warn("stop what the old configuration ran", "error", err)
 	}
-	return next, nil
-}
-
-// needRestart names the keys that differ between the configuration the process started with and next, and
-// that a reload cannot change: they are bound to open sockets and files.
-func needRestart(started, next *config.Config) []string {
-	var keys []string
-	differ := func(name string, changed bool) {
-		if changed {
-			keys = append(keys, name)
-		}
-	}
-	a, b := started.Relay, next.Relay
-	differ("socket", a.Socket != b.Socket)
-	differ("socket_group", a.SocketGroup != b.SocketGroup)
-	differ("socket_mode", a.SocketMode != b.SocketMode)
-	differ("control", a.Control != b.Control)
-	differ("admin", a.Admin != b.Admin)
-	differ("max_request_bytes", a.MaxRequestBytes != b.MaxRequestBytes)
-	differ("log_format", a.LogFormat != b.LogFormat)
-	q, r := started.Queue, next.Queue
-	differ("enabled", q.Enabled != r.Enabled)
-	differ("store", q.Store != r.Store)
-	differ("database", q.Database != r.Database)
-	differ("path", q.Path != r.Path)
-	return keys
+	return next, pending, nil
 }
 
 func (d *Daemon) setLevel(c *config.Config) {

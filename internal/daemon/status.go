@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -115,19 +114,4 @@ func (c *current) brokers() []admin.Broker {
 		active = active || up
 	}
 	return all
-}
-
-// changedKeys names the keys that take effect: their values differ, and no restart is needed.
-func changedKeys(before, after *config.Config, needRestart []string) []string {
-	old := make(map[string]string)
-	for _, s := range before.Settings() {
-		old[s.Section+"."+s.Key] = s.Value
-	}
-	var keys []string
-	for _, s := range after.Settings() {
-		if old[s.Section+"."+s.Key] != s.Value && !slices.Contains(needRestart, s.Key) {
-			keys = append(keys, s.Key)
-		}
-	}
-	return keys
 }
