@@ -223,7 +223,8 @@ func (d *relayDay) missesNothing() {
 		d.Errorf("docs/metrics.md documents %d metrics", len(documented))
 	}
 	for _, match := range documented {
-		if name := string(match[1]); d.highest[name] == 0 {
+		// The reader of the log is fine here; TestRelayGoesOnWithoutTheReaderOfItsLog is about one that is not.
+		if name := string(match[1]); d.highest[name] == 0 && name != "koji_relay_log_lines_lost_total" {
 			d.Errorf("%s was never above zero", name)
 		}
 	}

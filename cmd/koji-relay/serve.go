@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"koji-relay/config"
 	"koji-relay/internal/daemon"
+	"koji-relay/internal/logbuffer"
 )
 
 func serveCommand() *cobra.Command {
@@ -37,8 +39,12 @@ func serve(path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Who reads the log may end before the relay does; a line that cannot be written is no reason to end, too.
+	signal.Ignore(syscall.SIGPIPE)
 	level := new(slog.LevelVar)
-	log := newLogger(stderr, cfg.Relay.LogFormat, level)
+	lines := logbuffer.New(newLogger(stderr, cfg.Relay.LogFormat, level).Handler())
+	defer runLog(lines)()
+	log := slog.New(lines)
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration: " + w.String())
 	}
@@ -47,6 +53,7 @@ func serve(path string, stderr io.Writer) error {
 		Load:    func() (*config.Config, error) { return loadVerifiedConfig(path) },
 		Logger:  log,
 		Level:   level,
+		LogLost: lines.Lost,
 		Version: programVersion(),
 	})
 
@@ -77,4 +84,21 @@ func serve(path string, stderr io.Writer) error {
 		}
 	}()
 	return d.Run(intake, finish)
+}
+
+// runLog writes the log until the function that it returns is called, which gives it a moment for its last lines.
+func runLog(lines *logbuffer.Handler) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		lines.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+	}
 }

@@ -39,6 +39,9 @@ const (
 	sourceTimeout  = 10 * time.Second
 	// refreshGap bounds how often Refresh makes the cache ask.
 	refreshGap = 250 * time.Millisecond
+	// headerTimeout and idleTimeout are how long a connection may stand by without a request. Their number is bounded.
+	headerTimeout = 2 * time.Second
+	idleTimeout   = 30 * time.Second
 )
 
 // Server is the administrator's side of the daemon. Make one with New.
@@ -63,11 +66,11 @@ func New(opts Options) *Server {
 	errorLog := slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug)
 	const maxHeader = 32 << 10
 	s.readOnly = http.Server{Handler: s.Handler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 2 * time.Minute}
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: idleTimeout}
 	// No limits on whole requests: exports, imports and profiles take their time.
 	s.control = http.Server{Handler: s.ControlHandler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ConnContext: withUser}
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ConnContext: withUser}
 	return s
 }
 

@@ -122,6 +122,7 @@ type Metrics struct {
 	dead         *prometheus.CounterVec
 	extraTrimmed prometheus.Counter
 	reconnects   *prometheus.CounterVec
+	lostLog      atomic.Pointer[func() int64]
 
 	// The totals behind the status page's rates.
 	nEvents, nSent, nQueued, nDrained, nFailed, nNotTaken atomic.Int64
@@ -172,6 +173,8 @@ func NewMetrics(version string) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed, m.roundTrip,
 		m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, build,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
+			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// A series that appears with its first event cannot be alerted on with rate().
 	for _, result := range []FateKind{Sent, Queued, Dead, NotTaken, skipped} {
@@ -249,6 +252,16 @@ func (m *Metrics) ExtraTrimmed(n int) { m.extraTrimmed.Add(float64(n)) }
 // Reconnected counts a connection that was opened again after it had been lost.
 func (m *Metrics) Reconnected(broker string) {
 	m.reconnects.WithLabelValues(m.brokers.value(broker)).Inc()
+}
+
+// CountLostLog takes the number of lost lines of the log from lost.
+func (m *Metrics) CountLostLog(lost func() int64) { m.lostLog.Store(&lost) }
+
+func (m *Metrics) countLostLog() float64 {
+	if lost := m.lostLog.Load(); lost != nil && *lost != nil {
+		return float64((*lost)())
+	}
+	return 0
 }
 
 func (m *Metrics) totals() totals {

@@ -14,11 +14,11 @@ type userKey struct{}
 
 // withUser asks the kernel who has opened a connection of the control socket.
 func withUser(ctx context.Context, c net.Conn) context.Context {
-	unix, ok := c.(*net.UnixConn)
+	socket, ok := c.(syscall.Conn)
 	if !ok {
 		return ctx
 	}
-	raw, err := unix.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return ctx
 	}

@@ -35,6 +35,7 @@ type Options struct {
 	Load    func() (*config.Config, error)
 	Logger  *slog.Logger
 	Level   *slog.LevelVar // of Logger; set from log_level
+	LogLost func() int64   // how many lines of the log were lost
 	Version string         // of the program
 }
 
@@ -80,6 +81,7 @@ func New(opts Options) *Daemon {
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
 		started: time.Now(),
 	}
+	d.watch.metrics.CountLostLog(opts.LogLost)
 	d.effective.Store(&effective{config: opts.Config, loaded: d.started})
 	d.enter(admin.Starting)
 	return d
@@ -114,9 +116,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.current.exchange(s, s.run(d.fatal))
 	parts.add(part{"sending", 20 * time.Second, func(ctx context.Context) error { return d.current.part.stop(ctx) }})
 	d.startDrain(parts)
-	if err := d.serveAdmin(parts); err != nil {
-		return err
-	}
+	d.serveAdmin(parts)
 	d.serve(listeners, parts)
 	d.startWatchdog(parts)
 	d.enter(admin.Running)
@@ -251,7 +251,7 @@ func (d *Daemon) serve(listeners []net.Listener, parts *stops) {
 	})
 	d.hubAPI = server
 	for _, l := range listeners {
-		d.serveOn(l, server.Serve)
+		d.serveOn(newListener(l, "hub", shareOf(4, mostHub), d.log), server.Serve)
 	}
 	parts.add(part{"hub API", 10 * time.Second, func(ctx context.Context) error {
 		err := server.Shutdown(ctx)
@@ -260,8 +260,8 @@ func (d *Daemon) serve(listeners []net.Listener, parts *stops) {
 	}})
 }
 
-// serveAdmin opens the control socket and the read-only port.
-func (d *Daemon) serveAdmin(parts *stops) error {
+// serveAdmin opens the control socket and the read-only port. The relay does its work without either.
+func (d *Daemon) serveAdmin(parts *stops) {
 	c := d.opts.Config.Relay
 	server := admin.New(admin.Options{
 		Source:  d.status,
@@ -274,20 +274,15 @@ func (d *Daemon) serveAdmin(parts *stops) error {
 	parts.add(startPart("status", time.Second, d.fatal, server.Run))
 	parts.add(part{"admin", 3 * time.Second, server.Shutdown})
 	if c.Control != "" {
-		l, err := ingest.ListenUnix(ingest.SocketOptions{Path: c.Control, Mode: 0o600})
-		if err != nil {
-			return fmt.Errorf("open the control socket: %w", err)
-		}
-		d.serveOn(l, server.ServeControl)
+		d.serveAlso(parts, "control", shareOf(16, mostControl), func() (net.Listener, error) {
+			return ingest.ListenUnix(ingest.SocketOptions{Path: c.Control, Mode: 0o600})
+		}, server.ServeControl)
 	}
 	if c.Admin != "" {
-		l, err := net.Listen("tcp", c.Admin)
-		if err != nil {
-			return fmt.Errorf("listen on [relay] admin = %s: %w; set another port, or nothing to do without", c.Admin, err)
-		}
-		d.serveOn(l, server.Serve)
+		d.serveAlso(parts, "admin", shareOf(8, mostAdmin), func() (net.Listener, error) {
+			return net.Listen("tcp", c.Admin)
+		}, server.Serve)
 	}
-	return nil
 }
 
 // serveOn serves until the server's shutdown; an error before ends the daemon.

@@ -55,7 +55,7 @@ func New(opts Options) *Server {
 	s.http = &http.Server{
 		Handler:     mux,
 		ReadTimeout: bodyTimeout,
-		IdleTimeout: 5 * time.Minute,
+		IdleTimeout: 30 * time.Second,
 		ConnState:   s.intake.follow,
 		ErrorLog:    slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
 	}
