@@ -21,8 +21,8 @@ test: go-version ## everything that CI runs: format, vet, lint, race tests, Pyth
 unit: go-version ## the Go tests that need no server
 	go test ./...
 
-bench: go-version ## the first figures, measured on real servers
-	@.ci/bench
+bench: go-version ## koji-relay beside ceilings measured in the same run; ARGS=--json
+	@.ci/bench $(ARGS)
 
 chaos: go-version ## two minutes in which everything fails, by the schedule of SEED=…
 	@.ci/chaos $(or $(SEED),$(shell od -An -N3 -tu4 /dev/urandom)) $(or $(SECONDS),120)

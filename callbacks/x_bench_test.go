@@ -2,6 +2,7 @@ package callbacks_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -29,16 +30,37 @@ func BenchmarkGoldenCommits(b *testing.B) {
 			})
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
+			events := 0
 			for b.Loop() {
 				for _, line := range lines {
 					c, err := callbacks.DecodeCommit(line)
 					if err != nil {
 						b.Fatal(err)
 					}
+					events += len(c.Events)
 					rules.Translate(c)
 				}
 			}
+			b.ReportMetric(float64(events)/float64(b.N), "events/op")
 		})
+	}
+}
+
+// The least that reading the golden commits could cost.
+func BenchmarkGoldenValid(b *testing.B) {
+	var lines [][]byte
+	size := 0
+	golden(b, "commits.extra0.jsonl", func(line []byte) {
+		lines = append(lines, bytes.Clone(line))
+		size += len(line)
+	})
+	b.SetBytes(int64(size))
+	for b.Loop() {
+		for _, line := range lines {
+			if !json.Valid(line) {
+				b.Fatal("not JSON")
+			}
+		}
 	}
 }
 

@@ -38,8 +38,8 @@ type refusal struct {
 	commit string
 	hub    *hub
 	at     time.Time // when the hub knew
-	took   time.Duration
 	said   string
+	ways   []string // that were tried
 }
 
 func newAccount(c *chaos) *account {
@@ -73,7 +73,7 @@ func (a *account) hear(h *hub, line workerLine) {
 		a.events[number].handed = f.state == "handed" && f.counts
 	}
 	if line.State == "refused" {
-		a.asked = append(a.asked, refusal{line.End, h, time.Now(), seconds(line.Took), said})
+		a.asked = append(a.asked, refusal{line.End, h, time.Now(), said, line.Ways})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -163,13 +164,8 @@ func (c *chaos) readAll(service string, box *inbox) []delivery {
 
 // truthful compares what the relays said with what was so.
 func (c *chaos) truthful() {
-	for _, refused := range c.account.asked {
-		w := c.witnesses[refused.hub.relay]
-		if w.readyThrough(refused.at.Add(-refused.took-5*time.Second), refused.at.Add(time.Second)) {
-			c.Errorf("%v: commit %s was refused after %v while relay %d was ready for 5 s: %s", refused.hub,
-				refused.commit, refused.took, refused.hub.relay, refused.said)
-		}
-	}
+	c.bothWaysTried()
+	c.readyMeansTaken()
 	// The gauges are some seconds old.
 	for i, w := range c.witnesses {
 		eventually(c, 30*time.Second, fmt.Sprintf("relay %d says that nothing waits", i), func() error {
@@ -186,6 +182,38 @@ func (c *chaos) truthful() {
 		})
 	}
 	c.countersEqualCounts()
+}
+
+// bothWaysTried: nothing is given up before both ways were tried, whatever the plugin thinks of one of them.
+func (c *chaos) bothWaysTried() {
+	for _, r := range c.account.asked {
+		for _, way := range []string{"exchange", "insert"} {
+			if !slices.Contains(r.ways, way) {
+				c.Errorf("%v: commit %s was given up although it was not tried by %s: %s", r.hub, r.commit, way, r.said)
+				return // one says it all
+			}
+		}
+	}
+}
+
+// readyMeansTaken: a relay that hands commits back must say within 5 s that it is not ready.
+func (c *chaos) readyMeansTaken() {
+	for i, w := range c.witnesses {
+		var first *refusal // since when the relay has been ready and yet refusing
+		for _, r := range c.account.asked {
+			if r.hub.relay != i || !strings.Contains(r.said, "it answered 503") {
+				continue
+			}
+			if first == nil || !w.readyThrough(first.at, r.at) {
+				first = &r
+			}
+			if r.at.Sub(first.at) > 5*time.Second {
+				c.Errorf("relay %d handed back commits from %s to %s and said that it was ready: %s; %s", i,
+					first.at.Format(time.TimeOnly), r.at.Format(time.TimeOnly), first.said, r.said)
+				break
+			}
+		}
+	}
 }
 
 // countersEqualCounts hands over some commits more, and compares the relays' counters with what was done.

@@ -66,20 +66,16 @@ func (w *witness) ask() (ready bool, why string) {
 	return said.Ready, fmt.Sprintf("%s", said.Reasons)
 }
 
-// readyThrough reports whether the relay said that it was ready, and nothing else, from one time to another.
+// readyThrough reports whether the relay said nothing but that it was ready from one time to another.
 func (w *witness) readyThrough(from, to time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	times := 0
 	for _, s := range w.said {
-		if s.at.After(from) && s.at.Before(to) {
-			if !s.ready {
-				return false
-			}
-			times++
+		if s.at.After(from) && s.at.Before(to) && !s.ready {
+			return false
 		}
 	}
-	return times >= 5
+	return true
 }
 
 // scrape reads the metrics.

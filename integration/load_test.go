@@ -39,6 +39,7 @@ type load struct {
 	refused  int        // other answers, and none
 	slowest  time.Duration
 	took     []time.Duration // of commits answered 200
+	at       []time.Time     // when they were
 	answered chan struct{}   // one for each 200, as far as someone listens
 }
 
@@ -80,6 +81,7 @@ func (l *load) postOne(r *relay) {
 		l.taken = append(l.taken, ids...)
 		l.slowest = max(l.slowest, a.Took)
 		l.took = append(l.took, a.Took)
+		l.at = append(l.at, time.Now())
 	} else {
 		l.refused++
 	}
@@ -103,6 +105,20 @@ func (l *load) await(t testing.TB, n int) {
 			t.Fatalf("%d of %d commits were answered within a minute", i, n)
 		}
 	}
+}
+
+// longestGap is the longest time without an answer 200 since from.
+func (l *load) longestGap(from time.Time) (longest time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	slices.SortFunc(l.at, time.Time.Compare)
+	for _, at := range l.at {
+		if at.After(from) {
+			longest = max(longest, at.Sub(from))
+			from = at
+		}
+	}
+	return longest
 }
 
 func (l *load) ids() []string {

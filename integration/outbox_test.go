@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -71,9 +72,10 @@ func TestOutboxReadByTwoRelaysArrivesOnce(t *testing.T) {
 type outboxHub struct {
 	*ledger
 	db         *pgx.Conn
-	silent     bool // as with notify = off
-	neighbours int  // events of the same commits as those that nobody can translate
-	bad        int  // of these
+	silent     bool   // tells nobody: the poll finds it
+	poke       string // a socket to poke after a commit; "": NOTIFY tells instead
+	neighbours int    // events of the same commits as those that nobody can translate
+	bad        int    // of these
 }
 
 // commit inserts n events, and more, in one transaction, and gives its id.
@@ -104,11 +106,14 @@ func (h *outboxHub) commit(t testing.TB, n int, more ...string) (id string) {
 	for i, kwargs := range more {
 		insert(n+i, "postPackageListChange", kwargs)
 	}
-	if !h.silent {
+	if !h.silent && h.poke == "" {
 		batch.Queue("SELECT pg_notify('koji_relay', '')")
 	}
 	if err := h.db.SendBatch(ctx, batch).Close(); err != nil {
 		t.Fatalf("insert into the outbox: %v", err)
+	}
+	if !h.silent && h.poke != "" {
+		pokeRelay(h.poke)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -118,6 +123,14 @@ func (h *outboxHub) commit(t testing.TB, n int, more ...string) (id string) {
 	}
 	h.answered += n // the hub has its commit: this is its 200
 	return id
+}
+
+// pokeRelay is what the plugin does after a commit: one datagram, and no care for what becomes of it.
+func pokeRelay(socket string) {
+	if conn, err := net.Dial("unixgram", socket); err == nil {
+		_, _ = conn.Write([]byte("outbox"))
+		conn.Close()
+	}
 }
 
 // commitUntranslatable inserts commits with events behind two neighbours that have no action, and so no address.

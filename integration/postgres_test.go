@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"fmt"
 	"os/exec"
 	"testing"
@@ -25,7 +26,8 @@ func startPostgres(t testing.TB) *server {
 
 // connString is how to connect to one of its databases.
 func (s *server) connString(database string) string {
-	return fmt.Sprintf("host=127.0.0.1 port=%d user=%s password=%s dbname=%s sslmode=disable", s.port, user, password, database)
+	return fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=%s sslmode=disable", cmp.Or(s.host, "127.0.0.1"),
+		s.port, user, password, database)
 }
 
 func (s *server) awaitPostgres(t testing.TB) {

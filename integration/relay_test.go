@@ -34,7 +34,7 @@ type relay struct {
 	log     *journal
 }
 
-// settings are configuration keys as "section.key".
+// settings are configuration keys as "section.key". "plugin.timeout" is of koji_relay.conf beside the relay's file.
 type settings map[string]string
 
 // with is s with other settings on top; an empty value takes a key away.
@@ -93,6 +93,15 @@ func newRelay(t testing.TB, s settings) *relay {
 	return r
 }
 
+// pokeSocket is where the hub plugin says that something is in the outbox; "" where this relay has none.
+func (r *relay) pokeSocket() string {
+	path := filepath.Join(r.dir, "poke.sock")
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
 // configure writes the configuration file.
 func (r *relay) configure(t testing.TB, s settings) {
 	t.Helper()
@@ -115,6 +124,12 @@ func (r *relay) configure(t testing.TB, s settings) {
 	}
 	if err := os.WriteFile(r.conf, text.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if timeout := all["plugin.timeout"]; timeout != "" {
+		text := "[koji_relay]\ntimeout = " + timeout + "\n"
+		if err := os.WriteFile(filepath.Join(r.dir, "koji_relay.conf"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 // server is one real server of ours. It keeps its ports and its data through kill and start.
 type server struct {
 	service string // the image's name
+	host    string // "": this machine
 	port    int
 	tlsPort int // brokers only
 	machine machine
@@ -128,7 +130,9 @@ func (s *server) remove() {
 	}
 }
 
-func (s *server) addr() string { return "127.0.0.1:" + strconv.Itoa(s.port) }
+func (s *server) addr() string {
+	return net.JoinHostPort(cmp.Or(s.host, "127.0.0.1"), strconv.Itoa(s.port))
+}
 
 // do runs one of the machine's actions.
 func (s *server) do(t testing.TB, what string, action func(context.Context) error) {

@@ -1,203 +1,252 @@
 package integration
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/Azure/go-amqp"
 	"github.com/jackc/pgx/v5"
 )
 
-// BenchmarkBacklogDrain drains the backlog of an outage to a real RabbitMQ, from a real PostgreSQL, and compares its rate with
-// that of 10,000 rows, drained by the same relay from the same server immediately before and after: alone, behind 100,000
-// messages that wait for their next attempt, and while another session holds an old snapshot open. Messages are
-// counted where they arrive. KOJI_RELAY_BENCH_ROWS is the size of the backlog.
-func BenchmarkBacklogDrain(b *testing.B) {
-	for b.Loop() {
-		measureDrain(b)
+const benchBatchSize = 1000 // of the example configuration
+
+// drains: the backlog of an outage goes from a real PostgreSQL to a real RabbitMQ. Messages are counted where
+// they arrive.
+func drains(t *table) {
+	small, large, million := t.n(10_000, 200), t.n(100_000, 300), t.n(1_000_000, 400)
+	raw := rawSender(t, t.broker40, fmt.Sprintf(rabbitmq40.prefix, "drain")+"."+tagTopic)
+	d := newDrain(t, nil)
+	const sender, alike = "pipelined go-amqp sender", "the same for 10,000 rows"
+	hundred := t.row("drain, 100,000 rows of 1 kB", "1/s", sender, atLeast(0.7))
+	million1 := t.row("drain, 1,000,000 rows", "1/s", alike, atLeast(0.95))
+	memory := t.row("memory, 1,000,000 rows draining, RssAnon", "MiB", "", below(64))
+	d.drain(t, small, tagTopic) // plans and caches
+	for range t.rounds {
+		hundred.add(d.drain(t, large, tagTopic), raw.mustThroughput(t, t.n(40_000, 400)))
+	}
+	for range min(t.rounds, 2) { // minutes each
+		before := d.drain(t, small, tagTopic)
+		stop := watchMemory(t, d.relay)
+		whole := d.drain(t, million, tagTopic)
+		memory.add(stop(), 0)
+		million1.add(whole, (before+d.drain(t, small, tagTopic))/2)
+	}
+	if os.Getenv("KOJI_RELAY_BENCH_HUGE") == "1" {
+		huge := t.row("drain, 10,000,000 rows", "1/s", alike, atLeast(0.9))
+		before := d.drain(t, small, tagTopic)
+		huge.add(d.drain(t, t.n(10_000_000, 500), tagTopic), before)
+	}
+	drainBesideHub(t, d)
+	drainInOrder(t, d)
+	d.relay.stop(t)
+}
+
+// drainBesideHub: a hub hands over to an address that is being drained.
+func drainBesideHub(t *table, d *drain) {
+	p50 := t.row("hand-over to an address that is drained, p50", "µs", "the same without a drain", atMost(3, 0))
+	p99 := t.row("hand-over to an address that is drained, p99", "µs", "", below(15_000))
+	n, backlog := t.n(300, 5), t.n(60_000, 300)
+	for range t.rounds {
+		quiet, _ := pluginHandOver(t, d.relay.socket, n)
+		d.command(t, "pause")
+		d.fill(t, backlog, "NULL", tagTopic)
+		target := d.arrived.Load() + int64(backlog)
+		d.command(t, "resume")
+		busy50, busy99 := pluginHandOver(t, d.relay.socket, n)
+		if t.scale >= 1 && d.arrived.Load() >= target {
+			t.Error("the drain was over before the hand-overs: this row shows nothing")
+		}
+		p50.add(busy50, quiet)
+		p99.add(busy99, 0)
+		d.await(t, target+int64(n)) // and those of the warm-up
 	}
 }
 
-const (
-	smallBacklog   = 10_000
-	waitingRows    = 100_000
-	benchBatchSize = 1000 // of the example configuration
-)
-
-func measureDrain(b *testing.B) {
-	rows, err := strconv.Atoi(cmp.Or(os.Getenv("KOJI_RELAY_BENCH_ROWS"), "50000"))
-	if err != nil {
-		b.Fatal(err)
+// drainInOrder: with preserve_order a message is sent when the one before it is settled, unless it is known
+// to be of another address.
+func drainInOrder(t *table, d *drain) {
+	n := t.n(10_000, 200)
+	ordered := newDrain(t, settings{"queue.preserve_order": "on"})
+	plain := t.row("drain with preserve_order", "1/s", "without it", atLeast(0.3))
+	topics := t.row("drain with preserve_order, two topics alternating", "1/s", "one topic", atLeast(0.5))
+	for range t.rounds {
+		one := ordered.drain(t, n, ledgerTopics[0])
+		plain.add(one, d.drain(t, n, ledgerTopics[0]))
+		topics.add(ordered.drain(t, n, ledgerTopics[0], ledgerTopics[1]), one)
 	}
-	broker, database := startBroker(b, rabbitmq40), startPostgres(b)
-	d := &drainBench{arrived: countArrivals(b, broker, rabbitmq40.sources("drain", []string{tagTopic})[0]), server: database}
-	fmt.Printf("\n%-34s %12s %12s %8s %14s   aim 0.9, 64 MiB\n", "messages a second, drained", "10,000", strconv.Itoa(rows), "ratio", "RssAnon")
-	for _, state := range []struct {
-		name    string
-		prepare func()
-	}{
-		{"alone", func() {}},
-		{"behind 100,000 waiting", func() { d.fill(b, waitingRows, "now() + interval '1 hour'") }},
-		{"with an old snapshot", func() { d.hold(b) }},
-	} {
-		d.database = "drain_" + strconv.FormatInt(parts.Add(1), 10)
-		d.relay = startRelay(b, forBroker(rabbitmq40, "drain", broker).with(newDatabase(b, database, d.database),
-			settings{"queue.batch_size": strconv.Itoa(benchBatchSize)}), broker)
-		d.drain(b, smallBacklog) // plans and caches
-		state.prepare()
-		before := d.drain(b, smallBacklog)
-		stop := d.watchMemory(b)
-		whole := d.drain(b, rows)
-		peak := stop()
-		after := d.drain(b, smallBacklog)
-		small := (before + after) / 2
-		fmt.Printf("%-34s %12.0f %12.0f %8.2f %10.1f MiB\n", state.name, small, whole, whole/small, peak)
-		d.relay.kill(b)
-	}
+	ordered.relay.stop(t)
 }
 
-// drainBench is one relay with its database and the count of what arrived.
-type drainBench struct {
+// drain is one relay with its database and the count of what arrived.
+type drain struct {
 	relay    *relay
 	server   *server
 	database string
 	arrived  *atomic.Int64
 }
 
-// drain fills the queue while the drain is paused, and gives the messages a second from its resumption until all arrived.
-func (d *drainBench) drain(b *testing.B, rows int) float64 {
-	b.Helper()
-	d.command(b, "pause")
-	d.fill(b, rows, "NULL")
+func newDrain(t *table, more settings) *drain {
+	part := newPart()
+	d := &drain{server: t.postgres, database: part,
+		arrived: countArrivals(t, t.broker40, rabbitmq40.sources(part, ledgerTopics)...)}
+	d.relay = startRelay(t, forBroker(rabbitmq40, part, t.broker40).with(newDatabase(t, t.postgres, part),
+		settings{"queue.batch_size": strconv.Itoa(benchBatchSize)}, more), t.broker40)
+	return d
+}
+
+// drain fills the queue while the drain is paused, and gives the messages a second from its resumption until
+// all arrived.
+func (d *drain) drain(t testing.TB, rows int, topics ...string) float64 {
+	t.Helper()
+	d.command(t, "pause")
+	d.fill(t, rows, "NULL", topics...)
 	target := d.arrived.Load() + int64(rows)
-	d.command(b, "resume")
+	d.command(t, "resume")
 	began := time.Now()
+	d.await(t, target)
+	return float64(rows) / time.Since(began).Seconds()
+}
+
+// await waits until so many messages have arrived in all.
+func (d *drain) await(t testing.TB, target int64) {
+	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(20 * time.Minute)
+	limit := time.After(40 * time.Minute)
 	for d.arrived.Load() < target {
 		select {
 		case <-tick.C:
 		case <-d.relay.ended:
-			b.Fatal("the relay ended")
+			t.Fatal("the relay ended")
 		case <-limit:
-			b.Fatalf("%d of %d messages did not arrive", target-d.arrived.Load(), rows)
+			t.Fatalf("%d messages did not arrive", target-d.arrived.Load())
 		}
 	}
-	return float64(rows) / time.Since(began).Seconds()
 }
 
-func (d *drainBench) command(b *testing.B, args ...string) {
-	b.Helper()
+func (d *drain) command(t testing.TB, args ...string) {
+	t.Helper()
 	path, err := binary()
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	if out, err := exec.Command(path, append(args, "--config", d.relay.conf)...).CombinedOutput(); err != nil {
-		b.Fatalf("koji-relay %v: %v\n%s", args, err, out)
+		t.Fatalf("koji-relay %v: %v\n%s", args, err, out)
 	}
 }
 
-// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them.
-func (d *drainBench) fill(b *testing.B, rows int, nextAttempt string) {
-	b.Helper()
-	db := d.connect(b)
+// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them. Topics alternate.
+func (d *drain) fill(t testing.TB, rows int, nextAttempt string, topics ...string) {
+	t.Helper()
+	db := d.connect(t)
 	defer db.Close(context.Background())
 	_, err := db.Exec(context.Background(), fmt.Sprintf(`
-		WITH n AS (SELECT nextval('proton_queue_id_seq') AS id FROM generate_series(1, %d)), d AS (
-			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback, next_attempt)
-			SELECT gen_random_uuid(), id, now(), now(), '%s', 1300, 'postTag', %s FROM n ORDER BY id
+		WITH n AS (
+			SELECT nextval('proton_queue_id_seq') AS id, ($2::text[])[1 + n %% cardinality($2)] AS topic
+			FROM generate_series(1, $1) AS n
+		), d AS (
+			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback,
+				next_attempt)
+			SELECT gen_random_uuid(), id, now(), now(), topic, 1300, 'postTag', %s FROM n ORDER BY id
 		) INSERT INTO proton_queue (id, address, props, body)
-		SELECT id, '%[2]s', '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira"}',
-			json_build_object('n', id, 'build', repeat('0123456789', 85)) FROM n ORDER BY id`, rows, tagTopic, nextAttempt))
+		SELECT id, topic, '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1"}',
+			json_build_object('n', id, 'build', repeat('0123456789', 85)) FROM n
+		ORDER BY id`, nextAttempt), rows, topics)
 	if err != nil {
-		b.Fatalf("fill the queue: %v", err)
+		t.Fatalf("fill the queue: %v", err)
 	}
 }
 
-// hold keeps a snapshot open until the test ends, as a backup does: nothing deleted meanwhile can be cleaned up.
-func (d *drainBench) hold(b *testing.B) {
-	b.Helper()
-	db := d.connect(b)
-	b.Cleanup(func() { db.Close(context.Background()) })
-	if _, err := db.Exec(context.Background(), "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM proton_queue"); err != nil {
-		b.Fatal(err)
-	}
-}
-
-func (d *drainBench) connect(b *testing.B) *pgx.Conn {
-	b.Helper()
-	db, err := pgx.Connect(within(b, 10*time.Second), d.server.connString(d.database))
+func (d *drain) connect(t testing.TB) *pgx.Conn {
+	t.Helper()
+	db, err := pgx.Connect(within(t, 10*time.Second), d.server.connString(d.database))
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	return db
 }
 
-// watchMemory samples the relay's own memory until stop, which gives the most that it had, in MiB.
-func (d *drainBench) watchMemory(b *testing.B) (stop func() float64) {
-	ctx, cancel := context.WithCancel(context.Background())
-	peak := make(chan float64, 1) // nobody may wait for it
-	go func() {
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		var most float64
-		for {
-			select {
-			case <-tick.C:
-				most = max(most, anonymousMiB(b, d.relay))
-			case <-d.relay.ended: // drain says so
-				peak <- most
-				return
-			case <-ctx.Done():
-				peak <- most
-				return
-			}
-		}
-	}()
-	return func() float64 {
-		cancel()
-		return <-peak
+// outboxes: what hubs with delivery = outbox left waiting, and what one commit costs on a quiet day.
+func outboxes(t *table) {
+	d := newDrain(t, nil)
+	waiting := t.row("outbox, 20,000 commits of one event waiting", "1/s", "drain of as many from the queue",
+		atLeast(0.5))
+	n := t.n(20_000, 200)
+	d.drain(t, n, tagTopic)
+	for range t.rounds {
+		d.relay.signal(t, syscall.SIGSTOP)
+		d.fillOutbox(t, n)
+		target := d.arrived.Load() + int64(n)
+		began := time.Now()
+		d.relay.signal(t, syscall.SIGCONT)
+		d.await(t, target)
+		waiting.add(float64(n)/time.Since(began).Seconds(), d.drain(t, n, tagTopic))
+	}
+	outboxLatency(t, d)
+	d.relay.stop(t)
+}
+
+// fillOutbox inserts commits of one event.
+func (d *drain) fillOutbox(t testing.TB, commits int) {
+	t.Helper()
+	db := d.connect(t)
+	defer db.Close(context.Background())
+	_, err := db.Exec(context.Background(), `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+		SELECT gen_random_uuid(), 0, 'postTag', json_build_object('tag', json_build_object('name', 'f40-updates'),
+			'build', json_build_object('name', 'bash', 'version', '5.2', 'release', n::text,
+				'extra', repeat('0123456789', 85)),
+			'user', json_build_object('name', 'kojira'))
+		FROM generate_series(1, $1) AS n`, commits)
+	if err != nil {
+		t.Fatalf("fill the outbox: %v", err)
 	}
 }
 
-// countArrivals subscribes and counts what comes.
-func countArrivals(b *testing.B, s *server, source string) *atomic.Int64 {
-	ctx := within(b, 10*time.Second)
-	conn, err := amqp.Dial(ctx, "amqp://"+s.addr(), s.dialOptions())
-	if err != nil {
-		b.Fatal(err)
-	}
-	session, err := conn.NewSession(ctx, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	settled := amqp.SenderSettleModeSettled // nothing to answer
-	receiver, err := session.NewReceiver(ctx, source, &amqp.ReceiverOptions{Credit: 1000, RequestedSenderSettleMode: &settled})
-	if err != nil {
-		b.Fatal(err)
-	}
-	var arrived atomic.Int64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			if _, err := receiver.Receive(context.Background(), nil); err != nil {
-				return // the connection is closed
-			}
-			arrived.Add(1)
+// outboxLatency: from a hub's COMMIT to the message at a subscriber, one commit after the other.
+func outboxLatency(t *table, d *drain) {
+	r := t.row("outbox, from COMMIT to the subscriber, p50", "µs", "NOTIFY to another session, and a raw send",
+		atMost(3, 1000))
+	raw := rawSender(t, t.broker40, fmt.Sprintf(rabbitmq40.prefix, "bench")+"."+tagTopic)
+	part := d.database
+	box := subscribe(t, t.broker40, rabbitmq40, rabbitmq40.sources(part, ledgerTopics)...)
+	hub := &outboxHub{ledger: newLedger(d.server.connString(part)), poke: d.relay.pokeSocket()}
+	n := t.n(200, 5)
+	for range t.rounds {
+		var took []float64
+		for range n {
+			id := hub.commit(t, 1)
+			began := time.Now()
+			box.waitFor(t, 30*time.Second, messageID(id, 0))
+			took = append(took, float64(time.Since(began).Nanoseconds())/1000)
 		}
-	}()
-	b.Cleanup(func() {
-		conn.Close()
-		<-done
-	})
-	return &arrived
+		r.add(median(took), median(notifyTimes(t, d, n))+median(raw.times(t, n)))
+	}
+}
+
+// notifyTimes is what PostgreSQL needs to tell another session that something was committed, in microseconds.
+func notifyTimes(t testing.TB, d *drain, n int) (us []float64) {
+	tell, hear := d.connect(t), d.connect(t)
+	defer tell.Close(context.Background())
+	defer hear.Close(context.Background())
+	ctx := within(t, time.Minute)
+	if _, err := hear.Exec(ctx, "LISTEN bench"); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		began := time.Now()
+		if _, err := tell.Exec(ctx, "NOTIFY bench"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hear.WaitForNotification(ctx); err != nil {
+			t.Fatal(err)
+		}
+		us = append(us, float64(time.Since(began).Nanoseconds())/1000)
+	}
+	return us
 }

@@ -46,7 +46,7 @@ def tag_build():
 
 
 def median(function, rounds):
-    for _ in range(20):
+    for _ in range(min(rounds, 20)):   # warm up
         function()
     times = []
     for _ in range(rounds):

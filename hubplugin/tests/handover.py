@@ -1,4 +1,5 @@
-"""Hands commits of one message over with the plugin's own code and prints the median in microseconds.
+"""Hands commits of one message over with the plugin's own code and prints the median and the 99th
+percentile in microseconds.
 
     python hubplugin/tests/handover.py SOCKET COMMITS
 """
@@ -19,17 +20,18 @@ KWARGS = {'tag': {'id': 1, 'name': 'f40-updates'}, 'user': {'id': 7, 'name': 'bu
 def main():
     path, commits = sys.argv[1], int(sys.argv[2])
     plugin = conftest.load_plugin()
-    plugin.config = types.SimpleNamespace(socket=path, timeout=2.0, max_request_bytes=8 << 20)
+    plugin.config = types.SimpleNamespace(socket=path, timeout=30.0, max_request_bytes=8 << 20)
     event = (0, 'postTag', json.dumps(KWARGS))
     times = []
     for n in range(commits + 20):   # the first ones warm up
         commit = types.SimpleNamespace(id=str(uuid.uuid4()), events=[event])
         started = time.perf_counter()
-        rest, why = plugin.post(commit, time.monotonic() + 2)
+        rest, why = plugin.post(commit, time.monotonic() + 30)
         times.append(time.perf_counter() - started)
         if rest:
             sys.exit('not taken: %s' % why)
-    print(round(1e6 * statistics.median(times[20:])))
+    times = sorted(times[20:])
+    print(round(1e6 * statistics.median(times)), round(1e6 * times[len(times) * 99 // 100]))
 
 
 if __name__ == '__main__':
