@@ -545,7 +545,8 @@ def test_fallback_does_not_mark_the_request_as_writing_and_leaves_no_transaction
 def test_lost_database_connection_costs_no_exception(load, hub, database, log):
     load()
     hub.between = lambda: database.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hub'")
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name = 'hub'")
     hub.request(change('x'))
     assert hub.committed
     assert len(log()) == 1 and log()[0].startswith('ERROR') and '2 of 2 events lost' in log()[0]
