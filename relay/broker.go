@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -84,6 +85,7 @@ type broker struct {
 	trialAt     time.Time
 	trialPause  time.Duration
 	notices     map[string]*notice // by address
+	abandoned   int                // connections that could not be ended
 }
 
 func newBroker(r *Relay, e amqpconn.Endpoint) *broker {
@@ -108,6 +110,10 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			b.connected(c, failures, time.Since(downSince))
 			tried()
 			err = c.serve(ctx)
+			var refused *amqpconn.RefusedError
+			if errors.As(err, &refused) {
+				b.distrust()
+			}
 			failures, downSince = 0, time.Now()
 			lasted = time.Since(c.born)
 			b.disconnected()
@@ -141,16 +147,32 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 
 func (b *broker) hooks() connHooks {
 	return connHooks{
-		progress: b.proven,
-		doubt:    func(d *delivery) { b.r.doubts.add(d) },
-		late:     b.r.late,
-		lost:     func(m *message.Message) { b.r.suspect.add(m.ID, b.e.Name, false) },
-		notice:   b.notice,
+		progress:  b.proven,
+		doubt:     func(d *delivery) { b.r.doubts.add(d) },
+		late:      b.r.late,
+		lost:      func(m *message.Message) { b.r.suspect.add(m.ID, b.e.Name, false) },
+		notice:    b.notice,
+		abandoned: b.abandon,
 		settled: func(d *delivery, a attempt) {
 			if f := b.r.opts.Observer.Settled; f != nil {
 				f(b.e.Name, d.msg, a.outcome(false), d.link.c.now()-d.began)
 			}
 		},
+	}
+}
+
+// abandon counts a connection that could not be ended.
+func (b *broker) abandon() {
+	b.mu.Lock()
+	b.abandoned++
+	n := b.abandoned
+	b.mu.Unlock()
+	if f := b.r.opts.Observer.Failed; f != nil {
+		f(b.e.Name, "abandoned")
+	}
+	if n == 1 {
+		b.log.Error("connection could not be ended: goroutines and memory of the AMQP driver are left behind until the " +
+			"relay restarts; more of them are counted as failures of kind abandoned and not logged")
 	}
 }
 
@@ -187,7 +209,7 @@ func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	b.mu.Lock()
 	state, cause := Up, ""
 	if b.doubted {
-		state, cause = Stalled, "was silent before it reconnected; not yet proven"
+		state, cause = Stalled, "was silent or broke the protocol before it reconnected; not yet proven"
 		b.trialAt, b.trialPause = time.Now(), firstTrialPause
 	}
 	b.conn, b.connectedAt = c, time.Now()
@@ -229,6 +251,14 @@ func (b *broker) proven() {
 		b.observe(Up)
 		b.r.signalUp()
 	}
+}
+
+// distrust has the broker prove itself after it connects again, for what it did to this connection.
+func (b *broker) distrust() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.doubted = true
+	b.unproven.Store(true)
 }
 
 // stall takes the broker out of use on the hub's time because c has settled nothing for a while.

@@ -54,6 +54,8 @@ type connHooks struct {
 	lost     func(m *message.Message)          // it was unsettled when something ended
 	settled  func(d *delivery, a attempt)      // for metrics
 	notice   func(address, kind, cause string) // one address is in trouble; an empty kind ends it
+	// abandoned: goroutines of the driver could not be ended and are left behind.
+	abandoned func()
 }
 
 type refusal struct {
@@ -91,10 +93,33 @@ func (c *conn) serve(ctx context.Context) error {
 	c.closing = true
 	c.mu.Unlock()
 	cancel()
-	c.Close()
-	c.wg.Wait()
+	c.end()
 	return err
 }
+
+// end closes the connection and waits for all that used it, within bounds: what of the driver cannot be ended is left
+// behind, and those who wait for it are told that there is no answer.
+func (c *conn) end() {
+	done := make(chan struct{})
+	go func() { c.wg.Wait(); close(done) }()
+	closed := c.Close()
+	timer := time.NewTimer(endTime)
+	defer timer.Stop()
+	select {
+	case <-done:
+		if closed {
+			return
+		}
+	case <-timer.C:
+	}
+	c.hooks.abandoned()
+	for _, l := range c.allLinks() {
+		l.forsake()
+	}
+}
+
+// endTime is what the goroutines of a closed connection get to end.
+const endTime = 2 * time.Second
 
 // watch waits for the end of the connection and looks after deliveries that nobody settles.
 func (c *conn) watch(ctx context.Context) error {
@@ -143,7 +168,9 @@ func (c *conn) blameless() bool {
 		return false
 	}
 	var ours amqpconn.DropError
-	return c.stopped.Load() || errors.As(c.Cause(), &ours)
+	var theirs *amqpconn.RefusedError
+	cause := c.Cause()
+	return c.stopped.Load() || errors.As(cause, &ours) || errors.As(cause, &theirs)
 }
 
 // now is the time since c was opened: monotonic, and cheap to keep in an atomic.

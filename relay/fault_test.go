@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -358,6 +359,32 @@ func TestSilenceAtConnectCostsTheHubNothing(t *testing.T) {
 	}
 	if took := time.Since(began); took > 20*handoff {
 		t.Errorf("100 calls took %v", took)
+	}
+}
+
+func TestSilentBrokerAtStartCostsTheHubAMoment(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	b.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageSASL})
+	o := Options{
+		Options: amqpconn.Options{TopicPrefix: "/topic/koji", ConnectTimeout: time.Minute}, Brokers: []Broker{{b.URL()}},
+		HandoffTimeout: time.Minute,
+	}
+	r, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	began := time.Now()
+	wantAll(t, r.Send(t.Context(), sample(1)), message.NotSent, message.Wait)
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the first commit waited %v", took)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

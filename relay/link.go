@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -49,11 +50,14 @@ type link struct {
 // sender is one attached driver link; a link goes through several of them.
 type sender struct {
 	*amqpconn.Sender
-	unsettled int  // guarded by link.mu
-	retired   bool // guarded by link.mu: close when nothing is unsettled any more
-	dead      bool // guarded by link.mu
-	alone     bool // guarded by link.mu: when it died one delivery was unsettled
-	forsaken  bool // guarded by link.mu: closed by us for silence; its deliveries are not to blame
+	opened    time.Duration // since conn.born
+	asked     bool          // guarded by link.mu: to give its place to another address
+	left      int           // guarded by link.mu: what it may still send then
+	unsettled int           // guarded by link.mu
+	retired   bool          // guarded by link.mu: close when nothing is unsettled any more
+	dead      bool          // guarded by link.mu
+	alone     bool          // guarded by link.mu: when it died one delivery was unsettled
+	forsaken  bool          // guarded by link.mu: closed by us for silence; its deliveries are not to blame
 }
 
 // delivery is one attempt to send one message on one broker.
@@ -67,6 +71,8 @@ type delivery struct {
 	index   int
 	link    *link
 	began   time.Duration // when it was submitted, since conn.born
+
+	finished atomic.Bool
 
 	// Guarded by link.mu.
 	taken   bool          // given to the driver
@@ -133,6 +139,10 @@ func (l *link) run() {
 	defer l.abandon()
 	for l.await() {
 		s, a := l.attached()
+		if s == nil && a == (attempt{}) {
+			l.forget()
+			continue
+		}
 		if s == nil {
 			if a.verdict != unsent {
 				l.refuse(a)
@@ -198,7 +208,7 @@ func (l *link) attached() (*sender, attempt) {
 	}
 	reply := make(chan attachReply, 1)
 	select {
-	case l.c.attach <- attachRequest{address: l.address, reply: reply}:
+	case l.c.attach <- attachRequest{link: l, reply: reply}:
 	case <-l.c.Done():
 		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
@@ -209,17 +219,16 @@ func (l *link) attached() (*sender, attempt) {
 		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	if r.err != nil {
+		if errors.Is(r.err, amqpconn.ErrNoPlace) {
+			return nil, attempt{}
+		}
 		var gone *amqp.ConnError
 		if errors.As(r.err, &gone) || l.c.Dropped() || l.c.stopped.Load() {
 			return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 		}
 		return nil, judgeRefusal(r.err, l.c.Peer)
 	}
-	s = &sender{Sender: r.sender}
-	l.mu.Lock()
-	l.sender = s
-	l.mu.Unlock()
-	return s, attempt{}
+	return r.sender, attempt{}
 }
 
 // refuse gives all that is queued the reason for which the broker did not let us attach.
@@ -266,10 +275,27 @@ func (l *link) flush(a attempt) {
 	}
 }
 
-// take moves the head of the queue to the unsettled ones; nil if all were withdrawn meanwhile.
+// forget empties the queue if all that is in it was withdrawn.
+func (l *link) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.live == 0 {
+		l.queue = nil
+	}
+}
+
+// take moves the head of the queue to the unsettled ones; nil if all were withdrawn meanwhile, or s was.
 func (l *link) take(s *sender) *delivery {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if s.retired {
+		return nil
+	}
+	defer func() {
+		if s.asked && s.left == 0 {
+			l.closeWhenSettled(s)
+		}
+	}()
 	for len(l.queue) > 0 {
 		d := l.queue[0]
 		l.queue[0] = nil
@@ -282,16 +308,35 @@ func (l *link) take(s *sender) *delivery {
 		d.taken, d.takenAt = true, l.c.now()
 		l.unsettled[d] = struct{}{}
 		s.unsettled++
+		s.left = max(s.left-1, 0)
 		l.c.unsettled.Add(1)
 		return d
 	}
-	l.queue = nil // lets go of the array
+	l.queue, s.left = nil, 0 // lets go of the array
 	return nil
 }
 
-// finish reports d's end to its round, or to whom it concerns when the round has been left.
+// forsake ends all that waits here without an answer, because the connection has ended and the driver has not.
+func (l *link) forsake() {
+	l.mu.Lock()
+	l.retired = true
+	unsettled := make([]*delivery, 0, len(l.unsettled))
+	for d := range l.unsettled {
+		unsettled = append(unsettled, d)
+	}
+	l.mu.Unlock()
+	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
+	for _, d := range unsettled {
+		l.finish(d, attempt{verdict: silent, state: message.Unknown, reason: noAnswer})
+	}
+}
+
+// finish reports d's end, once, to its round, or to whom it concerns when the round has been left.
 func (l *link) finish(d *delivery, a attempt) {
 	a.broker = l.c.name
+	if d.finished.Swap(true) {
+		return
+	}
 	if d.taken {
 		l.c.hooks.settled(d, a)
 	}

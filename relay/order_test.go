@@ -62,7 +62,7 @@ func TestMessageWithoutAnswerStopsThoseBehindIt(t *testing.T) {
 	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
 	w := startRelay(t, func(o *Options) {
 		o.PreserveOrder = true
-		o.HandoffTimeout = 200 * time.Millisecond
+		o.HandoffTimeout = 2 * time.Second
 	}, a, b)
 	w.await(0, Up)
 	w.await(1, Up)

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/Azure/go-amqp"
 
@@ -46,7 +47,8 @@ type attempt struct {
 type rule struct {
 	state     message.State
 	condition amqp.ErrCond
-	rabbitmq  bool // holds for RabbitMQ only
+	rabbitmq  bool   // holds for RabbitMQ only
+	reason    string // of the error's info map; empty matches any
 	verdict   verdict
 }
 
@@ -55,44 +57,66 @@ type rule struct {
 //
 // AMQP 1.0 messaging, section 3.4; conditions: transport, section 2.8.
 var rules = []rule{
-	{message.Accepted, "*", false, accepted},
+	{message.Accepted, "*", false, "", accepted},
 
 	// RabbitMQ from 3.11.20, 3.12.2 and 4.0: released means that no queue is bound to the topic.
-	{message.Released, "*", true, unroutable},
-	{message.Released, "*", false, busy},
-	{message.Modified, "*", false, busy},
+	{message.Released, "*", true, "", unroutable},
+	{message.Released, "*", false, "", busy},
+	{message.Modified, "*", false, "", busy},
 
-	{message.Rejected, amqp.ErrCondMessageSizeExceeded, false, tooLarge},
-	{message.Rejected, amqp.ErrCondResourceLimitExceeded, false, busy},
-	{message.Rejected, amqp.ErrCondResourceLocked, false, busy},
-	{message.Rejected, amqp.ErrCondTransferLimitExceeded, false, busy},
-	{message.Rejected, amqp.ErrCondConnectionForced, false, busy},
-	{message.Rejected, amqp.ErrCondDetachForced, false, busy},
-	{message.Rejected, "com.microsoft:server-busy", false, busy},
-	{message.Rejected, "com.microsoft:timeout", false, busy},
-	{message.Rejected, "amqp:server-busy", false, busy},
+	// RabbitMQ from 4.3 says in the error's info map what a queue has against a message: it is full, or has no leader
+	// (a quorum queue or stream that lacks a majority).
+	{message.Rejected, "*", true, "maxlen", busy},
+	{message.Rejected, "*", true, "unavailable", busy},
+
+	{message.Rejected, amqp.ErrCondMessageSizeExceeded, false, "", tooLarge},
+	{message.Rejected, amqp.ErrCondResourceLimitExceeded, false, "", busy},
+	{message.Rejected, amqp.ErrCondResourceLocked, false, "", busy},
+	{message.Rejected, amqp.ErrCondTransferLimitExceeded, false, "", busy},
+	{message.Rejected, amqp.ErrCondConnectionForced, false, "", busy},
+	{message.Rejected, amqp.ErrCondDetachForced, false, "", busy},
+	{message.Rejected, "com.microsoft:server-busy", false, "", busy},
+	{message.Rejected, "com.microsoft:timeout", false, "", busy},
+	{message.Rejected, "amqp:server-busy", false, "", busy},
 	// RabbitMQ 4.0 to 4.2 give no reason when a queue is full (maximum length, quota).
-	{message.Rejected, "", true, busy},
-	{message.Rejected, "*", false, refused},
+	{message.Rejected, "", true, "", busy},
+	{message.Rejected, "*", false, "", refused},
 
 	// Settled without a terminal state: it says nothing about the message.
-	{message.Unknown, "*", false, busy},
+	{message.Unknown, "*", false, "", busy},
 }
 
-func judge(state message.State, condition amqp.ErrCond, p dialect.Peer) verdict {
+func judge(state message.State, condition amqp.ErrCond, reason string, p dialect.Peer) verdict {
 	for _, r := range rules {
-		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.IsRabbitMQ()) {
+		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.IsRabbitMQ()) &&
+			(r.reason == "" || r.reason == reason) {
 			return r.verdict
 		}
 	}
 	return refused
 }
 
+// judgeError is judge for the error of a refused, detached or ended link or session.
+func judgeError(err *amqp.Error, p dialect.Peer) verdict {
+	return judge(message.Rejected, err.Condition, infoText(err, "reason"), p)
+}
+
+// infoText gives a text of the error's info map.
+func infoText(err *amqp.Error, key string) string {
+	if v := err.Info[key]; v != nil {
+		return amqpconn.Shorten(fmt.Sprint(v), 100)
+	}
+	return ""
+}
+
 // judgeDisposition turns a broker's answer into an attempt.
 func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) attempt {
 	a := attempt{state: message.Unknown, reason: "settled without an outcome"}
 	var condition amqp.ErrCond
+	var why string
 	switch s := s.(type) {
+	case *amqp.StateReceived:
+		a.reason = "settled as received"
 	case *amqp.StateAccepted:
 		a.state, a.reason = message.Accepted, ""
 	case *amqp.StateReleased:
@@ -105,11 +129,14 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) attempt {
 	case *amqp.StateRejected:
 		a.state, a.reason = message.Rejected, "rejected without a reason"
 		if s.Error != nil {
-			condition = s.Error.Condition
+			condition, why = s.Error.Condition, infoText(s.Error, "reason")
 			a.reason = "rejected: " + amqpconn.ConditionText(s.Error)
+			if queue := infoText(s.Error, "queue"); queue != "" {
+				a.reason += fmt.Sprintf(" (queue %s: %s)", queue, why)
+			}
 		}
 	}
-	a.verdict = judge(a.state, condition, p)
+	a.verdict = judge(a.state, condition, why, p)
 	return a
 }
 
@@ -118,7 +145,11 @@ func judgeRefusal(err error, p dialect.Peer) attempt {
 	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + amqpconn.ErrorText(err), failure: amqpconn.FailedLink}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
-		a.verdict = judge(message.Rejected, remote.Condition, p)
+		a.verdict = judgeError(remote, p)
+	}
+	var long *amqpconn.AddressTooLongError
+	if errors.As(err, &long) {
+		a.verdict, a.failure = tooLarge, ""
 	}
 	return a
 }

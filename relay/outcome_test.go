@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/devbroker/wire"
 	"koji-relay/internal/message"
 )
 
@@ -16,6 +17,16 @@ func reject(condition string) devbroker.Behaviour {
 	}
 	return devbroker.Behaviour{Verdict: devbroker.Verdict{
 		Outcome: devbroker.Reject, Cause: devbroker.Cause{Condition: condition, Description: "because"}}}
+}
+
+// rabbitReject rejects as RabbitMQ does since 4.3, with an info map.
+func rabbitReject(condition, reason string) devbroker.Behaviour {
+	return devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never, Say: func(id uint32) []devbroker.Performative {
+		return []devbroker.Performative{disposition(id, nil, true, wire.CodeRejected, wire.Described{
+			Descriptor: uint64(wire.CodeError), Value: []any{wire.Symbol(condition), "because",
+				wire.Pairs{wire.Symbol("queue"), "consumer-1", wire.Symbol("reason"), wire.Symbol(reason)}},
+		})}
+	}}}
 }
 
 func fault(f devbroker.Fault, condition string) devbroker.Behaviour {
@@ -53,6 +64,15 @@ func TestOutcomes(t *testing.T) {
 		{name: "rejected for lack of permission", behaviour: reject("amqp:unauthorized-access"),
 			state: message.Rejected, next: message.Count, reason: "amqp:unauthorized-access: because"},
 		{name: "rejected with an unknown condition", behaviour: reject("vendor:no"),
+			state: message.Rejected, next: message.Count},
+		{name: "rejected by a full queue of RabbitMQ 4.3", broker: rabbit4(), behaviour: rabbitReject("amqp:resource-limit-exceeded", "maxlen"),
+			state: message.Rejected, next: message.Later, reason: "(queue consumer-1: maxlen)"},
+		{name: "rejected by a queue of RabbitMQ 4.3 without a leader", broker: rabbit4(),
+			behaviour: rabbitReject("amqp:precondition-failed", "unavailable"),
+			state:     message.Rejected, next: message.Later, reason: "(queue consumer-1: unavailable)"},
+		{name: "rejected by RabbitMQ 4.3 for another reason", broker: rabbit4(),
+			behaviour: rabbitReject("amqp:precondition-failed", "schema"), state: message.Rejected, next: message.Count},
+		{name: "rejected by another with a reason like that", behaviour: rabbitReject("amqp:precondition-failed", "unavailable"),
 			state: message.Rejected, next: message.Count},
 		{name: "rejected for its size", behaviour: reject("amqp:link:message-size-exceeded"),
 			state: message.Rejected, next: message.Dead},

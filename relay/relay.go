@@ -90,7 +90,8 @@ type Relay struct {
 	suspect *suspects
 	doubts  *doubts
 
-	inflight atomic.Int64 // bytes
+	inflight   atomic.Int64  // bytes
+	startGrace time.Duration // see startGrace
 
 	settleOnce sync.Once
 	settled    chan struct{} // closed when the first connect attempts have ended, one way or the other
@@ -110,6 +111,8 @@ func New(opts Options) (*Relay, error) {
 		settled: make(chan struct{}),
 		suspect: newSuspects(),
 		doubts:  newDoubts(),
+
+		startGrace: startGrace,
 	}
 	var errs []error
 	for _, b := range opts.Brokers {
@@ -164,6 +167,10 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
+// startGrace is for how long after the start Send waits for the first connection. A broker that is silent from the
+// beginning costs the hub no more.
+const startGrace = 100 * time.Millisecond
+
 // Run connects to the brokers and keeps them connected until ctx ends. It blocks, leaves nothing behind, and
 // may be called once. Deliveries that are unsettled when ctx ends are reported as unknown to whoever waits.
 func (r *Relay) Run(ctx context.Context) error {
@@ -184,7 +191,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		wg.Go(func() { b.supervise(ctx, sync.OnceFunc(first.Done)) })
 	}
 	wg.Go(func() { first.Wait(); r.endStart() })
-	start := time.AfterFunc(r.opts.HandoffTimeout, r.endStart)
+	start := time.AfterFunc(min(r.startGrace, r.opts.HandoffTimeout), r.endStart)
 	defer start.Stop()
 	wg.Wait()
 	return nil

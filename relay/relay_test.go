@@ -77,6 +77,7 @@ func startRelay(t testing.TB, adjust func(*Options), brokers ...*devbroker.Broke
 		t.Fatal(err)
 	}
 	w.Relay = r
+	r.startGrace = o.HandoffTimeout // tests send at once, and the machine may be busy
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()

@@ -23,17 +23,13 @@ func (l *link) alive(s *sender) bool {
 	if err == nil {
 		return true
 	}
-	var sessionErr *amqp.SessionError
-	if errors.As(err, &sessionErr) {
-		s.SessionEnded(err)
-	}
 	l.ended(s)
 	return false
 }
 
 // transfer gives d to the driver, and waits for the answer elsewhere.
 func (l *link) transfer(s *sender, d *delivery) {
-	receipt, err := s.Send(d.wire)
+	receipt, err := s.Send(d.wire, d.msg.Keys())
 	d.wire = nil // sent or not, it is not sent again from here
 	if err != nil {
 		l.failed(s, d, err)
@@ -73,9 +69,8 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		}
 	case errors.As(err, &sessionErr):
 		if sessionErr.RemoteErr != nil {
-			a.alone = judge(message.Rejected, sessionErr.RemoteErr.Condition, l.c.Peer)
+			a.alone = judgeError(sessionErr.RemoteErr, l.c.Peer)
 		}
-		s.SessionEnded(err)
 		l.ended(s)
 		a.reason = "session ended before the broker answered: " + amqpconn.ErrorText(err)
 	case errors.As(err, &linkErr):
@@ -99,7 +94,7 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
 	a := attempt{verdict: lost, state: message.Unknown, alone: refused,
 		reason: "link ended before the broker answered: " + amqpconn.ErrorText(err)}
 	if err.RemoteErr != nil {
-		a.alone = judge(message.Rejected, err.RemoteErr.Condition, l.c.Peer)
+		a.alone = judgeError(err.RemoteErr, l.c.Peer)
 		if alone {
 			a.verdict = a.alone
 		}

@@ -323,10 +323,10 @@ func TestDrainIsNotHeldUpByOneMessage(t *testing.T) {
 func TestBrokerWithLittleTimeIsNotStalled(t *testing.T) {
 	t.Parallel()
 	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond }, a, b)
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 4 * time.Second }, a, b)
 	w.await(0, Up)
 	w.await(1, Up)
-	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release, Delay: 400 * time.Millisecond}})
+	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release, Delay: 3200 * time.Millisecond}})
 	b.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
 	if s := w.Status()[1]; s.State != Up || s.Unsettled != 1 {

@@ -26,6 +26,7 @@ const (
 	FailureLink        Failure = "link"        // the broker refused the address
 	FailureLost        Failure = "lost"        // the connection broke before the answer
 	FailureTimeout     Failure = "timeout"     // no answer in time
+	FailureAbandoned   Failure = "abandoned"   // a connection that could not be ended
 	FailureRejected    Failure = "rejected"    // the broker's outcome
 	FailureReleased    Failure = "released"    // the broker's outcome
 	FailureModified    Failure = "modified"    // the broker's outcome
@@ -36,7 +37,7 @@ const (
 )
 
 var failures = map[Failure]bool{FailureConnect: true, FailureTLS: true, FailureSASL: true, FailureLink: true,
-	FailureLost: true, FailureTimeout: true, FailureRejected: true, FailureReleased: true, FailureModified: true,
+	FailureLost: true, FailureTimeout: true, FailureAbandoned: true, FailureRejected: true, FailureReleased: true, FailureModified: true,
 	FailureTooLarge: true, FailureUnencodable: true, FailureExpired: true, FailureOther: true}
 
 func (f Failure) bounded() string {

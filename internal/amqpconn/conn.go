@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -56,18 +57,20 @@ type Conn struct {
 	stage    string
 	client   *tls.Certificate     // ours, nil without
 	tls      *tls.ConnectionState // nil without TLS, and until it is set up
-	tap      *tap
+	guard    *guard
 	driver   *amqp.Conn
 	sessions sessions
+	tags     atomic.Uint64  // of deliveries
 	wg       sync.WaitGroup // goroutines that close links and sessions
 
-	mu    sync.Mutex // guards cause
-	cause error      // why we dropped it; nil = we did not
+	mu      sync.Mutex // guards what follows
+	cause   error      // why we dropped it; nil = we did not
+	closing bool
 }
 
 // New prepares a connection. Nothing is opened.
 func New(o *Options, e Endpoint, log *slog.Logger) *Conn {
-	return &Conn{opts: o, endpoint: e, log: log}
+	return &Conn{opts: o, endpoint: e, log: log, sessions: sessions{freed: make(chan struct{}, 1)}}
 }
 
 // Dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx and ConnectTimeout
@@ -79,7 +82,11 @@ func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn,
 	if err := c.Open(ctx); err != nil {
 		return nil, c.dialFailed(ctx, err)
 	}
-	if err := c.Greet(ctx); err != nil {
+	// The driver heeds a context only where it waits for the peer, not where it waits to write.
+	stop := context.AfterFunc(ctx, func() { _ = c.guard.Close() })
+	err := c.Greet(ctx)
+	stop()
+	if err != nil {
 		c.Close()
 		return nil, c.dialFailed(ctx, err)
 	}
@@ -116,8 +123,9 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		return err
 	}
 	c.stage = stageOpen
-	c.tap = &tap{Conn: nc}
-	c.driver, err = amqp.NewConn(ctx, c.tap, &amqp.ConnOptions{
+	c.guard = newGuard(nc)
+	c.driver, err = amqp.NewConn(ctx, c.guard, &amqp.ConnOptions{
+		MaxFrameSize: maxFrame,
 		// Random, since ActiveMQ refuses a second connection under one name.
 		ContainerID:  "koji-relay-" + rand.Text()[:16],
 		HostName:     c.endpoint.Host,
@@ -126,6 +134,9 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		Properties:   map[string]any{"product": "koji-relay"},
 	})
 	if err != nil {
+		if refused := c.guard.refused(); refused != nil {
+			err = refused
+		}
 		return fmt.Errorf("open AMQP connection: %w", err)
 	}
 	c.Peer = dialect.NewPeer(c.driver.Properties())
@@ -205,6 +216,15 @@ func withoutAddress(err error) error {
 	return err
 }
 
+// spawn runs f, which Close waits for, unless the connection is closing already.
+func (c *Conn) spawn(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing {
+		c.wg.Go(f)
+	}
+}
+
 // Done is closed when the connection is over.
 func (c *Conn) Done() <-chan struct{} { return c.driver.Done() }
 
@@ -215,7 +235,7 @@ func (c *Conn) Drop(reason string) {
 		c.cause = DropError{reason}
 	}
 	c.mu.Unlock()
-	_ = c.tap.Close() // makes the driver's reader end, and with it everything else
+	_ = c.guard.Close() // makes the driver's reader end, and with it everything else
 }
 
 // Dropped reports whether Drop was called.
@@ -238,7 +258,10 @@ func (c *Conn) Cause() error {
 	if errors.As(err, &remote) {
 		return fmt.Errorf("closed by the broker: %s", ConditionText(remote))
 	}
-	if read := c.tap.readError(); errors.Is(read, os.ErrDeadlineExceeded) {
+	if refused := c.guard.refused(); refused != nil {
+		return refused
+	}
+	if read := c.guard.readError(); errors.Is(read, os.ErrDeadlineExceeded) {
 		return DropError{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}
 	} else if errors.Is(read, io.EOF) {
 		return errors.New("the broker hung up")

@@ -2,9 +2,9 @@ package amqpconn
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
-	"net"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -19,29 +19,60 @@ const BigMessage = 1 << 20
 
 // Sender is an attached link.
 type Sender struct {
-	c       *Conn
-	driver  *amqp.Sender
-	session *amqp.Session
+	c        *Conn
+	driver   *amqp.Sender
+	session  *session
+	released atomic.Bool
 }
 
 // MaxMessageSize is what the broker takes at most, in bytes; 0 = no limit.
 func (s *Sender) MaxMessageSize() uint64 { return s.driver.MaxMessageSize() }
 
 // Close detaches. It waits for the peer, ConnectTimeout at most, and then returns context.DeadlineExceeded.
-func (s *Sender) Close() error { return s.c.bounded(s.driver.Close) }
-
-// SessionEnded notes that err ended the session of s, so that the next link gets a new one.
-func (s *Sender) SessionEnded(err error) {
-	if s.c.sessions.ended.Swap(s.session) != s.session {
-		s.c.log.Warn("session ended", "cause", ErrorText(err))
+func (s *Sender) Close() error {
+	err := s.c.bounded(s.driver.Close)
+	if err == nil {
+		s.session.awaitHandle()
+		s.release()
 	}
+	return s.note(err)
+}
+
+// awaitHandle waits until the driver has freed the handle of a link that it calls closed, which it does right afterwards
+// and tells nobody (upstream 13). Where a session has room for more, one place is left free instead.
+func (s *session) awaitHandle() {
+	if s.narrow {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (s *Sender) release() {
+	if !s.released.Swap(true) {
+		s.c.release(s.session)
+	}
+}
+
+// note keeps the account of places when err ended the link or the session.
+func (s *Sender) note(err error) error {
+	var (
+		linkErr    *amqp.LinkError
+		sessionErr *amqp.SessionError
+	)
+	switch {
+	case errors.As(err, &sessionErr):
+		s.c.end(s.session, err)
+	case errors.As(err, &linkErr):
+		s.release()
+	}
+	return err
 }
 
 // unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has ended
 // for that. It is the one way to ask (upstream 2).
 var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
 
-// Ended gives the error that ended the link, session or connection; nil while messages can be sent. It does not block.
+// Ended gives the error that ended the link, session or connection; nil while messages can be sent. It blocks only while
+// a message is being sent.
 func (s *Sender) Ended() error {
 	_, err := s.driver.SendWithReceipt(context.Background(), unsendable, nil)
 	var (
@@ -50,20 +81,27 @@ func (s *Sender) Ended() error {
 		connErr    *amqp.ConnError
 	)
 	if errors.As(err, &sessionErr) || errors.As(err, &linkErr) || errors.As(err, &connErr) {
-		return err
+		return s.note(err)
 	}
 	return nil
 }
 
 // Receipt is a message that the broker has and has not answered.
-type Receipt struct{ driver amqp.SendReceipt }
+type Receipt struct {
+	s      *Sender
+	driver amqp.SendReceipt
+}
 
-// Send gives m to the broker, and blocks until there is credit for it. One goroutine at a time may call it. It has no
-// context, since a send that is cancelled would leave half a message on the link (upstream 3): the end of the link
-// or of the connection is what ends it.
-func (s *Sender) Send(m *amqp.Message) (Receipt, error) {
+// Send gives m to the broker, its application-properties in the order of keys, and blocks until there is credit for it.
+// One goroutine at a time may call it. It has no context, since a send that is cancelled would leave half a message on
+// the link (upstream 3): the end of the link or of the connection is what ends it.
+func (s *Sender) Send(m *amqp.Message, keys []string) (Receipt, error) {
+	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, s.c.tags.Add(1))
+	if len(keys) > 1 {
+		defer s.c.guard.order(m.DeliveryTag, keys)()
+	}
 	r, err := s.driver.SendWithReceipt(context.Background(), m, nil)
-	return Receipt{r}, err
+	return Receipt{s, r}, s.note(err)
 }
 
 // Wait blocks until the broker answers or the link ends.
@@ -74,7 +112,7 @@ func (r *Receipt) Wait() (amqp.DeliveryState, error) {
 	for again := 0; err != nil && again < 8; again++ {
 		state, err = r.driver.Wait(context.Background())
 	}
-	return state, err
+	return state, r.s.note(err)
 }
 
 // creditWithin reports whether the broker lets us send within that time. The driver does not tell a link's credit. But
@@ -82,7 +120,7 @@ func (r *Receipt) Wait() (amqp.DeliveryState, error) {
 // nothing, and returns if the broker would take it (upstream 5). After false the link is good for nothing else.
 func (s *Sender) creditWithin(ctx context.Context, limit time.Duration) (bool, error) {
 	granted := make(chan struct{})
-	s.c.wg.Go(func() {
+	s.c.spawn(func() {
 		_, err := s.driver.SendWithReceipt(overAlready{}, &amqp.Message{Value: ""}, nil)
 		if errors.Is(err, context.Canceled) {
 			close(granted)
@@ -108,50 +146,40 @@ func (overAlready) Done() <-chan struct{}       { return nil }
 func (overAlready) Err() error                  { return context.Canceled }
 func (overAlready) Value(any) any               { return nil }
 
-// closeTime is what a peer gets to read our close frame.
-const closeTime = 250 * time.Millisecond
+// What a peer gets to read our close frame, and the driver to end after the socket is closed.
+const (
+	closeTime = 250 * time.Millisecond
+	endTime   = 5 * time.Second
+)
 
 // Close ends the connection and waits for all that used it. The driver's own Close waits for writes to a peer that may
-// not read, so the socket goes first where the peer is known to be in trouble (upstream 6).
-func (c *Conn) Close() {
-	if !c.Dropped() {
-		// A peer that reads gets a proper close frame.
-		done := make(chan struct{})
-		go func() { _ = c.driver.Close(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(closeTime):
-			_ = c.tap.Close()
-			<-done
-		}
-	} else {
-		_ = c.tap.Close()
+// not read, so the socket goes first where the peer is known to be in trouble (upstream 6). It returns within endTime and
+// reports whether all has ended: false means that goroutines of the driver are left behind, with what they hold.
+func (c *Conn) Close() bool {
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
 		_ = c.driver.Close()
+		c.wg.Wait()
+		close(done)
+	}()
+	if !c.Dropped() && within(closeTime, done) {
+		return true
 	}
-	c.wg.Wait()
+	_ = c.guard.Close()
+	return within(endTime, done)
 }
 
-// tap remembers how reading ended, which the driver's error does not let one ask.
-type tap struct {
-	net.Conn
-	mu  sync.Mutex // guards err
-	err error
-}
-
-func (t *tap) Read(p []byte) (int, error) {
-	n, err := t.Conn.Read(p)
-	if err != nil {
-		t.mu.Lock()
-		if t.err == nil {
-			t.err = err
-		}
-		t.mu.Unlock()
+// within reports whether done is closed before the time is over.
+func within(limit time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
 	}
-	return n, err
-}
-
-func (t *tap) readError() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.err
 }

@@ -75,7 +75,7 @@ func openManagement(ctx context.Context, conn *amqp.Conn, credit int32) (*manage
 	m := &management{session: session}
 	m.responses, err = session.NewReceiver(ctx, managementNode, &amqp.ReceiverOptions{
 		Name: pair, TargetAddress: managementNode, Properties: paired, Credit: credit,
-		RequestedSenderSettleMode: amqp.SenderSettleModeSettled.Ptr(),
+		RequestedSenderSettleMode: amqp.SenderSettleModeSettled.Ptr(), MaxMessageSize: 1 << 20,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", managementNode, err)

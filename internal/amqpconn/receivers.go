@@ -2,6 +2,7 @@ package amqpconn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -27,17 +28,15 @@ func (r *Receiver) Accept(ctx context.Context, m *amqp.Message) error {
 // Subscribe opens links for the patterns of topics, in which * is one word and # any number of them. credit is how many
 // messages the broker may have on their way to us. ctx bounds it.
 func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) ([]*Receiver, error) {
-	session, err := c.driver.NewSession(ctx, nil)
-	if err != nil {
-		return nil, c.InTime(ctx, fmt.Errorf("begin session: %w", err))
+	options := &amqp.ReceiverOptions{
+		Credit: credit, SourceCapabilities: c.Dialect.Capabilities, MaxMessageSize: maxReceived,
 	}
-	options := &amqp.ReceiverOptions{Credit: credit, SourceCapabilities: c.Dialect.Capabilities}
 	if c.Dialect.Source == nil {
 		source, err := c.temporaryQueue(ctx, patterns)
 		if err != nil {
 			return nil, c.InTime(ctx, err)
 		}
-		r, err := session.NewReceiver(ctx, source, options)
+		r, err := c.receiver(ctx, source, options)
 		if err != nil {
 			return nil, c.InTime(ctx, fmt.Errorf("attach to %s: %w", source, err))
 		}
@@ -49,12 +48,27 @@ func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) (
 		if err != nil {
 			return nil, err
 		}
-		r, err := session.NewReceiver(ctx, source, options)
-		if err != nil {
+		r, err := c.receiver(ctx, source, options)
+		switch {
+		case errors.Is(err, ErrNoPlace):
+			return nil, fmt.Errorf("%w than %d: give fewer patterns", err, len(receivers))
+		case err != nil:
 			return nil, c.InTime(ctx, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's "+
 				"permission to read", source, err))
 		}
 		receivers = append(receivers, &Receiver{pattern, r})
 	}
 	return receivers, nil
+}
+
+// maxReceived is the largest message that a receiver takes: the driver keeps all of it (upstream 11).
+const maxReceived = 128 << 20
+
+// receiver opens one link in a session that has room for it.
+func (c *Conn) receiver(ctx context.Context, source string, o *amqp.ReceiverOptions) (*amqp.Receiver, error) {
+	session, err := c.place(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return session.driver.NewReceiver(ctx, source, o)
 }

@@ -41,7 +41,7 @@ type AuthError struct {
 }
 
 func (e *AuthError) Error() string {
-	offer := "it offers " + strings.Join(e.Offered, ", ")
+	offer := "it offers " + Shorten(strings.Join(e.Offered, ", "), 300)
 	if e.Mechanism == "" {
 		return fmt.Sprintf("log in: %s; %s", e.Reason, offer)
 	}
@@ -179,38 +179,14 @@ func readSASL(r io.Reader, want byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return nil, fmt.Errorf("read SASL frame: %w", err)
 	}
-	return parsePerformative(body[offset-8:], want)
-}
-
-var errMalformed = errors.New("read SASL frame: malformed")
-
-// parsePerformative checks the descriptor of a described list and returns the encoded items.
-func parsePerformative(body []byte, want byte) ([]byte, error) {
-	var code uint64
-	switch {
-	case len(body) >= 3 && body[0] == 0 && body[1] == 0x53:
-		code, body = uint64(body[2]), body[3:]
-	case len(body) >= 10 && body[0] == 0 && body[1] == 0x80:
-		code, body = binary.BigEndian.Uint64(body[2:10]), body[10:]
-	default:
-		return nil, errMalformed
+	p, err := parsePerformative(body[offset-8:])
+	if err != nil {
+		return nil, fmt.Errorf("read SASL frame: %w", err)
 	}
-	if code != uint64(want) {
-		return nil, fmt.Errorf("read SASL frame: got performative %#x in place of %#x", code, want)
+	if p.code != uint64(want) {
+		return nil, fmt.Errorf("read SASL frame: got performative %#x in place of %#x", p.code, want)
 	}
-	switch {
-	case len(body) >= 1 && body[0] == 0x45:
-		return nil, nil
-	case len(body) >= 3 && body[0] == 0xc0 && int(body[1]) >= 1 && len(body)-2 >= int(body[1]):
-		return body[3 : 2+int(body[1])], nil
-	case len(body) >= 9 && body[0] == 0xd0:
-		size := binary.BigEndian.Uint32(body[1:5])
-		if size < 4 || uint64(len(body)-5) < uint64(size) {
-			return nil, errMalformed
-		}
-		return body[9 : 5+size], nil
-	}
-	return nil, errMalformed
+	return p.fields, nil
 }
 
 // parseMechanisms reads the one field of sasl-mechanisms: an array of symbols, or a single symbol.

@@ -60,7 +60,8 @@ func TestMechanismFrames(t *testing.T) {
 		{"count too high", "\x00\x53\x40\xc0\x0b\x01\xe0\x08\xff\xa3\x05PLAIN", nil},
 		{"nothing", "", nil},
 	} {
-		fields, err := parsePerformative([]byte(row.body), saslMechanisms)
+		frame := append([]byte{0, 0, 0, byte(8 + len(row.body)), 2, 1, 0, 0}, row.body...)
+		fields, err := readSASL(bytes.NewReader(frame), saslMechanisms)
 		var got []string
 		if err == nil {
 			got, err = parseMechanisms(fields)

@@ -4,63 +4,211 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"math"
+	"sync"
+	"time"
 
 	"github.com/Azure/go-amqp"
 )
 
-// sessions are those of one connection: all links that send live in the main one. A new address is first attached to
-// in the scratch session: RabbitMQ answers an attach that it refuses by ending the session, with all links and
-// unsettled deliveries in it. Except for ended they belong to one goroutine at a time: the one that dials, then the
-// one that attaches.
-type sessions struct {
-	main, scratch *amqp.Session
-	// ended is the main session that a link found dead.
-	ended atomic.Pointer[amqp.Session]
+// ErrNoPlace says that the broker allows no more links, and that one has to be closed first.
+var ErrNoPlace = errors.New("the broker allows no more links")
+
+// AddressTooLongError says that an address does not fit into the frames that the broker takes.
+type AddressTooLongError struct{ Size, Limit int }
+
+func (e *AddressTooLongError) Error() string {
+	return fmt.Sprintf("address of %d bytes: the broker takes frames of %d bytes (max-frame-size)", e.Size, e.Limit)
 }
+
+// sessions are those of one connection. Links that send live in main ones: one where the broker allows enough links in
+// it, else several. An address is first attached to in the scratch session, where the broker allows more than one: RabbitMQ
+// answers an attach that it refuses by ending the session, with all links and unsettled deliveries in it.
+//
+// Those that open belong to one goroutine at a time: the one that dials, then the one that attaches.
+type sessions struct {
+	scratch *session
+	tried   map[string]time.Time // addresses that the broker took in the scratch session
+	maxSize uint64               // of a message, on the link opened last
+
+	mu     sync.Mutex // guards main
+	main   []*session
+	freed  chan struct{} // 1: a place has become free
+	losses int           // main sessions that ended, for the log
+}
+
+// session is one session. places is guarded by sessions.mu.
+type session struct {
+	driver *amqp.Session
+	places int  // for links
+	narrow bool // it has room for one link
+	ended  bool
+}
+
+// triedTime is for how long an address that the broker took is not tried again before a link to it is opened.
+const triedTime = 30 * time.Second
+
+// begin opens a session, whose limits the peer's answer has.
+func (c *Conn) begin(ctx context.Context) (*session, error) {
+	s, err := c.driver.NewSession(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("begin session: %w", err)
+	}
+	// One handle is spared where there is more than one: see awaitHandle.
+	links := int(min(c.guard.lastBegun(), math.MaxInt32))
+	return &session{driver: s, places: max(links-1, 1), narrow: links == 1}, nil
+}
+
+// place takes a place for a link in a main session, beginning one if need be and allowed.
+func (c *Conn) place(ctx context.Context) (*session, error) {
+	c.sessions.mu.Lock()
+	open, losses := 0, c.sessions.losses
+	for _, s := range c.sessions.main {
+		if s.ended {
+			continue
+		}
+		if s.places > 0 {
+			s.places--
+			c.sessions.mu.Unlock()
+			return s, nil
+		}
+		open++
+	}
+	c.sessions.losses = 0
+	c.sessions.mu.Unlock()
+	if open >= c.mainSessions() {
+		return nil, ErrNoPlace
+	}
+	s, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if losses > 0 {
+		c.log.Info("session replaced")
+	}
+	s.places--
+	c.sessions.mu.Lock()
+	defer c.sessions.mu.Unlock()
+	c.sessions.main = append(c.sessions.main, s)
+	return s, nil
+}
+
+// mainSessions is how many the broker allows beside the scratch session.
+func (c *Conn) mainSessions() int {
+	allowed := int(c.guard.allowed().Sessions)
+	if allowed > 1 {
+		allowed--
+	}
+	return allowed
+}
+
+// release gives a place back.
+func (c *Conn) release(s *session) {
+	c.sessions.mu.Lock()
+	s.places++
+	c.sessions.mu.Unlock()
+	select {
+	case c.sessions.freed <- struct{}{}:
+	default:
+	}
+}
+
+// end notes that a main session is over, and with it all places in it.
+func (c *Conn) end(s *session, err error) {
+	c.sessions.mu.Lock()
+	first := !s.ended
+	s.ended = true
+	for i, m := range c.sessions.main {
+		if m == s {
+			c.sessions.main = append(c.sessions.main[:i:i], c.sessions.main[i+1:]...)
+			c.sessions.losses++
+			break
+		}
+	}
+	c.sessions.mu.Unlock()
+	if first {
+		c.log.Warn("session ended", "cause", ErrorText(err))
+	}
+	select {
+	case c.sessions.freed <- struct{}{}:
+	default:
+	}
+}
+
+// Freed receives when a link more may be opened. Signals that nobody reads are merged.
+func (c *Conn) Freed() <-chan struct{} { return c.sessions.freed }
 
 // senderOptions are those of every link.
 func (c *Conn) senderOptions() *amqp.SenderOptions {
 	return &amqp.SenderOptions{TargetCapabilities: c.Dialect.Capabilities}
 }
 
-// greetSessions begins the main session and tries the sample address.
-func (c *Conn) greetSessions(ctx context.Context, address string) (maxSize uint64, err error) {
-	if c.sessions.main, err = c.driver.NewSession(ctx, nil); err != nil {
-		return 0, fmt.Errorf("begin session: %w", err)
+// attachOverhead is the most that the driver's attach frame has beside the address and the capabilities.
+const attachOverhead = 110
+
+// fits says of an address whether it can be attached to. The driver would end the connection (upstream 12).
+func (c *Conn) fits(address string) error {
+	size := attachOverhead + len(address)
+	for _, capability := range c.Dialect.Capabilities {
+		size += len(capability) + 10
 	}
-	if maxSize, err = c.try(ctx, address); err != nil {
-		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address, err)
+	if limit := c.guard.allowed().MaxFrame; uint64(size) > uint64(limit) {
+		return &AddressTooLongError{len(address), int(limit)}
 	}
-	return maxSize, nil
+	return nil
 }
 
-// try attaches to address in the scratch session, where a refusal hurts nobody. RabbitMQ 3 refuses an address by ending
-// the session; one that had ended before says nothing about the address, which is tried again in a fresh one.
-func (c *Conn) try(ctx context.Context, address string) (maxSize uint64, err error) {
+// try attaches to address in the scratch session, where a refusal hurts nobody. RabbitMQ 3 refuses an address by ending the
+// session; one that had ended before says nothing about the address, which is tried again in a fresh one.
+func (c *Conn) try(ctx context.Context, address string) (err error) {
+	if c.guard.allowed().Sessions == 1 || time.Since(c.sessions.tried[address]) < triedTime {
+		return nil
+	}
 	scratch := &c.sessions.scratch
 	for fresh := *scratch == nil; ; fresh = true {
 		if *scratch == nil {
-			if *scratch, err = c.driver.NewSession(ctx, nil); err != nil {
+			if *scratch, err = c.begin(ctx); err != nil {
 				*scratch = nil
-				return 0, fmt.Errorf("begin session: %w", err)
+				return err
 			}
 		}
-		s, err := (*scratch).NewSender(ctx, address, c.senderOptions())
+		s, err := (*scratch).driver.NewSender(ctx, address, c.senderOptions())
 		if err == nil {
-			maxSize = s.MaxMessageSize()
-			c.wg.Go(func() { _ = c.bounded(s.Close) })
-			return maxSize, nil
+			return c.triedWell(ctx, address, s)
 		}
 		// Whether or not the session survived, the next try gets a fresh one.
 		session := *scratch
 		*scratch = nil
-		c.wg.Go(func() { _ = c.bounded(session.Close) })
+		closeScratch := func() { _ = c.bounded(session.driver.Close) }
+		if c.guard.allowed().Sessions > 2 {
+			c.spawn(closeScratch)
+		} else {
+			closeScratch() // its place is needed
+		}
 		var ended *amqp.SessionError
 		if fresh || !errors.As(err, &ended) {
-			return 0, err
+			return err
 		}
 	}
+}
+
+// triedWell notes that the broker took the address, and closes the link again.
+func (c *Conn) triedWell(ctx context.Context, address string, s *amqp.Sender) error {
+	if c.sessions.tried == nil || len(c.sessions.tried) > 1000 {
+		c.sessions.tried = map[string]time.Time{}
+	}
+	c.sessions.tried[address] = time.Now()
+	c.sessions.maxSize = s.MaxMessageSize()
+	const few = 16
+	if c.sessions.scratch.places > few {
+		c.spawn(func() { _ = c.bounded(s.Close) })
+		return nil
+	}
+	if err := s.Close(ctx); err != nil && ctx.Err() != nil {
+		return err
+	}
+	c.sessions.scratch.awaitHandle()
+	return nil
 }
 
 // bounded runs the close of a session or link, which waits for the peer.
@@ -70,51 +218,65 @@ func (c *Conn) bounded(end func(context.Context) error) error {
 	return end(ctx)
 }
 
-// OpenSender opens a link to address in the main session, in a new one if that has ended. It blocks for at most
-// ConnectTimeout; a broker that does not answer in it loses the connection. One goroutine at a time may call it.
+// OpenSender opens a link to address. It blocks for at most ConnectTimeout; a broker that does not answer in it loses the
+// connection. The error is ErrNoPlace where a link has to be closed before, which Freed then tells, and
+// an *AddressTooLongError where the address can have no link. One goroutine at a time may call it.
 func (c *Conn) OpenSender(ctx context.Context, address string) (*Sender, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.ConnectTimeout)
 	defer cancel()
-	if _, err := c.try(ctx, address); err != nil {
-		return nil, c.unanswered(ctx, err)
+	// The driver heeds a context only where it waits for the peer, not where it waits to write.
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.Drop(fmt.Sprintf("an attach was not answered within %v (connect_timeout)", c.opts.ConnectTimeout))
+		}
+	})
+	defer stop()
+	if err := c.fits(address); err != nil {
+		return nil, err
 	}
-	s, err := c.attach(ctx, address)
-	if err != nil {
-		return nil, c.unanswered(ctx, err)
+	if err := c.try(ctx, address); err != nil {
+		return nil, err
 	}
-	return s, nil
+	return c.attach(ctx, address)
 }
 
-// attach opens a link to address in the main session, in a new one if that has ended.
+// attach opens a link to address in a main session, in a new one if that has ended.
 func (c *Conn) attach(ctx context.Context, address string) (*Sender, error) {
-	main := &c.sessions.main
 	for again := true; ; again = false {
-		if *main == nil || c.sessions.ended.Load() == *main {
-			session, err := c.driver.NewSession(ctx, nil)
-			if err != nil {
-				return nil, err
-			}
-			if *main != nil || !again {
-				c.log.Info("session replaced")
-			}
-			*main = session
-		}
-		s, err := (*main).NewSender(ctx, address, c.senderOptions())
-		if err == nil {
-			return &Sender{c: c, driver: s, session: *main}, nil
-		}
-		var ended *amqp.SessionError
-		if !errors.As(err, &ended) || !again {
+		session, err := c.place(ctx)
+		if err != nil {
 			return nil, err
 		}
-		*main = nil
+		s, err := session.driver.NewSender(ctx, address, c.senderOptions())
+		if err == nil {
+			c.sessions.maxSize = s.MaxMessageSize()
+			return &Sender{c: c, driver: s, session: session}, nil
+		}
+		var ended *amqp.SessionError
+		if !errors.As(err, &ended) {
+			c.release(session)
+			return nil, err
+		}
+		c.end(session, err)
+		if !again {
+			return nil, err
+		}
 	}
 }
 
-// unanswered drops the connection if err means that the broker does not answer.
-func (c *Conn) unanswered(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		c.Drop(fmt.Sprintf("an attach was not answered within %v (connect_timeout)", c.opts.ConnectTimeout))
+// greetSessions begins a main session and tries the sample address, without leaving a link.
+func (c *Conn) greetSessions(ctx context.Context, address string) (maxSize uint64, err error) {
+	if err = c.fits(address); err == nil {
+		err = c.try(ctx, address)
 	}
-	return err
+	if err == nil && c.sessions.scratch == nil {
+		var s *Sender
+		if s, err = c.attach(ctx, address); err == nil {
+			err = s.Close()
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address, err)
+	}
+	return c.sessions.maxSize, nil
 }

@@ -13,8 +13,13 @@ import (
 // one before, and the broker's is said anyway.
 var socketAddresses = regexp.MustCompile(`\b(read|write) (tcp|udp)[46]? \S+->\S+: `)
 
+// pointers are what the driver prints of a link handle (upstream 14).
+var pointers = regexp.MustCompile(` (0x)?[0-9a-f]{9,}\b`)
+
 // CauseText gives the text of err without what differs from one time to the next.
-func CauseText(err error) string { return socketAddresses.ReplaceAllString(err.Error(), "") }
+func CauseText(err error) string {
+	return pointers.ReplaceAllString(socketAddresses.ReplaceAllString(err.Error(), ""), "")
+}
 
 // ConditionText shows an AMQP error to a person. Descriptions come from the broker and may be long.
 func ConditionText(e *amqp.Error) string {

@@ -47,6 +47,7 @@ type Options struct {
 	Credit         uint32        // for each sending link, default 500
 	IncomingWindow uint32        // session window in frames, default 2048
 	MaxLinks       uint32        // of a session, default 1024
+	MaxSessions    uint32        // of a connection, default 256
 	IdleTimeout    time.Duration // announced and enforced at twice the value; 0 = none
 
 	// Queues are named queues and the routing keys (patterns) bound to them. A queue that a link names
@@ -98,6 +99,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.MaxLinks == 0 {
 		o.MaxLinks = 1024
+	}
+	if o.MaxSessions == 0 {
+		o.MaxSessions = 256
 	}
 	if o.MaxQueueBytes == 0 {
 		o.MaxQueueBytes = 64 << 20

@@ -284,7 +284,7 @@ func (c *conn) sendOpen() {
 		}
 	}
 	c.send(0, wire.CodeOpen, []any{
-		o.ContainerID, nil, o.MaxFrameSize, uint16(channelMax), idle, nil, nil,
+		o.ContainerID, nil, o.MaxFrameSize, uint16(o.MaxSessions - 1), idle, nil, nil,
 		wire.Symbols{"ANONYMOUS-RELAY"}, nil, properties,
 	}, nil)
 }
@@ -356,10 +356,7 @@ func (c *conn) loop() error {
 	}
 }
 
-const (
-	flushAbove = 64 << 10
-	channelMax = 255
-)
+const flushAbove = 64 << 10
 
 func (c *conn) runPosted() {
 	for _, f := range c.takePosted() {

@@ -98,6 +98,11 @@ func (l *link) complete(d *delivery) {
 	}
 	r.Verdict = *v
 	l.s.c.b.record(r)
+	if v.Say != nil {
+		for _, p := range v.Say(d.id) {
+			l.s.c.send(l.s.channel, p.Code, p.List, nil)
+		}
+	}
 	l.fail(v.Fault, v.Cause)
 	switch {
 	case v.Fault != NoFault && v.Fault != WithdrawCredit:

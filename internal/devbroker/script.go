@@ -71,6 +71,15 @@ type Verdict struct {
 	Taken bool
 	// Lost throws the message away although its sender is told that it was accepted: a broker that lies.
 	Lost bool
+	// Say is what the broker sends on the message's session before its outcome, knowing its delivery-id: whatever
+	// a test wants it to say.
+	Say func(delivery uint32) []Performative
+}
+
+// Performative is one for Verdict.Say: its code, and its list of values as package wire encodes them.
+type Performative struct {
+	Code uint64
+	List []any
 }
 
 // Behaviour scripts what happens to links and messages of an address. The zero Behaviour is a good broker.

@@ -26,7 +26,7 @@ type session struct {
 const firstOutgoingID = 1
 
 func (c *conn) begin(channel uint16, p wire.Described) error {
-	if channel > channelMax || c.sessions[channel] != nil {
+	if uint32(channel) >= c.b.opts.MaxSessions || c.sessions[channel] != nil {
 		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("begin on channel %d", channel)})
 	}
 	b, err := wire.DecodeBegin(p.Value)

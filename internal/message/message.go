@@ -71,3 +71,12 @@ func (m *Message) Size() int {
 	}
 	return n
 }
+
+// Keys are those of the properties, in their order.
+func (m *Message) Keys() []string {
+	keys := make([]string, len(m.Props))
+	for i, p := range m.Props {
+		keys[i] = p.Key
+	}
+	return keys
+}

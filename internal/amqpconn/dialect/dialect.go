@@ -41,7 +41,10 @@ type Peer struct {
 
 // NewPeer reads the properties of an open frame.
 func NewPeer(properties map[string]any) Peer {
-	text := func(key string) string { s, _ := properties[key].(string); return s }
+	text := func(key string) string {
+		s, _ := properties[key].(string)
+		return s[:min(len(s), 100)] // it is shown, and logged
+	}
 	return Peer{Product: text("product"), Version: text("version"), TopicPrefix: text("topic-prefix")}
 }
 

@@ -1,0 +1,429 @@
+package amqpconn
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+)
+
+const (
+	// maxFrame is the max-frame-size that we announce, and the most that the guard keeps of one connection.
+	maxFrame = 64 << 10
+	// minFrame is the least that a peer may announce (transport, section 2.4.1).
+	minFrame = 512
+	// lastDelivery is the highest delivery-id that is used: the driver does not know that they go round.
+	lastDelivery = math.MaxUint32 - 1<<20
+	// maxBehind is how many frames a peer may send while it does not read ours. It may settle all that it has of us.
+	maxBehind = 100_000
+	// maxEchoes is how many answers to a flow frame a peer may wait for.
+	maxEchoes = 1000
+	// A peer settles each delivery once, most of them in ranges. Some name deliveries in a range that are settled
+	// already. So each delivery allows for several namings, and some are allowed from the beginning.
+	firstAllowance, maxAllowance, allowanceEach = 1 << 16, 1 << 20, 8
+	// maxConfirm bounds a range that is not settled: the driver answers each delivery of it with the whole range.
+	maxConfirm = 1024
+)
+
+// guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on it, since the
+// driver trusts its peer (upstream 8 to 12, 15 and 16):
+//
+//	socket --> guard: refuses, drops, remembers --> driver
+//	socket <-- guard: counts, puts properties in order <-- driver
+//
+// A frame that is refused ends the connection. Nothing of a peer costs more than maxFrame bytes before it is checked,
+// and what the driver then does with it is bounded.
+type guard struct {
+	net.Conn
+	in     *bufio.Reader
+	header bool // the protocol header has passed
+	pass   int  // bytes of the frame at hand that the driver has not read yet
+
+	mu       sync.Mutex // guards what follows
+	err      error      // how reading ended
+	limits   Limits
+	begun    *channel            // the session that the peer answered last
+	channels map[uint16]*channel // by our number
+	incoming map[uint16]*channel // by the peer's number
+	writing  bool
+	behind   int // frames read while one write is under way
+	echoes   int // answers that the peer waits for
+	orders   map[string][]string
+}
+
+// Limits are what a peer allows on a connection.
+type Limits struct {
+	MaxFrame uint32 // bytes
+	Sessions uint32
+}
+
+// channel is one session as the guard sees it.
+type channel struct {
+	links    uint32 // that the peer allows
+	sent     uint32 // deliveries, which are numbered from 0
+	outgoing uint32 // allowance for the peer's answers to those
+	arriving uint32 // allowance for what the peer says of its own deliveries
+}
+
+func newGuard(nc net.Conn) *guard {
+	return &guard{
+		Conn: nc, in: bufio.NewReaderSize(nc, maxFrame),
+		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[string][]string{},
+	}
+}
+
+// RefusedError says what a peer did that no connection survives.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return "the broker broke the protocol: " + e.Reason }
+
+func refuse(format string, args ...any) error { return &RefusedError{fmt.Sprintf(format, args...)} }
+
+// Read hands on what is checked. One goroutine at a time calls it.
+func (g *guard) Read(p []byte) (int, error) {
+	n, err := g.read(p)
+	if err != nil {
+		g.mu.Lock()
+		if g.err == nil {
+			g.err = err
+		}
+		g.mu.Unlock()
+	}
+	return n, err
+}
+
+func (g *guard) read(p []byte) (int, error) {
+	for g.pass == 0 {
+		if err := g.next(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := g.in.Read(p[:min(len(p), g.pass)])
+	g.pass -= n
+	return n, err
+}
+
+// readError is how reading ended, which the driver's error does not let one ask.
+func (g *guard) readError() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+// allowed are the limits of the open frame.
+func (g *guard) allowed() Limits {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.limits
+}
+
+// lastBegun is how many links the peer allows in the session that it answered last.
+func (g *guard) lastBegun() uint32 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.begun == nil {
+		return unlimited
+	}
+	return g.begun.links
+}
+
+// order has the properties of the message with this delivery tag sent in the order of keys; forget ends that.
+func (g *guard) order(tag []byte, keys []string) (forget func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.orders[string(tag)] = keys
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.orders, string(tag))
+	}
+}
+
+// refused is the refusal that ended reading; nil without one.
+func (g *guard) refused() error {
+	var refused *RefusedError
+	if errors.As(g.readError(), &refused) {
+		return refused
+	}
+	return nil
+}
+
+// next looks at the frame that comes, and has it passed on or drops it.
+func (g *guard) next() error {
+	head, err := g.in.Peek(8)
+	if err != nil {
+		return err
+	}
+	if !g.header {
+		g.header, g.pass = true, 8
+		return nil
+	}
+	size := binary.BigEndian.Uint32(head)
+	if size > maxFrame {
+		return refuse("a frame of %d bytes, though we announced %d at most", size, maxFrame)
+	}
+	if offset := 4 * int(head[4]); size < 8 || offset != 8 { // the driver knows no extended header, and nobody sends one
+		return refuse("a frame of %d bytes with its body at %d", size, offset)
+	}
+	number := binary.BigEndian.Uint16(head[6:8])
+	if size == 8 {
+		g.pass = 8
+		return nil
+	}
+	// All of it but transfers is small. Of a transfer nothing but its kind matters.
+	frame, err := g.in.Peek(int(min(size, 16)))
+	if err != nil {
+		return err
+	}
+	transfer := len(frame) > 10 && frame[8] == 0 && frame[9] == 0x53 && frame[10] == codeTransfer
+	if !transfer {
+		if frame, err = g.in.Peek(int(size)); err != nil {
+			return err
+		}
+	}
+	pass, err := g.check(number, frame[8:], transfer)
+	switch {
+	case err != nil:
+		return err
+	case pass:
+		g.pass = int(size)
+	default:
+		_, err = g.in.Discard(int(size))
+	}
+	return err
+}
+
+// check says whether the driver may see a frame of the peer.
+func (g *guard) check(number uint16, body []byte, transfer bool) (pass bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.writing {
+		if g.behind++; g.behind > maxBehind {
+			return false, refuse("%d frames while it does not read ours", g.behind)
+		}
+	}
+	if transfer {
+		if c := g.incoming[number]; c != nil {
+			c.arriving = min(c.arriving+allowanceEach, maxAllowance)
+		}
+		return true, nil
+	}
+	p, err := parsePerformative(body)
+	if err == nil {
+		pass = true
+		switch p.code {
+		case codeOpen:
+			err = g.opened(p)
+		case codeBegin:
+			err = g.beginning(number, p)
+		case codeFlow:
+			err = g.flow(p)
+		case codeDisposition:
+			pass, err = g.disposition(g.incoming[number], p)
+		case codeEnd:
+			delete(g.incoming, number)
+		}
+	}
+	if errors.Is(err, errMalformed) {
+		return false, refuse("%v", err)
+	}
+	return pass, err
+}
+
+// opened keeps the limits of an open frame.
+func (g *guard) opened(p performative) error {
+	if err := p.skip(2); err != nil {
+		return err
+	}
+	frame, err := p.number(unlimited)
+	if err != nil {
+		return err
+	}
+	channels, err := p.number(math.MaxUint16)
+	if err != nil {
+		return err
+	}
+	if frame < minFrame {
+		return refuse("max-frame-size %d is below %d", frame, minFrame)
+	}
+	g.limits = Limits{MaxFrame: frame, Sessions: channels + 1}
+	return nil
+}
+
+// beginning keeps the limits of a begin frame.
+func (g *guard) beginning(number uint16, p performative) error {
+	ours, err := p.number(unlimited)
+	if err != nil {
+		return err
+	}
+	c := g.channels[uint16(ours)]
+	if ours > math.MaxUint16 || c == nil {
+		return refuse("begin for a session that we did not begin")
+	}
+	if err := p.skip(3); err != nil {
+		return err
+	}
+	if c.links, err = p.number(unlimited); err != nil {
+		return err
+	}
+	if c.links != unlimited {
+		c.links++ // it is the highest handle, and they begin at 0
+	}
+	g.incoming[number], g.begun = c, c
+	return nil
+}
+
+// flow refuses one that the driver would crash on, and those that cost memory by asking for answers.
+func (g *guard) flow(p performative) error {
+	if err := p.skip(4); err != nil {
+		return err
+	}
+	handle, err := p.next()
+	if err != nil {
+		return err
+	}
+	if err := p.skip(1); err != nil {
+		return err
+	}
+	credit, err := p.next()
+	if err != nil {
+		return err
+	}
+	if !isNull(handle) && isNull(credit) {
+		return refuse("flow for a link without link-credit")
+	}
+	if err := p.skip(2); err != nil {
+		return err
+	}
+	echo, err := p.flag()
+	if err != nil {
+		return err
+	}
+	if echo {
+		if g.echoes++; g.echoes > maxEchoes {
+			return refuse("%d flow frames that want an answer", g.echoes)
+		}
+	}
+	return nil
+}
+
+// disposition bounds the range of one, which the driver walks number by number, and drops one that ends nothing.
+func (g *guard) disposition(c *channel, p performative) (pass bool, err error) {
+	if c == nil {
+		return true, nil // the driver ends the connection
+	}
+	receiver, err := p.flag()
+	if err != nil {
+		return false, err
+	}
+	first, err := p.number(0)
+	if err != nil {
+		return false, err
+	}
+	last, err := p.number(first)
+	if err != nil {
+		return false, err
+	}
+	settled, err := p.flag()
+	if err != nil {
+		return false, err
+	}
+	state, err := p.next()
+	if err != nil {
+		return false, err
+	}
+	if receiver && !settled && !isOutcome(state) {
+		return false, nil
+	}
+	allowed := &c.arriving
+	if receiver {
+		allowed = &c.outgoing
+	}
+	named := uint64(last) - uint64(first) + 1
+	switch {
+	case last < first || last == math.MaxUint32:
+		return false, refuse("disposition for deliveries %d to %d", first, last)
+	case receiver && last >= c.sent:
+		return false, refuse("disposition for deliveries %d to %d, and %d were sent", first, last, c.sent)
+	case named > uint64(*allowed), receiver && !settled && named > maxConfirm:
+		return false, refuse("disposition for deliveries %d to %d, more than can be outstanding", first, last)
+	}
+	*allowed -= uint32(named)
+	return true, nil
+}
+
+// isOutcome reports whether an encoded delivery state ends a delivery (messaging, section 3.4). The others tell how far
+// the peer has come.
+func isOutcome(state []byte) bool {
+	p, err := parsePerformative(state)
+	return err == nil && p.code >= codeAccepted && p.code <= codeModified
+}
+
+// Write looks at what the driver sends: it writes whole frames. One goroutine at a time calls it.
+func (g *guard) Write(b []byte) (int, error) {
+	if err := g.sending(b); err != nil {
+		return 0, err
+	}
+	n, err := g.Conn.Write(b)
+	g.mu.Lock()
+	g.writing, g.behind = false, 0
+	g.mu.Unlock()
+	return n, err
+}
+
+func (g *guard) sending(b []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.writing = true
+	if len(b) <= 10 || b[8] != 0 {
+		return nil // a header, or a heartbeat
+	}
+	number := binary.BigEndian.Uint16(b[6:8])
+	switch b[10] {
+	case codeBegin:
+		g.channels[number] = &channel{outgoing: firstAllowance, arriving: firstAllowance}
+	case codeFlow:
+		g.echoes = max(g.echoes-1, 0)
+	case codeTransfer:
+		return g.transferring(g.channels[number], b[8:])
+	}
+	return nil
+}
+
+// transferring counts deliveries, and puts the properties of a message in order.
+func (g *guard) transferring(c *channel, body []byte) error {
+	p, err := parsePerformative(body)
+	if err != nil || c == nil {
+		return err
+	}
+	if err := p.skip(1); err != nil {
+		return err
+	}
+	id, err := p.next()
+	if err != nil || isNull(id) {
+		return err // not the first frame of its message
+	}
+	n, err := readNumber(id, 0)
+	if err != nil {
+		return err
+	}
+	if c.sent = n + 1; c.sent > lastDelivery {
+		return errors.New("the numbers for deliveries are used up")
+	}
+	c.outgoing = min(c.outgoing+allowanceEach, maxAllowance)
+	tag, err := p.next()
+	if err != nil {
+		return err
+	}
+	if order := g.orders[string(tag[min(2, len(tag)):])]; order != nil { // it is short, so its length is one byte
+		size, err := valueSize(body)
+		if err != nil {
+			return err
+		}
+		orderProperties(body[size:], order)
+	}
+	return nil
+}
