@@ -50,12 +50,12 @@ type Rules struct {
 }
 
 // Translation is what the events of one commit became, each in the commit's order:
-// len(Messages) + len(Undeliverable) + Skipped is the number of its events.
+// len(Messages) + len(Undeliverable) + len(Skipped) is the number of its events.
 type Translation struct {
 	Messages      []message.Message // Created is left zero: this package reads no clock
 	Undeliverable []message.Undeliverable
-	Skipped       int // events that make no message: not asked for, or of a kind protonmsg passes over
-	Trimmed       int // of Messages: those whose extra was cut because of ExtraLimit
+	Skipped       []message.Skipped // not asked for, excluded, or of a kind that protonmsg passes over
+	Trimmed       int               // of Messages: those whose extra was cut because of ExtraLimit
 }
 
 // Names are the hub's callbacks that the table knows, post and pre, protonmsg's ten first.
@@ -143,14 +143,10 @@ func (r *Rules) match(callback string) bool {
 func (r *Rules) Translate(c message.Commit) Translation {
 	var t Translation
 	for _, event := range c.Events {
-		if !r.wants(event.Callback) {
-			t.Skipped++
-			continue
-		}
 		m, verdict := r.translate(c.ID, event)
 		switch {
-		case verdict.skip:
-			t.Skipped++
+		case verdict.skip != "":
+			t.Skipped = append(t.Skipped, message.Skipped{Message: m, Reason: verdict.skip})
 		case verdict.reason != "":
 			t.Undeliverable = append(t.Undeliverable, message.Undeliverable{
 				ID:       m.ID,
@@ -173,16 +169,32 @@ func (r *Rules) Translate(c message.Commit) Translation {
 	return t
 }
 
+// Why an event makes no message, as the history tells it.
+const (
+	NotAskedFor = "[message] events does not ask for it"
+	PassedOver  = "not a change of state or not signed; protonmsg passes it over too"
+	Excluded    = "[message] exclude_tags names its tag"
+)
+
 // verdict says why an event gives no message; the zero value says that it gives one.
 type verdict struct {
-	skip   bool   // protonmsg passes such an event over
+	skip   string // why it need not give one
 	reason string // it should have given one and cannot
 	// trimmed: it gives one, without its extra.
 	trimmed bool
 }
 
-// translate forms one message. The id is set whatever the verdict.
+// translate forms one message. The id is set whatever the verdict; of an event that is skipped, what can be known
+// without a body.
 func (r *Rules) translate(commit string, event message.Event) (message.Message, verdict) {
+	m, v := r.form(commit, event)
+	if !r.wants(event.Callback) {
+		return m, verdict{skip: NotAskedFor}
+	}
+	return m, v
+}
+
+func (r *Rules) form(commit string, event message.Event) (message.Message, verdict) {
 	m := message.Message{Commit: commit, Event: event.Number, Callback: event.Callback}
 	id, err := MessageID(commit, event.Number)
 	if err != nil {
@@ -203,7 +215,8 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 		return m, verdict{reason: err.Error()}
 	}
 	if rule.skips(&found) {
-		return m, verdict{skip: true}
+		m.Props = rule.formProps(&found)
+		return m, verdict{skip: PassedOver}
 	}
 	address, reason := rule.formAddress(&found)
 	if reason != "" {
@@ -212,7 +225,10 @@ func (r *Rules) translate(commit string, event message.Event) (message.Message, 
 	m.Address = address
 	m.Props = rule.formProps(&found)
 	if rule.moves && r.excludes(m.Props) {
-		return m, verdict{skip: true}
+		return m, verdict{skip: Excluded}
+	}
+	if !r.wants(event.Callback) {
+		return m, verdict{}
 	}
 	trimmed := r.trims(&found)
 	m.Body = r.formBody(rule, event.Kwargs, &found, trimmed)

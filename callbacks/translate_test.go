@@ -154,7 +154,7 @@ func TestEachCallbackHasItsAddressAndProps(t *testing.T) {
 		t.Run(fmt.Sprint(i, row.callback), func(t *testing.T) {
 			t.Parallel()
 			got := translate(t, row.callback, row.kwargs)
-			if len(got.Messages) != 1 || got.Skipped != 0 || got.Undeliverable != nil {
+			if len(got.Messages) != 1 || len(got.Skipped) != 0 || got.Undeliverable != nil {
 				t.Fatalf("translation is %+v", got)
 			}
 			m := got.Messages[0]
@@ -254,14 +254,36 @@ func TestEventsThatProtonmsgPassesOverAreSkipped(t *testing.T) {
 		t.Run(row.callback+row.kwargs, func(t *testing.T) {
 			t.Parallel()
 			got := translate(t, row.callback, row.kwargs)
-			if diff := cmp.Diff(callbacks.Translation{Skipped: 1}, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
+			if len(got.Skipped) != 1 || len(got.Messages)+len(got.Undeliverable) != 0 {
+				t.Fatalf("got %+v", got)
+			}
+			if skipped := got.Skipped[0]; skipped.Reason == "" || skipped.Message.ID == "" || skipped.Message.Body != "" {
+				t.Errorf("got %+v, want a reason, an id and no body", skipped)
 			}
 		})
 	}
 	for _, sigkey := range []string{`" "`, `"0"`, `1`, `true`, `[0]`, `{"a": null}`, `1e-300`} {
 		if got := translate(t, "postRPMSign", sign(`"sigkey": `+sigkey+`, `)); len(got.Messages) != 1 {
 			t.Errorf("sigkey %s gave no message", sigkey)
+		}
+	}
+}
+
+func TestSkippedEventCanBeFoundByItsBuildAndTag(t *testing.T) {
+	t.Parallel()
+	rules, err := callbacks.New(callbacks.Options{Events: []string{"postTag"}, ExcludeTags: []string{"*-rebuild"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const kwargs = `{"tag": {"name": "f40-rebuild"}, "build": {"name": "n", "version": "1", "release": "2"}, "user": {"name": "u"}}`
+	for callback, reason := range map[string]string{"postTag": callbacks.Excluded, "postUntag": callbacks.NotAskedFor} {
+		got := rules.Translate(message.Commit{ID: commitID,
+			Events: []message.Event{{Callback: callback, Kwargs: []byte(kwargs)}}})
+		if len(got.Skipped) != 1 || got.Skipped[0].Reason != reason {
+			t.Fatalf("%s: got %+v", callback, got)
+		}
+		if m := got.Skipped[0].Message; len(m.Props) != 6 || m.Props[1].Value != "f40-rebuild" || m.Address == "" {
+			t.Errorf("%s: got %+v", callback, m)
 		}
 	}
 }
@@ -338,7 +360,7 @@ func TestUndeliverableEventLeavesItsNeighboursAlone(t *testing.T) {
 	if len(got.Messages) != 2 || got.Messages[0].Body != `{"n": 0}` || got.Messages[1].Body != `{"n": 5}` {
 		t.Errorf("messages are %+v", got.Messages)
 	}
-	if got.Messages[0].Event != 0 || got.Messages[1].Event != 5 || got.Skipped != 1 {
+	if got.Messages[0].Event != 0 || got.Messages[1].Event != 5 || len(got.Skipped) != 1 {
 		t.Errorf("numbers are wrong: %+v", got)
 	}
 	var dead []int
@@ -431,8 +453,8 @@ func TestEventsChooseCallbacksByGlob(t *testing.T) {
 			if diff := cmp.Diff(row.want, strings.Join(names, " ")); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if got.Skipped != len(all)-len(names) {
-				t.Errorf("%d skipped", got.Skipped)
+			if len(got.Skipped) != len(all)-len(names) {
+				t.Errorf("%d skipped", len(got.Skipped))
 			}
 		})
 	}
@@ -460,7 +482,7 @@ func TestExcludedTagsMakeNoTagMessages(t *testing.T) {
 	} {
 		event := message.Event{Callback: row.callback, Kwargs: []byte(`{"tag": ` + row.tag + `, "repo_id": 1}`)}
 		got := rules.Translate(message.Commit{ID: commitID, Events: []message.Event{event}})
-		if want := !row.skipped; (len(got.Messages) == 1) != want || (got.Skipped == 0) != want {
+		if want := !row.skipped; (len(got.Messages) == 1) != want || (len(got.Skipped) == 0) != want {
 			t.Errorf("%s of %s: %+v, want a message: %v", row.callback, row.tag, got, want)
 		}
 	}

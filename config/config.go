@@ -24,6 +24,7 @@ type Config struct {
 	Broker  Broker
 	Message Message
 	Queue   Queue
+	History History
 	Relay   Relay
 	// Warnings are what does not keep the relay from running but is not as its author meant it: unknown and
 	// retired names, parts without effect.
@@ -82,6 +83,30 @@ type Queue struct {
 	RateLimit     int // messages a second; 0 = none
 }
 
+// History is the section [history].
+type History struct {
+	Keep     time.Duration // 0 = off
+	MaxBytes int64
+	Store    string
+	Path     string // of a directory
+}
+
+// HistoryDir gives the directory of a history in files, by itself or because the queue is one; else the empty string.
+func (c *Config) HistoryDir() string {
+	switch {
+	case c.History.Store == StoreFile:
+		return c.History.Path
+	case c.Queue.Store == StoreFile:
+		return c.Queue.Path + ".history"
+	}
+	return ""
+}
+
+// HistoryKept reports whether there is a history. Where the queue is off, it must have a store of its own.
+func (c *Config) HistoryKept() bool {
+	return c.History.Keep > 0 && (c.Queue.Enabled || c.History.Store == StoreFile)
+}
+
 // Relay is the section [relay].
 type Relay struct {
 	Socket           string
@@ -100,6 +125,7 @@ type Relay struct {
 const (
 	OrderListed, OrderRandom           = "listed", "random"
 	StorePostgres, StoreFile           = "postgres", "file"
+	StoreQueue                         = "queue" // of the history: that of the queue
 	Drop, Enqueue, DeadLetter          = "drop", "queue", "dead_letter"
 	SectionValue, SectionData          = "value", "data"
 	SASLPlain, SASLExternal, SASLAnon  = "plain", "external", "anonymous"

@@ -75,6 +75,7 @@ func TestDefaultsAreThoseOfTheDesign(t *testing.T) {
 		Queue: Queue{Enabled: true, Store: "postgres", Database: "hub", Path: "/var/lib/koji-relay/queue.db", BatchSize: 100, BatchBytes: 8388608,
 			MaxAge: 24 * time.Hour, Expired: "drop", DeadMaxAge: 30 * 24 * time.Hour, MaxAttempts: 8, Interval: 30 * time.Second,
 			StoreTimeout: 800 * time.Millisecond},
+		History: History{Keep: 7 * 24 * time.Hour, MaxBytes: 1 << 30, Store: "queue", Path: "/var/lib/koji-relay/history"},
 		Relay: Relay{Socket: "/run/koji-relay/hub.sock", SocketMode: 0o660, Control: "/run/koji-relay/control.sock", Admin: "127.0.0.1:9763",
 			HandoffTimeout: time.Second, MaxRequestBytes: 67108864, MaxInflightBytes: 134217728, LogLevel: "info", LogFormat: "auto"},
 	}
@@ -133,6 +134,11 @@ max_attempts = 13
 interval = 14
 store_timeout = 0.15
 rate_limit = 16
+[history]
+keep = 3
+max_bytes = 2000000
+store = file
+path = /h
 [relay]
 socket = /s
 socket_group = g
@@ -156,6 +162,7 @@ log_format = json
 		Queue: Queue{Enabled: false, Store: StoreFile, Database: "host=db dbname=koji", Path: "/q", BatchSize: 8, BatchBytes: 9000,
 			MaxAge: 10 * time.Hour, Expired: DeadLetter, DeadMaxAge: 11 * 24 * time.Hour, MaxBytes: 12, PreserveOrder: true, MaxAttempts: 13,
 			Interval: 14 * time.Second, StoreTimeout: 150 * time.Millisecond, RateLimit: 16},
+		History: History{Keep: 3 * 24 * time.Hour, MaxBytes: 2000000, Store: StoreFile, Path: "/h"},
 		Relay: Relay{Socket: "/s", SocketGroup: "g", SocketMode: 0o600, Control: "/ctl", Admin: "localhost:18",
 			HandoffTimeout: 190 * time.Millisecond, MaxRequestBytes: 2000, MaxInflightBytes: 2100, LogLevel: "debug", LogFormat: LogJSON},
 	}

@@ -162,6 +162,20 @@ var keys = []key{
 		doc:    "most messages a second that are sent from the queue; 0 = no limit",
 		access: into(func(c *Config) *int { return &c.Queue.RateLimit }, whole(0, math.MaxInt32))},
 
+	{section: "history", name: "keep", restart: true, def: "7",
+		doc:    "days for which the relay remembers what became of every message; 0 = it does not",
+		access: into(func(c *Config) *time.Duration { return &c.History.Keep }, wholeUnits(24*time.Hour, 0, maxDays))},
+	{section: "history", name: "max_bytes", def: "1073741824",
+		doc:    "most bytes that the history may take; above it whole days go, the oldest first",
+		access: into(func(c *Config) *int64 { return &c.History.MaxBytes }, whole[int64](1<<20, math.MaxInt64))},
+	{section: "history", name: "store", restart: true, def: StoreQueue,
+		doc:    "where the history is: `queue`, the store of the queue; or `file`, to spare Koji's database the load",
+		access: into(func(c *Config) *string { return &c.History.Store }, oneOf(StoreQueue, StoreFile))},
+	{section: "history", name: "path", restart: true, def: "/var/lib/koji-relay/history",
+		doc: "the directory of `store = file`, with a file for each day; " +
+			"a queue that is a file has its history in `PATH.history`",
+		access: into(func(c *Config) *string { return &c.History.Path }, someFilePath)},
+
 	{section: "relay", name: "socket", restart: true, def: "/run/koji-relay/hub.sock",
 		doc:    "Unix socket on which the hub hands over commits. Like the next two ignored under socket activation, where the .socket unit decides",
 		access: into(func(c *Config) *string { return &c.Relay.Socket }, someSocketPath)},

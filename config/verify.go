@@ -28,6 +28,7 @@ func (c *Config) Verify() error {
 		v.secret(f.section, f.key, f.path)
 	}
 	v.store()
+	v.history()
 	v.hubTime()
 	v.exposed()
 	v.pluginCallbacks()
@@ -168,6 +169,17 @@ func (v *verification) store() {
 		if _, err := LoadHubDatabase(v.hubConfig); err != nil {
 			v.hubDatabase(err)
 		}
+	}
+}
+
+// history proves that the directory of a history in files can be made.
+func (v *verification) history() {
+	dir := v.config.HistoryDir()
+	if dir == "" || !v.config.HistoryKept() {
+		return
+	}
+	if info, err := os.Stat(filepath.Dir(dir)); err != nil || !info.IsDir() {
+		v.complain("history", "path", "the directory that it is in is not there; create "+filepath.Dir(dir)+" for the relay's user")
 	}
 }
 

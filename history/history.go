@@ -89,7 +89,7 @@ type Row struct {
 type Step struct {
 	inspect.Step
 	ID     string
-	Handed time.Time // as in its row; zero where that is not known
+	Handed time.Time // as in its row; zero where that is not known: the store looks it up
 	// Message, where it is set, becomes a Row if the store has none of this ID: it may never have been
 	// handed over.
 	Message *message.Message
@@ -112,6 +112,8 @@ const (
 var (
 	// ErrOff is returned where [history] keep = 0.
 	ErrOff = errors.New("no history is kept: [history] keep = 0")
+	// ErrQuery is a question that means nothing.
+	ErrQuery = errors.New("the history cannot be asked this")
 	// ErrNotFound is returned for a message-id that the history does not hold.
 	ErrNotFound = errors.New("not in the history")
 	// ErrInUse is returned for a directory that another process has open.

@@ -118,7 +118,7 @@ func (r *Recorder) Message(m *message.Message, via string, step inspect.Step) {
 	r.add(entry{message: m, row: true, via: via, id: m.ID, handed: m.Created, step: step})
 }
 
-// Step records what happened to a message later. handed is its creation-time, where that is known.
+// Step records what happened to a message later. handed is its creation-time; zero where that is not known.
 func (r *Recorder) Step(id string, handed time.Time, step inspect.Step) {
 	r.add(entry{id: id, handed: handed, step: step})
 }

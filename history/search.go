@@ -3,13 +3,14 @@ package history
 import (
 	"cmp"
 	"context"
-	"path"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"koji-relay/internal/fnmatch"
 	"koji-relay/internal/inspect"
 )
 
@@ -20,6 +21,8 @@ type Query struct {
 	Tags      []string // that the pattern Tag matches; nil: any
 	Addresses []string // likewise
 	none      bool     // nothing can match
+
+	tag, address *fnmatch.Pattern // nil: any
 }
 
 // manyWords is where a pattern is no help in finding messages: so many match that most messages do.
@@ -28,29 +31,30 @@ const manyWords = 300
 // isPattern reports whether s is more than a word.
 func isPattern(s string) bool { return strings.ContainsAny(s, "*?[") }
 
-func matches(pattern, word string) bool {
-	ok, _ := path.Match(pattern, word)
-	return ok
-}
-
 // prepare looks up the patterns of q.
 func prepare(ctx context.Context, s Store, q inspect.HistoryQuery) (*Query, error) {
 	p := &Query{HistoryQuery: q, Package: packageOf(q.Build), none: q.ID != "" && uuid.Validate(q.ID) != nil}
 	// Row times are in microseconds; a bound that is finer would cut one in two.
 	p.Since, p.Until = q.Since.Truncate(time.Microsecond), q.Until.Truncate(time.Microsecond)
 	for _, one := range []struct {
-		pattern string
-		kind    Kind
-		words   *[]string
-	}{{q.Tag, Tags, &p.Tags}, {q.Address, Addresses, &p.Addresses}} {
+		pattern  string
+		kind     Kind
+		words    *[]string
+		compiled **fnmatch.Pattern
+	}{{q.Tag, Tags, &p.Tags, &p.tag}, {q.Address, Addresses, &p.Addresses, &p.address}} {
 		if one.pattern == "" || one.pattern == "*" {
 			continue
 		}
+		compiled, err := fnmatch.Compile(one.pattern)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %q is not a pattern: %w", ErrQuery, one.pattern, err)
+		}
+		*one.compiled = compiled
 		if !isPattern(one.pattern) {
 			*one.words = []string{one.pattern}
 			continue
 		}
-		words, err := s.Words(ctx, one.kind, func(w string) bool { return matches(one.pattern, w) })
+		words, err := s.Words(ctx, one.kind, compiled.Match)
 		if err != nil {
 			return nil, err
 		}
@@ -240,9 +244,9 @@ func (q *Query) covers(t time.Time) bool {
 func (q *Query) means(m *inspect.HistoryMessage) bool {
 	return (q.ID == "" || q.ID == m.MessageID) &&
 		(q.Build == "" || q.Build == m.Build || q.Build == m.Package) &&
-		(q.Tag == "" || matches(q.Tag, m.Tag)) &&
+		(q.tag == nil || q.tag.Match(m.Tag)) &&
 		(q.Task == 0 || q.Task == m.Task) &&
 		(q.User == "" || q.User == m.User) &&
-		(q.Address == "" || matches(q.Address, m.Address)) &&
+		(q.address == nil || q.address.Match(m.Address)) &&
 		(q.Fate == "" || q.Fate == m.Fate)
 }

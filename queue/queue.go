@@ -113,6 +113,8 @@ type Expiry struct {
 	MaxAge     time.Duration // of a queued message; 0 keeps
 	ToDead     bool          // expired messages become dead letters instead of being discarded
 	DeadMaxAge time.Duration // of a dead letter; 0 keeps
+	// Each, where it is set, is called for each message that was taken out of the queue. It must not block.
+	Each func(id string, created time.Time)
 }
 
 // Expired counts what aged out.

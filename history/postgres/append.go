@@ -46,6 +46,9 @@ func (s *Store) append(ctx context.Context, conn *pgx.Conn, b *history.Batch) er
 		return err
 	}
 	rows := append(slices.Clip(b.Rows), found...)
+	if err := lookUpHanded(ctx, conn, b.Steps); err != nil {
+		return err
+	}
 	days := map[string]bool{}
 	for i := range rows {
 		days[rows[i].Handed.UTC().Format(dayFormat)] = true
@@ -125,6 +128,36 @@ func unknownMessages(ctx context.Context, conn *pgx.Conn, steps []history.Step) 
 	return found, nil
 }
 
+// lookUpHanded fills in when the messages of steps were handed over, where that is not known.
+func lookUpHanded(ctx context.Context, conn *pgx.Conn, steps []history.Step) error {
+	var ids []string
+	for i := range steps {
+		if steps[i].Handed.IsZero() {
+			ids = append(ids, steps[i].ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, _ := conn.Query(ctx, `SELECT message_id::text, min(at) FROM koji_relay.history_message
+		WHERE message_id = ANY($1::uuid[]) GROUP BY 1`, ids)
+	known := map[string]time.Time{}
+	var id string
+	var at time.Time
+	_, err := pgx.ForEachRow(rows, []any{&id, &at}, func() error {
+		known[id] = at
+		return nil
+	})
+	for i := range steps {
+		if st := &steps[i]; st.Handed.IsZero() {
+			if st.Handed = known[st.ID]; st.Handed.IsZero() {
+				st.Handed = st.Time
+			}
+		}
+	}
+	return err
+}
+
 func messageValues(r *history.Row) []any {
 	var commit any
 	if r.Commit != "" {
@@ -138,11 +171,7 @@ func messageValues(r *history.Row) []any {
 }
 
 func stepValues(st *history.Step) []any {
-	handed := st.Handed
-	if handed.IsZero() {
-		handed = st.Time
-	}
-	return []any{st.Time, handed, st.ID, string(st.Kind), clean(st.Broker), clean(st.Reason)}
+	return []any{st.Time, st.Handed, st.ID, string(st.Kind), clean(st.Broker), clean(st.Reason)}
 }
 
 // newWords gives the tags and addresses that this process has not stored today.

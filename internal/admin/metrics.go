@@ -123,6 +123,7 @@ type Metrics struct {
 	dead         *prometheus.CounterVec
 	extraTrimmed prometheus.Counter
 	reconnects   *prometheus.CounterVec
+	historyGap   prometheus.Counter
 	lostLog      atomic.Pointer[func() int64]
 
 	// The totals behind the status page's rates.
@@ -166,6 +167,7 @@ func NewMetrics(version string) *Metrics {
 		expired:      counters("queue_expired_total", "Messages given up after max_age.", "address"),
 		dead:         counters("dead_letter_total", "Messages and events set aside as dead letters.", "reason"),
 		extraTrimmed: counter("extra_trimmed_total", "Messages whose extra was cut because of extra_limit."),
+		historyGap:   counter("history_gap_messages_total", "Messages that could not be recorded in the history."),
 		reconnects:   counters("reconnects_total", "Connections to a broker that were opened again.", "broker"),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info",
@@ -173,7 +175,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
 	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed, m.roundTrip,
-		m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, build,
+		m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, m.historyGap, build,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -249,6 +251,9 @@ func (m *Metrics) DeadLetters(reason Failure, n int) {
 
 // ExtraTrimmed counts messages whose extra was cut.
 func (m *Metrics) ExtraTrimmed(n int) { m.extraTrimmed.Add(float64(n)) }
+
+// HistoryMissed counts messages that could not be recorded in the history.
+func (m *Metrics) HistoryMissed(n int) { m.historyGap.Add(float64(n)) }
 
 // Reconnected counts a connection that was opened again after it had been lost.
 func (m *Metrics) Reconnected(broker string) {

@@ -27,7 +27,11 @@ func (d *Daemon) control() admin.Control {
 	if d.store == nil {
 		return control{d, noQueue{}}
 	}
-	return control{d, queueControl{d.store, d.current.translate, d.log, d.drainer.Wake}}
+	q := queueControl{store: d.store, translate: d.current.translate, log: d.log, wake: d.drainer.Wake, history: noHistory{}}
+	if d.history != nil {
+		q.history = d.history
+	}
+	return control{d, q}
 }
 
 func (c control) Reload(ctx context.Context) admin.Reload {
@@ -82,6 +86,7 @@ type queueControl struct {
 	translate translate // by the configuration in force
 	log       *slog.Logger
 	wake      func() // the drain, when there may be something due
+	history   recorder
 }
 
 // translate makes messages of a commit, by some configuration.
@@ -93,7 +98,7 @@ func NewQueueControl(c *config.Config, opened store, log *slog.Logger) (admin.Qu
 	if err != nil {
 		return nil, fmt.Errorf("prepare translation: %w", err)
 	}
-	return queueControl{opened, rules.Translate, log, func() {}}, nil
+	return queueControl{store: opened, translate: rules.Translate, log: log, wake: func() {}, history: noHistory{}}, nil
 }
 
 func box(b admin.Box) queue.Box {

@@ -20,6 +20,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/history"
 	"koji-relay/internal/admin"
 	"koji-relay/internal/ingest"
 	"koji-relay/queue"
@@ -57,7 +58,9 @@ type Daemon struct {
 	postgres *postgres.Store
 	outbox   *postgres.Outbox
 
-	underway      underway    // the commits of the hub API
+	underway underway          // the commits of the hub API
+	history  *history.Recorder // nil with [history] keep = 0
+
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
 	effective     atomic.Pointer[effective]
 	phase         atomic.Pointer[admin.Phase]
@@ -107,6 +110,9 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 		return err
 	}
 	if err := d.openQueue(intake, parts); err != nil {
+		return err
+	}
+	if err := d.startHistory(parts); err != nil {
 		return err
 	}
 	s, err := d.newService(d.opts.Config)

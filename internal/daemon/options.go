@@ -74,6 +74,7 @@ func (d *Daemon) drainOptions(c *config.Config) drain.Options {
 			MaxAge:     c.Queue.MaxAge,
 			ToDead:     c.Queue.Expired == config.DeadLetter,
 			DeadMaxAge: c.Queue.DeadMaxAge,
+			Each:       d.watch.expiredOne,
 		},
 		Logger:         d.log,
 		Observe:        d.watch.drained,

@@ -46,6 +46,7 @@ type publisher struct {
 	storeTimeout   time.Duration // for each piece
 	stored         func()        // called after a put: wakes the drain
 	paused         *atomic.Bool  // sending is paused: commits are queued
+	via            string        // how the commits come: for the history
 	watch          *watch
 	log            *slog.Logger
 }
@@ -93,7 +94,8 @@ func (h *handover) piece(ctx context.Context, c message.Commit) {
 		t.Messages[i].Created = h.began
 	}
 	h.watch.metrics.ExtraTrimmed(t.Trimmed)
-	h.receipt.Skipped += t.Skipped
+	h.receipt.Skipped += len(t.Skipped)
+	h.watch.skipped(t.Skipped, h.via, h.began)
 	unsent, err := h.send(ctx, c, t.Messages)
 	if errors.Is(err, errAppended) {
 		h.receipt.Queued += len(t.Messages) + len(t.Undeliverable)
@@ -150,7 +152,7 @@ func (h *handover) send(ctx context.Context, c message.Commit, msgs []message.Me
 	for i, o := range outcomes {
 		if o.Next == message.Done {
 			h.receipt.Sent++
-			h.watch.sent(&msgs[i], o)
+			h.watch.sent(&msgs[i], h.via, o)
 			continue
 		}
 		unsent = append(unsent, message.Unsent{Message: msgs[i], Outcome: o})
@@ -217,7 +219,7 @@ func (h *handover) put(ctx context.Context, unsent []message.Unsent, bad []messa
 		return err
 	}
 	h.stored()
-	h.watch.put(unsent, bad)
+	h.watch.put(unsent, bad, h.via)
 	return nil
 }
 
@@ -250,5 +252,5 @@ func (h *handover) refuse(unsent []message.Unsent, bad []message.Undeliverable, 
 	for _, b := range bad {
 		h.receipt.NotTaken = append(h.receipt.NotTaken, b.Event)
 	}
-	h.watch.refused(unsent, bad)
+	h.watch.refused(unsent, bad, h.via, err)
 }

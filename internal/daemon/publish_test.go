@@ -54,7 +54,7 @@ var fivePart = callbacks.Translation{
 		{ID: "id-a", Event: 4, Address: "a"}, {ID: "id-b", Event: 1, Address: "b"}, {ID: "id-c", Event: 2, Address: "c"},
 	},
 	Undeliverable: []message.Undeliverable{{ID: "id-x", Event: 0, Reason: "no action"}},
-	Skipped:       1,
+	Skipped:       make([]message.Skipped, 1),
 }
 
 // oneCommit is of one piece. What its events are is up to the translation of the test.
@@ -167,7 +167,8 @@ func TestAllAcceptedTouchesNoStore(t *testing.T) {
 
 func TestPreservedOrderPutsNewMessagesBehindOlderOnes(t *testing.T) {
 	t.Parallel()
-	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}, Skipped: 1}
+	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}},
+		Skipped: make([]message.Skipped, 1)}
 	down := errors.New("down")
 	for name, tc := range map[string]struct {
 		backlog    queue.Backlog

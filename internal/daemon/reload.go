@@ -73,6 +73,9 @@ func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
 	if d.store != nil {
 		d.store.SetLimits(limits(next))
 		d.drainer.Configure(d.drainOptions(next))
+	}
+	if d.history != nil {
+		d.history.Configure(d.historyOptions(next))
 		d.drainer.Wake() // from a wait of the old interval
 	}
 	running := s.run(d.fatal)
@@ -102,10 +105,13 @@ func (d *Daemon) setLevel(c *config.Config) {
 // and what the runtime frees too late come on top; together they stay within 64 MiB.
 const ownMemory = 24 << 20
 
+// historyMemory is what waits for the history at most, and what is on its way there.
+const historyMemory = 12 << 20
+
 // setMemoryLimit tells the Go runtime what the relay may take, so that it collects garbage in time. It is a soft limit;
 // GOMEMLIMIT of the environment goes before it.
 func setMemoryLimit(c *config.Config) {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(ownMemory + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes)
+		debug.SetMemoryLimit(ownMemory + historyMemory + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes)
 	}
 }

@@ -119,7 +119,7 @@ func effects(d *Daemon) string {
 	for _, callback := range []string{"postTag", "preTag"} {
 		event := message.Event{Callback: callback, Kwargs: []byte(kwargs)}
 		t := s.rules.Translate(message.Commit{ID: "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", Events: []message.Event{event}})
-		fmt.Fprintf(&b, "%d %+v\n", t.Skipped, t.Messages)
+		fmt.Fprintf(&b, "%d %+v\n", len(t.Skipped), t.Messages)
 	}
 	return b.String()
 }

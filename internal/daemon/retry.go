@@ -6,9 +6,13 @@ import (
 	"time"
 
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
+
+// retried is the reason in the history.
+const retried = "retried by the administrator"
 
 // retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or another
 // configuration may be able to: one that still gives no message stays a dead letter and counts as missing.
@@ -29,7 +33,8 @@ func (q queueControl) retryDead(ctx context.Context, which admin.Selection) (adm
 			done.Missing = append(done.Missing, id)
 		}
 	}
-	return q.inChunks(ctx, admin.DeadBox, found.messages, q.store.Retry, done)
+	retry := q.recorded(q.store.Retry, inspect.Queued, retried)
+	return q.inChunks(ctx, admin.DeadBox, found.messages, retry, done)
 }
 
 // retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that whatever
@@ -57,6 +62,7 @@ func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 	if err := q.store.Put(ctx, []message.Unsent{{Message: t.Messages[0]}}, nil); err != nil {
 		return false, err
 	}
+	q.history.Found(&t.Messages[0], inspect.Step{Kind: inspect.Queued, Reason: retried})
 	_, err = q.store.Drop(ctx, queue.Dead, queue.Selection{IDs: []string{id}})
 	return err == nil, err
 }

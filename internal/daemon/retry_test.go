@@ -39,7 +39,8 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return queueControl{store, rules.Translate, slog.New(slog.NewTextHandler(t.Output(), nil)), func() {}}, ids
+	return queueControl{store: store, translate: rules.Translate, log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		wake: func() {}, history: noHistory{}}, ids
 }
 
 func boxIDs(t *testing.T, q queueControl, b admin.Box) (ids []string) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
@@ -34,7 +35,23 @@ func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selecti
 	if which.DryRun {
 		return q.count(ctx, b, which, nil)
 	}
-	return q.change(ctx, b, which, nil, q.store.Drop)
+	return q.change(ctx, b, which, nil, q.recorded(q.store.Drop, inspect.Dropped, "by the administrator"))
+}
+
+// recorded is do with its successes told to the history. It is given ids.
+func (q queueControl) recorded(do storeChange, kind inspect.StepKind, reason string) storeChange {
+	return func(ctx context.Context, b queue.Box, which queue.Selection) (queue.Changed, error) {
+		changed, err := do(ctx, b, which)
+		if err != nil {
+			return changed, err
+		}
+		for _, id := range which.IDs {
+			if !slices.Contains(changed.Missing, id) {
+				q.history.Step(id, time.Time{}, inspect.Step{Kind: kind, Reason: reason})
+			}
+		}
+		return changed, nil
+	}
 }
 
 // setAside is true for what waits for its next attempt: only that can be made due.
@@ -45,7 +62,8 @@ type storeChange func(context.Context, queue.Box, queue.Selection) (queue.Change
 // change does something to the selected items for which also is true.
 func (q queueControl) change(ctx context.Context, b admin.Box, which admin.Selection, also func(*queue.Item) bool,
 	do storeChange) (admin.Changed, error) {
-	if !which.Filtered() {
+	// What is deleted is named one by one, for the history.
+	if !which.Filtered() && !(which.All && also == nil) {
 		changed, err := do(ctx, box(b), queue.Selection{IDs: which.IDs, All: which.All})
 		return admin.Changed(changed), explain(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/config"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/relay"
 )
@@ -51,6 +52,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 		p.stored = d.drainer.Wake
 	}
 	hub, outbox := p, p
+	hub.via, outbox.via = inspect.ViaSocket, inspect.ViaOutbox
 	if d.store != nil && c.Queue.PreserveOrder {
 		hub.order = &order{backlog: d.store.Backlog}
 		outbox.order = &order{backlog: d.store.Backlog}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 	"koji-relay/relay"
@@ -21,6 +22,7 @@ type watch struct {
 	metrics *admin.Metrics
 	recent  *admin.Recent
 	log     *slog.Logger
+	history recorder // set before anything is recorded
 
 	mu   sync.Mutex
 	seen map[string]bool // brokers that were up before; guarded by mu
@@ -32,6 +34,7 @@ func newWatch(version string, log *slog.Logger) *watch {
 		metrics: admin.NewMetrics(version),
 		recent:  admin.NewRecent(rememberedFates),
 		seen:    make(map[string]bool),
+		history: noHistory{},
 	}
 }
 
@@ -52,41 +55,60 @@ func (w *watch) message(m *message.Message, o message.Outcome, fate admin.FateKi
 	})
 }
 
-// sent is message for one that may be forgotten.
-func (w *watch) sent(m *message.Message, o message.Outcome) {
-	if o.State == message.Accepted {
-		w.message(m, o, admin.Sent)
-	} else {
-		w.message(m, o, admin.Dropped)
+// sent is for a message that was handed over and may be forgotten.
+func (w *watch) sent(m *message.Message, via string, o message.Outcome) {
+	fate, kind := admin.Sent, inspect.Accepted
+	if o.State != message.Accepted {
+		fate, kind = admin.Dropped, inspect.Dropped
+	}
+	w.message(m, o, fate)
+	w.history.Message(m, via, step(kind, o))
+}
+
+// skipped takes note of events that make no message.
+func (w *watch) skipped(events []message.Skipped, via string, at time.Time) {
+	for i := range events {
+		events[i].Message.Created = at
+		w.history.Message(&events[i].Message, via, inspect.Step{Kind: inspect.Skipped, Reason: events[i].Reason})
 	}
 }
 
-// put takes note of what was stored for later.
-func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable) {
+// put takes note of what was handed over and stored for later.
+func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable, via string) {
 	queued := 0
 	for i := range unsent {
 		u := &unsent[i]
 		if u.Outcome.Next == message.Dead {
 			w.metrics.DeadLetters(admin.FailureOf(u.Outcome), 1)
 			w.message(&u.Message, u.Outcome, admin.Dead)
+			w.history.Message(&u.Message, via, step(inspect.Dead, u.Outcome))
 			continue
 		}
 		queued++
 		w.message(&u.Message, u.Outcome, admin.Queued)
+		w.history.Message(&u.Message, via, step(inspect.Queued, u.Outcome))
 	}
 	w.metrics.QueuePut(queued)
 	if len(bad) > 0 {
 		w.metrics.DeadLetters(admin.FailureUnencodable, len(bad))
 	}
 	w.undeliverable(bad, admin.Dead)
+	for i := range bad {
+		w.history.Message(event(&bad[i]), via, inspect.Step{Kind: inspect.Dead, Reason: bad[i].Reason})
+	}
 }
 
 // refused takes note of what was neither sent nor stored.
-func (w *watch) refused(unsent []message.Unsent, bad []message.Undeliverable) {
+func (w *watch) refused(unsent []message.Unsent, bad []message.Undeliverable, via string, cause error) {
+	refused := inspect.Step{Kind: inspect.Refused, Reason: cause.Error()}
 	for i := range unsent {
 		w.message(&unsent[i].Message, unsent[i].Outcome, admin.NotTaken)
+		w.history.Message(&unsent[i].Message, via, refused)
 	}
 	w.undeliverable(bad, admin.NotTaken)
+	for i := range bad {
+		w.history.Message(event(&bad[i]), via, refused)
+	}
 }
 
 func (w *watch) undeliverable(bad []message.Undeliverable, fate admin.FateKind) {
@@ -104,6 +126,8 @@ func (w *watch) relayObserver() relay.Observer {
 		Settled: func(broker string, m *message.Message, o message.Outcome, took time.Duration) {
 			if o.State != message.Accepted {
 				w.metrics.SendFailed(broker, admin.FailureOf(o))
+				o.Broker = broker
+				w.history.Step(m.ID, m.Created, step(inspect.Attempt, o))
 				return
 			}
 			w.metrics.MessageSent(m.Address, broker)
@@ -134,12 +158,20 @@ func (w *watch) drained(e queue.Entry, o message.Outcome, s queue.Settlement) {
 			"message_id", m.ID, "reason", o.Reason)
 		w.metrics.DeadLetters(admin.FailureOf(o), 1)
 		w.message(m, o, admin.Dead)
+		w.history.Found(m, step(inspect.Dead, o))
 	case o.State == message.Accepted:
 		w.metrics.QueueDrained(1)
 		w.message(&e.Message, o, admin.Drained)
+		w.history.Found(&e.Message, step(inspect.Accepted, o))
 	case s.Action == queue.Forget:
 		w.message(&e.Message, o, admin.Dropped)
+		w.history.Found(&e.Message, step(inspect.Dropped, o))
 	}
+}
+
+// expiredOne takes note of one message that the drain gave up.
+func (w *watch) expiredOne(id string, created time.Time) {
+	w.history.Step(id, created, inspect.Step{Kind: inspect.Expired, Reason: "older than max_age"})
 }
 
 // expired accounts for what grew older than max_age.

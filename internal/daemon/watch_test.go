@@ -14,6 +14,7 @@ import (
 
 	"koji-relay/callbacks"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 	"koji-relay/queue/drain"
@@ -118,8 +119,8 @@ func TestFateOfAMessageIsLogged(t *testing.T) {
 	w := newWatch("test", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	m := message.Message{ID: "id-1", Commit: "c-1", Event: 3, Address: "build.tag", Body: "a secret"}
 	rejected := message.Outcome{State: message.Rejected, Broker: "b:5672", Reason: "rejected: too old"}
-	w.put([]message.Unsent{{Message: m, Outcome: rejected}}, nil)
-	w.sent(&m, message.Outcome{State: message.Accepted, Broker: "b:5672"})
+	w.put([]message.Unsent{{Message: m, Outcome: rejected}}, nil, inspect.ViaSocket)
+	w.sent(&m, inspect.ViaSocket, message.Outcome{State: message.Accepted, Broker: "b:5672"})
 	w.drained(queue.Entry{Message: m}, rejected, queue.Settlement{Action: queue.Bury})
 	w.drained(queue.Entry{Message: m}, message.Outcome{State: message.Accepted}, queue.Settlement{Action: queue.Forget})
 	const fields = `commit=c-1 event=3 address=build.tag message_id=id-1`

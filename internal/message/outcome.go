@@ -94,6 +94,12 @@ type Undeliverable struct {
 	Reason   string
 }
 
+// Skipped is an event that makes no message. Message has no body, and of the properties what could be read.
+type Skipped struct {
+	Message Message
+	Reason  string
+}
+
 // Receipt is the account of one handed-over commit. Sent+Queued+Skipped+Dead+len(NotTaken) is the number of
 // its events.
 type Receipt struct {

@@ -183,7 +183,7 @@ func (tx fileTx) bury(seq uint64, st fileState, attempts int, reason string) err
 func (s *filePass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, error) {
 	done := queue.Expired{Messages: map[string]int{}}
 	for more := e.MaxAge > 0; more; {
-		var chunk []string
+		var chunk []fileState
 		err := s.store.update(ctx, "expire messages", func(tx fileTx) error {
 			var err error
 			chunk, err = tx.expire(uint64(time.Now().Add(-e.MaxAge).UnixMicro()), e.ToDead)
@@ -192,8 +192,11 @@ func (s *filePass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, e
 		if err != nil {
 			return done, err
 		}
-		for _, address := range chunk {
-			done.Messages[address]++
+		for i := range chunk {
+			done.Messages[chunk[i].Address]++
+			if e.Each != nil {
+				e.Each(chunk[i].ID, chunk[i].Created)
+			}
 		}
 		failpoint.Hit("mid-expiry")
 		more = len(chunk) == queue.ExpiryChunk
@@ -214,14 +217,14 @@ func (s *filePass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, e
 	return done, nil
 }
 
-// expire discards up to expiryChunk messages put before the time, and gives their addresses.
-func (tx fileTx) expire(before uint64, toDead bool) ([]string, error) {
+// expire discards up to expiryChunk messages put before the time, and gives what they were.
+func (tx fileTx) expire(before uint64, toDead bool) ([]fileState, error) {
 	var old []uint64
 	c := tx.in("born").Cursor()
 	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < before && len(old) < queue.ExpiryChunk; k, _ = c.Next() {
 		old = append(old, seqOf(k))
 	}
-	var addresses []string
+	var gone []fileState
 	for _, seq := range old {
 		st, err := tx.state(seq)
 		if err != nil {
@@ -235,9 +238,9 @@ func (tx fileTx) expire(before uint64, toDead bool) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		addresses = append(addresses, st.Address)
+		gone = append(gone, st)
 	}
-	return addresses, nil
+	return gone, nil
 }
 
 func (tx fileTx) expireDead(before uint64) (int, error) {

@@ -110,15 +110,15 @@ const chooseExpired = `WITH chosen AS (
 		ORDER BY created_ts LIMIT $2 FOR UPDATE SKIP LOCKED
 	)`
 
-const buryExpired = chooseExpired + bury + ` SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
+const buryExpired = chooseExpired + bury + ` SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
 
 const dropExpired = chooseExpired + `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
-		RETURNING d.queue_id, d.created_ts, d.address, d.size
+		RETURNING d.*
 	), deleted AS (
 		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
-	SELECT g.address, count(*)::int, sum(g.size)::bigint FROM gone g GROUP BY g.address`
+	SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
 
 const dropOldDead = `DELETE FROM koji_relay.dead_letter WHERE message_id = ANY(ARRAY(
 		SELECT message_id FROM koji_relay.dead_letter WHERE died < now() - $1 * interval '1 second'
@@ -140,7 +140,7 @@ func (s *pgPass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, err
 		var n int
 		err := s.do(ctx, "expire messages", func(ctx context.Context, conn *pgx.Conn) error {
 			var err error
-			n, err = s.expireSome(ctx, conn, sql, e.MaxAge, done.Messages)
+			n, err = s.expireSome(ctx, conn, sql, e, done.Messages)
 			return err
 		})
 		if err != nil {
@@ -173,27 +173,23 @@ func (s *pgPass) do(ctx context.Context, what string, f func(context.Context, *p
 	return s.store.do(ctx, what, callTimeout, f)
 }
 
-func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, maxAge time.Duration, counts map[string]int) (int, error) {
-	rows, err := conn.Query(ctx, sql, maxAge.Seconds(), queue.ExpiryChunk)
+func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, e queue.Expiry, counts map[string]int) (int, error) {
+	rows, _ := conn.Query(ctx, sql, e.MaxAge.Seconds(), queue.ExpiryChunk) // CollectRows gives the error
+	type gone struct {
+		ID, Address string
+		Size        int64
+		Created     *time.Time
+	}
+	chunk, err := pgx.CollectRows(rows, pgx.RowToStructByPos[gone])
 	if err != nil {
 		return 0, err
 	}
-	var address string
-	var n, total int
-	var size, freed int64
-	chunk := map[string]int{}
-	_, err = pgx.ForEachRow(rows, []any{&address, &n, &size}, func() error {
-		chunk[address] += n
-		total += n
-		freed += size
-		return nil
-	})
-	if err != nil {
-		return 0, err
+	for _, g := range chunk {
+		counts[g.Address]++
+		s.store.bytes.add(-g.Size)
+		if e.Each != nil && g.Created != nil {
+			e.Each(g.ID, *g.Created)
+		}
 	}
-	for address, n := range chunk {
-		counts[address] += n
-	}
-	s.store.bytes.add(-freed)
-	return total, nil
+	return len(chunk), nil
 }

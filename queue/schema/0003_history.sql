@@ -130,3 +130,21 @@ CREATE VIEW koji_relay.history_day AS
     JOIN pg_class c ON c.oid = i.inhrelid
     WHERE i.inhparent IN ('koji_relay.history_message'::regclass, 'koji_relay.history_step'::regclass)
     GROUP BY 1;
+
+-- Whoever takes events from the outbox is a relay: its role gets what it needs here.
+DO $$
+DECLARE
+    r text;
+BEGIN
+    FOR r IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+        FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.oid = 'koji_relay.outbox'::regclass AND a.privilege_type = 'DELETE' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE 'GRANT SELECT, INSERT ON koji_relay.history_message, koji_relay.history_step TO ' || r;
+        EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.history_open, koji_relay.history_word,'
+            || ' koji_relay.history_gap, koji_relay.history_writer, koji_relay.replay, koji_relay.replay_line TO ' || r;
+        EXECUTE 'GRANT SELECT ON koji_relay.history_day TO ' || r;
+        EXECUTE 'GRANT EXECUTE ON FUNCTION koji_relay.history_add_day(date), koji_relay.history_drop_day(date) TO ' || r;
+    END LOOP;
+END $$;

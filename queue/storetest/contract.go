@@ -269,7 +269,17 @@ func oldMessagesExpire(t *testing.T, open Opener) {
 				message.Unsent{Message: aging(Message(3), 23*hour)},
 				message.Unsent{Message: Message(4)})
 			Settle(t, s, queue.Settlement{ID: second.ID, Action: queue.SetAside, Delay: -time.Second})
+			each := 0
+			test.expiry.Each = func(id string, created time.Time) {
+				each++
+				if id == second.ID && !created.Equal(second.Created) {
+					t.Errorf("%s was created at %v, and not at %v", id, second.Created, created)
+				}
+			}
 			done := expire(t, s, test.expiry)
+			if each != 4-len(test.left) {
+				t.Errorf("told of %d messages, want %d", each, 4-len(test.left))
+			}
 			if diff := cmp.Diff(test.expired, done.Messages); diff != "" {
 				t.Errorf("expired by address (-want +got):\n%s", diff)
 			}
