@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ type fact struct {
 	commit string
 	hub    *hub
 	counts bool   // the hub did not roll its call back
+	stored bool   // part of the hub's own commit, with delivery = outbox
 	state  string // "": the hub's worker died before it knew
 	way    string // by which it was handed over; order is promised for each way alone
 	said   string
@@ -62,6 +64,12 @@ func (a *account) hear(h *hub, line workerLine) {
 		a.begin(h, line)
 		return
 	}
+	if line.Failed != "" {
+		for _, number := range a.commits[line.Failed] {
+			a.facts[number].stored = a.facts[number].stored && line.Way != "insert"
+		}
+		return
+	}
 	a.slowest = max(a.slowest, seconds(line.Spent))
 	said := strings.Join(line.Said, "; ")
 	for position, number := range a.commits[line.End] {
@@ -92,7 +100,7 @@ func (a *account) begin(h *hub, line workerLine) {
 			}
 		}
 		kind := kinds[slices.IndexFunc(kinds[:], func(k ledgerKind) bool { return k.callback == callback })]
-		a.facts[number] = &fact{commit: line.Commit, hub: h, counts: counts}
+		a.facts[number] = &fact{commit: line.Commit, hub: h, counts: counts, stored: h.delivery == "outbox"}
 		a.events[number] = &numbered{id: messageID(line.Commit, position), build: line.Build, topic: kind.topic,
 			body: body, props: ledgerProps(line.Build, number, kind.kind),
 			how: fmt.Sprintf("%v, commit %s", h, line.Commit)}
@@ -104,6 +112,7 @@ func (a *account) begin(h *hub, line workerLine) {
 // result is the account of one run, as it is kept for docs/reliability.md.
 type result struct {
 	Seed       uint64         `json:"seed"`
+	Version    string         `json:"version"` // the commit that was tried
 	Seconds    float64        `json:"seconds"`
 	Ordered    bool           `json:"preserve_order"`
 	Load       string         `json:"load"`
@@ -139,10 +148,13 @@ func (a *account) close(arrivals [3][]delivery, committed map[int]bool) result {
 		a.c.Logf("lost: event %d of %s, state %q, way %s, plugin: %s", number, a.events[number].how, f.state, f.way,
 			f.said)
 	}
-	r := result{Seed: a.c.seed, Seconds: a.c.length.Seconds(), Ordered: a.c.ordered, Load: machineLoad(),
-		Happened: a.c.happened, Received: v.arrived + v.duplicates, Duplicates: v.duplicates, Altered: len(v.wrong),
-		Disorder: len(v.disorder),
-		Lost:     len(v.lost), SlowestMS: a.slowest.Milliseconds(), By: a.by}
+	version, _ := exec.Command("git", "rev-parse", "--short", "HEAD").Output() // "" outside of a clone
+	r := result{
+		Seed: a.c.seed, Version: strings.TrimSpace(string(version)), Seconds: a.c.length.Seconds(),
+		Ordered: a.c.ordered, Load: machineLoad(), Happened: a.c.happened, By: a.by,
+		Received: v.arrived + v.duplicates, Duplicates: v.duplicates, Altered: len(v.wrong),
+		Disorder: len(v.disorder), Lost: len(v.lost), SlowestMS: a.slowest.Milliseconds(),
+	}
 	for _, n := range a.c.happened {
 		r.Faults += n
 	}
@@ -178,8 +190,8 @@ func (a *account) settle(committed map[int]bool) {
 			a.events[number].handed = false
 		}
 		// With delivery = outbox the event is part of the commit, whoever died meanwhile.
-		died := f.state != "handed" && f.state != "refused" && f.said == ""
-		if f.hub.delivery == "outbox" && died && committed[number] {
+		died := f.state != "handed" && f.state != "refused"
+		if f.stored && died && committed[number] {
 			a.events[number].handed = true
 		}
 		switch {

@@ -33,6 +33,9 @@ type workerLine struct {
 	Build  int                 `json:"build"`
 	Events [][]json.RawMessage `json:"events"` // number, callback, body, whether it counts
 
+	Failed string `json:"failed"` // the same id: a way did not take it
+	Way    string `json:"way"`
+
 	End   string   `json:"end"` // the same id: what became of it
 	State string   `json:"state"`
 	Lost  []int    `json:"lost"`

@@ -13,7 +13,7 @@ import (
 type kindOfPart string
 
 const (
-	brokerPart   kindOfPart = "broker"   // RabbitMQ 4.0, RabbitMQ 3.10, Artemis, in the order of urls
+	brokerPart   kindOfPart = "broker"   // in the order of urls
 	wayPart      kindOfPart = "way"      // the network in front of the brokers, then of the two databases
 	relayPart    kindOfPart = "relay"    // two processes of one fleet
 	databasePart kindOfPart = "database" // PostgreSQL and its standby

@@ -7,6 +7,7 @@ Each worker is a thread with a hub and a build of its own. A change is a row of 
 one callback; what a commit is made of, and what became of it, is printed as lines of JSON:
 
     {"commit": ID, "build": B, "events": [[number, callback, body, counts], ...]}   before COMMIT
+    {"failed": ID, "way": "exchange" | "insert"}    that way did not take it
     {"end": ID, "state": "handed" | "refused" | "unknown" | "undone", "lost": [...], ...}
 
 "handed": the hub has committed, and the plugin has logged no loss. "unknown": COMMIT itself failed. It
@@ -67,7 +68,12 @@ def note(module, name):
 
     def noted(*args, **kwargs):
         local.ways.add(name)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            # From here on the events are no part of the commit, and die with this process.
+            say(failed=local.commit, way=name)
+            raise
     setattr(module, name, noted)
 
 
