@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"koji-relay/config"
+	"koji-relay/history"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 	"koji-relay/queue/drain"
@@ -30,6 +31,7 @@ var otherValues = map[string]string{
 	"queue.batch_size": "7", "queue.batch_bytes": "4096", "queue.max_age": "25", "queue.expired": "dead_letter",
 	"queue.dead_max_age": "31", "queue.max_bytes": "1000", "queue.preserve_order": "on", "queue.max_attempts": "9",
 	"queue.interval": "31", "queue.store_timeout": "0.7", "queue.rate_limit": "5",
+	"history.keep": "8", "history.max_bytes": "2000000", "history.store": "file", "history.path": "DIR/other.history",
 
 	"relay.socket": "DIR/other.sock", "relay.socket_group": "other", "relay.socket_mode": "0600",
 	"relay.control": "DIR/other-control.sock", "relay.admin": "127.0.0.1:1", "relay.handoff_timeout": "0.9",
@@ -49,7 +51,7 @@ func baseConfig(dir, name, value string) string {
 		values[name] = strings.ReplaceAll(value, "DIR", dir)
 	}
 	var b strings.Builder
-	for _, section := range []string{"broker", "message", "queue", "relay"} {
+	for _, section := range []string{"broker", "message", "queue", "history", "relay"} {
 		fmt.Fprintf(&b, "[%s]\n", section)
 		for name, value := range values {
 			if key, found := strings.CutPrefix(name, section+"."); found {
@@ -90,6 +92,7 @@ func runningParts(t *testing.T, path string) *Daemon {
 		t.Fatal(err)
 	}
 	d.store = &remembered{store: d.store, limits: limits(c)}
+	d.history = history.NewRecorder(nil, d.historyOptions(c)) // it is not run
 	s, err := d.newService(c)
 	if err != nil {
 		t.Fatal(err)
@@ -107,6 +110,7 @@ func effects(d *Daemon) string {
 	inside := func(part any, field string) reflect.Value { return reflect.ValueOf(part).Elem().FieldByName(field) }
 	var b strings.Builder
 	for _, v := range []reflect.Value{
+		inside(d.history, "o"),
 		inside(s.relay, "opts"),
 		reflect.ValueOf((*drain.Options)(inside(d.drainer, "options").FieldByName("v").UnsafePointer())).Elem(),
 		reflect.ValueOf(d.store.(*remembered).limits),
