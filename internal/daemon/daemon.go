@@ -56,6 +56,7 @@ type Daemon struct {
 	store    store
 	drainer  *drain.Drainer
 	postgres *postgres.Store
+	pokes    []net.PacketConn // where the hub says that something is in the outbox
 	outbox   *postgres.Outbox
 
 	underway underway          // the commits of the hub API
@@ -124,6 +125,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.startDrain(parts)
 	d.serveAdmin(parts)
 	d.serve(listeners, parts)
+	d.serveOutbox(parts)
 	d.startWatchdog(parts)
 	d.enter(admin.Running)
 	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", addresses(listeners))
@@ -151,19 +153,9 @@ func (d *Daemon) wait(intake context.Context) error {
 // listen opens the socket that the configuration names, or takes over what systemd opened for us.
 func (d *Daemon) listen(parts *stops) ([]net.Listener, error) {
 	c := d.opts.Config.Relay
-	inherited, err := activation.Listeners()
+	all, pokes, err := ingest.Inherited(activation.Files(true))
 	if err != nil {
 		return nil, fmt.Errorf("take over the sockets of systemd: %w", err)
-	}
-	var all []net.Listener
-	for _, l := range inherited {
-		if l == nil {
-			continue // a file descriptor that is no stream socket
-		}
-		if u, ok := l.(*net.UnixListener); ok {
-			u.SetUnlinkOnClose(false) // the file is systemd's and outlives us
-		}
-		all = append(all, l)
 	}
 	if len(all) == 0 {
 		l, err := ingest.ListenUnix(ingest.SocketOptions{
@@ -174,6 +166,7 @@ func (d *Daemon) listen(parts *stops) ([]net.Listener, error) {
 		}
 		all = append(all, l)
 	}
+	d.listenPokes(all[0], pokes, parts)
 	parts.add(part{"listeners", time.Second, func(context.Context) error {
 		for _, l := range all {
 			l.Close() // already closed by the server, unless it never served

@@ -144,6 +144,13 @@ func (c *current) events() string {
 	return s.events
 }
 
+// exchanged is closed at the next exchange.
+func (c *current) exchanged() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
 // brokerUp blocks until a broker becomes usable, the service is exchanged, or ctx ends.
 func (c *current) brokerUp(ctx context.Context) {
 	c.mu.Lock()

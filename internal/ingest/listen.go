@@ -22,17 +22,10 @@ type SocketOptions struct {
 // ListenUnix listens on a Unix socket. A socket file that a killed relay left behind is replaced; one that
 // something still answers on is an error.
 func ListenUnix(opts SocketOptions) (net.Listener, error) {
-	if err := removeStale(opts.Path); err != nil {
+	if err := removeStale("unix", opts.Path); err != nil {
 		return nil, fmt.Errorf("listen on socket %s: %w", opts.Path, err)
 	}
-	// On Linux the mode of an unbound socket becomes that of its file (unix(7), bind): nobody else can
-	// connect before setAccess says who may.
-	closed := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var chmodErr error
-		err := c.Control(func(fd uintptr) { chmodErr = syscall.Fchmod(int(fd), 0o600) })
-		return errors.Join(err, chmodErr)
-	}}
-	l, err := closed.Listen(context.Background(), "unix", opts.Path)
+	l, err := closedToOthers.Listen(context.Background(), "unix", opts.Path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on socket %s: %w", opts.Path, err)
 	}
@@ -43,7 +36,15 @@ func ListenUnix(opts SocketOptions) (net.Listener, error) {
 	return l, nil
 }
 
-func removeStale(path string) error {
+// closedToOthers lets nobody else connect before setAccess says who may: on Linux the mode of an unbound socket becomes
+// that of its file (unix(7), bind).
+var closedToOthers = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	var chmodErr error
+	err := c.Control(func(fd uintptr) { chmodErr = syscall.Fchmod(int(fd), 0o600) })
+	return errors.Join(err, chmodErr)
+}}
+
+func removeStale(network, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -54,7 +55,7 @@ func removeStale(path string) error {
 	if info.Mode()&fs.ModeSocket == 0 {
 		return errors.New("a file that is not a socket is in the way; remove it or set another [relay] socket")
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	if c, err := net.Dial(network, path); err == nil {
 		c.Close()
 		return errors.New("something answers there already; is another koji-relay running?")
 	}
