@@ -1,9 +1,9 @@
 """Koji hub plugin: hands the events of every commit to koji-relay, which publishes them.
 
-While a call runs, each hub callback is kept as a line of JSON. When the hub has committed, they
-are posted to koji-relay's socket (delivery = direct), or the hub's own transaction has put them
-into the table koji_relay.outbox (delivery = outbox), where all goes that the socket does not take.
-Calls that the hub rolls back leave nothing.
+While a call runs, each hub callback that makes a message is kept as a line of JSON. The hub's own
+transaction puts them into the table koji_relay.outbox (delivery = outbox), or they are posted to
+koji-relay's socket when the hub has committed (delivery = direct). What goes wrong on one way goes
+the other. Calls that the hub rolls back leave nothing.
 
 It never makes a hub call fail, nor holds one up for longer than `timeout`. Its configuration is
 read at first use: no mistake there sets the hub offline. Beside protonmsg all goes out twice.
@@ -11,6 +11,7 @@ read at first use: no mistake there sets the hub offline. Beside protonmsg all g
 import contextlib
 import fnmatch
 import http.client
+import io
 import json
 import logging
 import re
@@ -29,23 +30,32 @@ EVENTS = [name for name in callbacks   # all but those of commits and those of t
           if not re.search('Commit$|SCMCheckout$|CreateRepo$|CreateDistRepo$', name)]
 SWITCH = 'on|yes|true|1|off|no|false|0', lambda text: text.lower() in ('on', 'yes', 'true', '1')
 KEYS = {    # name: (default, regular expression of what the file may say, conversion)
-    'delivery': ('direct', 'direct|outbox', str.lower),
+    'delivery': ('outbox', 'direct|outbox', str.lower),
     'timeout': ('2', r'(?=.*[1-9])\d{1,4}(\.\d+)?', float),
     'socket': ('/run/koji-relay/hub.sock', '/.+', str),
     'callbacks': ('*', r'[\w\s*?!\[\]-]*', str.split),
     'max_request_bytes': ('8388608', r'[1-9]\d{0,9}', int),
-    'notify': ('on',) + SWITCH,
     'test_mode': ('off',) + SWITCH,
 }
 RETIRED = {name: 'remove it; koji-relay is reached over its Unix socket alone: set socket, and '
                  'let the group of httpd write to it' for name in ('url', 'token_file')}
+RETIRED['notify'] = 'remove it; after the commit koji-relay is told by a datagram, not by NOTIFY'
 BREAKER_PERIOD = 10.0   # seconds in which nobody waits again for what did not answer
 UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
+LEARNED_FOR = 10.0      # seconds after which all callbacks are collected until it is learned anew
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
-GET_TIMEOUTS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
-SET_TIMEOUTS = GET_TIMEOUTS.replace('current_setting', 'set_config').replace("')", "', %s, true)")
-NOTIFY = "SELECT pg_notify('koji_relay', '') WHERE %s"
+# Names are qualified: the hub's search_path may have schemas in which others can create functions.
+MARK = """SELECT pg_catalog.current_setting('koji_relay.last', true),
+    pg_catalog.set_config('koji_relay.last', %s, false)"""
+LOOK = "SELECT pg_catalog.current_setting('koji_relay.last', true)"
+PREPARE = """SELECT pg_catalog.current_setting('lock_timeout'),
+    pg_catalog.current_setting('statement_timeout'), pg_catalog.to_regclass('koji_relay.outbox'),
+    pg_catalog.has_table_privilege(pg_catalog.to_regclass('koji_relay.reader'), 'SELECT')"""
+SET_TIMEOUTS = """SELECT pg_catalog.set_config('lock_timeout', %s, true),
+    pg_catalog.set_config('statement_timeout', %s, true)"""
+READERS = ", (SELECT pg_catalog.string_agg(events, ' ') FROM koji_relay.reader)"
 config, trouble = None, (None, None)    # trouble at the last commit: koji-relay's, the outbox's
+learned = None, 0.0     # the callbacks that make messages, None for all; until when that holds
 
 
 def load_config():
@@ -53,9 +63,11 @@ def load_config():
     global config
     given, values = {}, {}
     try:
+        open(CONFIG_FILE).close()   # koji passes over a file that it may not read
         given.update(koji.read_config_files([(CONFIG_FILE, True)], raw=True).items('koji_relay'))
     except Exception as error:
-        LOG.error('reading %s, using all defaults: %s', CONFIG_FILE, first_line(error))
+        LOG.error('cannot read %s: %s; using all defaults, such as delivery = %s', CONFIG_FILE,
+                  first_line(error), KEYS['delivery'][0])
     for name, (default, pattern, convert) in KEYS.items():
         text = given.pop(name, default)
         if not re.fullmatch(pattern, text, re.IGNORECASE):
@@ -75,19 +87,36 @@ def load_config():
 def collect(cbtype, *args, **kwargs):
     """Keep one event until the hub commits."""
     config or load_config()
-    wanted = any(fnmatch.fnmatchcase(cbtype, pattern) for pattern in config.callbacks)
-    if not wanted or 'StateChange' in cbtype and kwargs.get('attribute', 'state') != 'state':
+    if 'StateChange' in cbtype and kwargs.get('attribute', 'state') != 'state':
+        return
+    if not wanted(cbtype):
         return
     if cbtype == 'postBuildStateChange':
         kwargs['btypes'] = build_types(kwargs.get('info'))  # this dict is ours, its values are not
     commit = collected()
     if commit is None:
         context.koji_relay = commit = types.SimpleNamespace(
-            request=request(), id=str(uuid.uuid4()), count=0, events=[], spent=0.0, failure=None)
+            request=request(), id=str(uuid.uuid4()), count=0, events=[],
+            stored=False, spent=0.0, failure=None)
     event = (commit.count, cbtype, to_json(kwargs))
     commit.count += 1   # a number is used once, even that of an event which is dropped later
-    drop_undone(commit, "set_config('koji_relay.last', '%s:%d', false)" % (commit.id, event[0]))
+    drop_undone(commit, '%s:%d' % (commit.id, event[0]))
     commit.events.append(event)
+
+
+def wanted(cbtype):
+    """Whether the configuration and, as far as is known, koji-relay want this callback."""
+    names, until = learned
+    return (names is None or cbtype in names or time.monotonic() > until) and any(
+        fnmatch.fnmatchcase(cbtype, pattern) for pattern in config.callbacks)
+
+
+def learn(patterns):
+    """Take over which callbacks make messages: patterns between spaces, or None for all."""
+    global learned
+    names = None if patterns is None else {name for name in EVENTS if any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())}
+    learned = names, time.monotonic() + LEARNED_FOR
 
 
 def collected():
@@ -107,7 +136,7 @@ def request():
     return getattr(context, 'environ', None) or getattr(context, 'cnx', None)
 
 
-def drop_undone(commit, marker='NULL'):
+def drop_undone(commit, marker=None):
     """Leave the marker of a new event, and drop the events whose own marker is gone.
 
     The hub rolls a failing call of a multicall back to a savepoint, and PostgreSQL rolls settings
@@ -118,11 +147,11 @@ def drop_undone(commit, marker='NULL'):
     if connection is None:
         return
     if connection.get_transaction_status() == 3:     # TRANSACTION_STATUS_INERROR
-        if marker == 'NULL':
+        if marker is None:
             commit.events = []  # what the hub takes for a commit will be a rollback
         return
     cursor = connection.cursor()
-    cursor.execute("SELECT current_setting('koji_relay.last', true), " + marker)
+    cursor.execute(*(LOOK,) if marker is None else (MARK, [marker]))
     owner, _, last = (cursor.fetchone()[0] or '').partition(':')
     last = int(last) if owner == commit.id else -1
     while commit.events and commit.events[-1][0] > last:
@@ -198,12 +227,16 @@ def before_commit(cbtype, *args, **kwargs):
         started = time.monotonic()
         try:
             with savepoint() as cursor:
-                cursor.execute(GET_TIMEOUTS)
-                settings = cursor.fetchone()
+                cursor.execute(PREPARE)
+                lock, statement, table, readable = cursor.fetchone()
+                if table is None:   # an INSERT would leave an error in PostgreSQL's log each time
+                    raise LookupError('no table koji_relay.outbox, so a hub worker killed before '
+                                      'its hand-over loses events; "koji-relay db init" makes it')
                 insert(cursor, commit.id, commit.events, config.timeout / 2)
-                cursor.execute(NOTIFY, [config.notify])
-                cursor.execute(SET_TIMEOUTS, settings)  # RELEASE would leave ours to the hub
-            commit.events = []
+                # RELEASE would leave our limits to the hub.
+                cursor.execute(SET_TIMEOUTS + (READERS if readable else ''), [lock, statement])
+                learn(cursor.fetchone()[2] if readable else None)
+            commit.stored, commit.events = True, []
         except Exception as error:
             commit.failure = first_line(error)
         commit.spent = time.monotonic() - started
@@ -222,15 +255,32 @@ def after_commit(cbtype, *args, **kwargs):
         LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in commit.events])
         return
     deadline = time.monotonic() + config.timeout - commit.spent
-    rest, why = post(commit, deadline) if commit.events else ([], trouble[0])
-    lost, failure = store_after_commit(commit, rest, deadline) if rest else ([], commit.failure)
+    events, patience = commit.events, RELAY.left(config.timeout) if commit.events else 0.0
+    rest, why, lost, failure = events, trouble[0], [], commit.failure
+    if patience:
+        rest, why = post(commit, events, patience, deadline)
+    if rest:    # what has not been asked yet is left half of the time
+        left = deadline - time.monotonic()
+        lost, failure = store_after_commit(commit, rest, left if patience else left / 2)
+        commit.stored = commit.stored or len(lost) < len(rest)
+    if lost and not patience:
+        lost, why = post(commit, lost, config.timeout, deadline, last=True)
+    if commit.stored:
+        poke()
     if lost:
         LOG.error('commit %s: %d of %d events lost: %s; koji-relay: %s; outbox: %s', commit.id,
-                  len(lost), len(commit.events), [event[:2] for event in lost[:20]], why, failure)
+                  len(lost), len(events), [event[:2] for event in lost[:20]], why, failure)
     elif trouble != (why, failure):     # an outage concerns every commit but is news only once
         LOG.warning('commit %s: %d of %d events went by the outbox; koji-relay: %s; outbox: %s',
-                    commit.id, len(rest), len(commit.events), why or 'ok', failure or 'ok')
+                    commit.id, len(rest), len(events), why or 'ok', failure or 'ok')
     trouble = why, failure
+
+
+def poke():
+    """Tell koji-relay that something is in the outbox. It looks by itself too, but later."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(b'outbox', config.socket.rpartition('/')[0] + '/poke.sock')
 
 
 def first_line(error):
@@ -282,20 +332,18 @@ class DeadlineSocket(socket.socket):
             raise socket.timeout('timed out')
         self.settimeout(left)
 
-    def recv_into(self, *args):     # what http.client reads with
+    def recv(self, *args):
         self.arm()
-        return super().recv_into(*args)
+        return super().recv(*args)
 
 
-def post(commit, deadline):
-    """Post a commit, in several requests if it is large. Returns what was not taken, and why."""
-    patience, started = RELAY.left(config.timeout), time.monotonic()
-    if not patience:
-        return commit.events, trouble[0] or 'its answers take too long'
-    work = sum(len(event[2]) for event in commit.events) / OUTBOX_SPEED
-    # The outbox may need time as well: some, and more for more, unless that is more than there is.
-    deadline -= config.timeout / 5 + (work if work < config.timeout / 2 else 0)
-    rest, why, requests = [], None, batches(commit.events, config.max_request_bytes)
+def post(commit, events, patience, deadline, last=False):
+    """Post events, in several requests if they are large. Returns what was not taken, and why."""
+    started = time.monotonic()
+    work = sum(len(event[2]) for event in events) / OUTBOX_SPEED
+    if not last:    # The outbox may need time as well: some, and more for more, if there is that.
+        deadline -= config.timeout / 5 + (work if work < config.timeout / 2 else 0)
+    rest, why, requests = [], None, batches(events, config.max_request_bytes)
     for batch in requests:
         try:
             missing, answer = exchange(commit.id, batch, min(deadline, started + patience))
@@ -325,14 +373,44 @@ def exchange(commit_id, batch, deadline):
             for position in range(0, len(text), 1 << 20):
                 connection.arm()
                 connection.sendall(text[position:position + (1 << 20)].encode())
-        response = http.client.HTTPResponse(connection, method='POST')
-        response.begin()
-        if response.status == 200:
-            return [], None
-        if response.status == 503:      # it names the events that were not taken, or none
-            named = set(json.loads(response.read(1 << 20).decode()).get('not_taken', ()))
-            batch = [event for event in batch if event[0] in named] or batch
+        answer = read_answer(connection)
+    if config.delivery == 'direct':     # the outbox may have more readers than this one
+        found = EVENTS_HEADER.match(answer)
+        learn(found and found.group(1).decode('latin-1'))
+    if TAKEN.match(answer):
+        return [], None
+    response = http.client.HTTPResponse(Received(answer), method='POST')
+    response.begin()
+    if response.status == 503:      # it names the events that were not taken, or none
+        named = set(json.loads(response.read().decode()).get('not_taken', ()))
+        batch = [event for event in batch if event[0] in named] or batch
     return batch, 'it answered %d' % response.status
+
+
+# Behind any answers of the kind "100 Continue". Only such a complete head, or the end, ends a 200.
+TAKEN = re.compile(rb'(?:HTTP/1\.\d 1\d\d.*\r\n(?:.+\r\n)*\r\n)*HTTP/1\.\d 200\b')
+EVENTS_HEADER = re.compile(rb'(?:.+\r\n)+?Koji-Relay-Events:[ \t]*(.*?)[ \t]*\r\n', re.IGNORECASE)
+
+
+def read_answer(connection):
+    """All of an answer, at most 1 MiB; of a 200 the head. Quicker than http.client by 0.1 ms."""
+    answer = b''
+    while len(answer) < 1 << 20:
+        part = connection.recv(1 << 16)
+        answer += part
+        found = TAKEN.match(answer)
+        if not part or found and b'\r\n\r\n' in answer[found.end():]:
+            return answer
+    raise ValueError('its answer does not end')
+
+
+class Received:
+    """An answer that has been read, as http.client takes it."""
+    def __init__(self, answer):
+        self.answer = answer
+
+    def makefile(self, mode):
+        return io.BytesIO(self.answer)
 
 
 def insert(cursor, commit_id, events, seconds):
@@ -352,9 +430,9 @@ def insert(cursor, commit_id, events, seconds):
             OUTBOX.book(time.monotonic() - started, config.timeout / 2)
 
 
-def store_after_commit(commit, events, deadline):
+def store_after_commit(commit, events, seconds):
     """Insert events in a transaction of their own. Returns those that are lost, and why."""
-    connection, seconds = raw_connection(), max(deadline - time.monotonic(), UNNOTICED)
+    connection, seconds = raw_connection(), max(seconds, UNNOTICED)
     fitting, lost = next(batches(events, seconds * OUTBOX_SPEED)), events
     try:
         connection.rollback()       # ends what another plugin may have left open
@@ -362,9 +440,6 @@ def store_after_commit(commit, events, deadline):
         insert(cursor, commit.id, fitting, seconds)
         connection.commit()
         lost = events[len(fitting):]
-        cursor.execute(SET_TIMEOUTS, ['%dms' % (1000 * UNNOTICED)] * 2)
-        cursor.execute(NOTIFY, [config.notify])
-        connection.commit()     # apart: with NOTIFY it waits for a lock of the whole server
     except Exception as error:
         if connection is not None and not connection.closed:
             connection.rollback()

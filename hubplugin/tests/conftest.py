@@ -162,7 +162,8 @@ def database(empty_database):
     for path in sorted(glob.glob(ROOT + '/queue/schema/*.sql')):
         with open(path) as script:
             sql(script.read())
-    sql('GRANT USAGE ON SCHEMA koji_relay TO %s; GRANT INSERT ON koji_relay.outbox TO %s' % (role, role))
+    sql('GRANT USAGE ON SCHEMA koji_relay TO %s; GRANT INSERT ON koji_relay.outbox TO %s; '
+        'GRANT SELECT ON koji_relay.reader TO %s' % (role, role, role))
     return empty_database
 
 
@@ -205,6 +206,7 @@ def load(directory):
     def load(**keys):
         unregister()
         keys.setdefault('socket', directory + '/hub.sock')
+        keys.setdefault('delivery', 'direct')
         path = directory + '/koji_relay.conf'
         with open(path, 'w') as conf:
             conf.write('[koji_relay]\n')

@@ -20,13 +20,13 @@ KWARGS = {'tag': {'id': 1, 'name': 'f40-updates'}, 'user': {'id': 7, 'name': 'bu
 def main():
     path, commits = sys.argv[1], int(sys.argv[2])
     plugin = conftest.load_plugin()
-    plugin.config = types.SimpleNamespace(socket=path, timeout=30.0, max_request_bytes=8 << 20)
+    plugin.config = types.SimpleNamespace(socket=path, delivery='direct', timeout=30.0, max_request_bytes=8 << 20)
     event = (0, 'postTag', json.dumps(KWARGS))
     times = []
     for n in range(commits + 20):   # the first ones warm up
         commit = types.SimpleNamespace(id=str(uuid.uuid4()), events=[event])
         started = time.perf_counter()
-        rest, why = plugin.post(commit, time.monotonic() + 30)
+        rest, why = plugin.post(commit, commit.events, 30.0, time.monotonic() + 30)
         times.append(time.perf_counter() - started)
         if rest:
             sys.exit('not taken: %s' % why)

@@ -1,8 +1,8 @@
 """Delivery after the commit: the socket in all its moods, the outbox behind it, and the time it takes."""
+import contextlib
 import json
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -268,38 +268,33 @@ def test_frozen_relay_and_locked_table_cost_one_timeout_together(load, hub, data
     assert len(log()) == 1
     assert log()[0].startswith('ERROR commit ') and "2 of 2 events lost: [(0, 'preTag'), (1, 'postTag')]" in log()[0]
     assert 'timed out' in log()[0] and 'LockNotAvailable' in log()[0]
-    durations = [timed(hub.request, change('x')) for _ in range(50)]
-    assert statistics.median(durations) < 0.02 and sum(durations) < 1
+    assert max(timed(hub.request, change('x')) for _ in range(3)) < 1 + GRACE   # asked again, each
     unlock(locker)
     hub.request(change('x'))
     assert len(outbox(database)) == 2
 
 
 @pytest.mark.timing
-def test_thousand_commits_after_a_timeout_take_less_than_a_millisecond_each(load, bare_hub, relay):
+def test_thousand_commits_after_a_timeout_do_not_wait(load, hub, database, relay):
     relay.answer = silence
     load(timeout='0.3')
-    assert timed(bare_hub.request, change('x')) > 0.2
-    durations = sorted(timed(bare_hub.request, change('x')) for _ in range(1000))
-    assert durations[900] < 0.001, durations[900:]
-    assert relay.connections == 1
+    assert timed(hub.request, change('x')) > 0.2
+    durations = sorted(timed(hub.request, change('x')) for _ in range(1000))
+    assert durations[900] < 0.05, durations[900:]
+    assert len(outbox(database)) == 2002
+    assert relay.connections <= 2   # a probe, on a slow machine
 
 
 @pytest.mark.timing
 @pytest.mark.parametrize('obstacle', ['locked', 'missing', 'not permitted'])
-def test_thousand_commits_stay_quick_when_the_outbox_cannot_help_either(load, hub, database, relay, obstacle):
+def test_no_commit_takes_longer_than_the_timeout_when_the_outbox_cannot_help_either(
+        load, hub, database, relay, obstacle):
+    """None is given up without asking."""
     relay.answer = silence
-    plugin = load(timeout='0.3')
+    load(timeout='0.3')
     locker = obstruct(database, obstacle)
-    hub.request(change('x'))
-    spent = []
-    after = plugin.after_commit
-    functions = koji.plugin.callbacks['postCommit']
-    functions[functions.index(after)] = lambda *args: spent.append(timed(after, *args))
-    for _ in range(1000):
-        hub.request(change('x'))
-    spent.sort()
-    assert len(spent) == 1000 and spent[500] < 0.001 and spent[980] < 0.01
+    durations = [timed(hub.request, change('x')) for _ in range(10)]
+    assert max(durations) < 0.3 + GRACE and relay.connections == 10
     if locker:
         unlock(locker)
 
@@ -471,20 +466,156 @@ def test_outbox_delivery_is_part_of_the_hubs_transaction(load, hub, database, re
     assert relay.connections == 0
 
 
+@pytest.fixture
+def pokes(directory):
+    """The datagrams that a relay gets."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(directory + '/poke.sock')
+        listener.setblocking(False)
+
+        def received():
+            texts = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    texts.append(listener.recv(100))
+            return texts
+        yield received
+
+
 @pytest.mark.parametrize('delivery', ['direct', 'outbox'])
-@pytest.mark.parametrize('notify', ['on', 'off'])
-def test_notify_wakes_the_reader_after_the_commit(load, hub, database, delivery, notify):
+def test_relay_is_told_of_the_outbox_after_the_commit_and_not_by_notify(load, hub, database, pokes, delivery):
     import psycopg2
     listener = psycopg2.connect(database.admin.dsn)
     listener.autocommit = True
     listener.cursor().execute('LISTEN koji_relay')
-    load(delivery=delivery, notify=notify)
+    load(delivery=delivery)     # nobody listens on hub.sock
+    early = []
+    koji.plugin.register_callback('preCommit', lambda cbtype: early.extend(pokes()))
     hub.multicall(change('x'), change('undone', fail=True))
     assert len(outbox(database)) == 2
+    assert early == [] and pokes() == [b'outbox']
     listener.cursor().execute('SELECT 1')
     listener.poll()
-    assert [n.channel for n in listener.notifies] == (['koji_relay'] if notify == 'on' else [])
+    assert listener.notifies == []
     listener.close()
+
+
+def test_relay_is_not_told_when_nothing_is_in_the_outbox(load, hub, database, relay, pokes):
+    load()
+    hub.request(change('x'))
+    assert len(relay.events()) == 2 and pokes() == []
+
+
+def test_poke_that_nobody_takes_costs_nothing(load, hub, database, directory, pokes, log):
+    """The socket's buffer fills: a relay that hangs."""
+    load(delivery='outbox')
+    commits = 400
+    took = timed(lambda: [hub.request(change('x')) for _ in range(commits)])
+    assert len(outbox(database)) == 2 * commits and log() == []
+    assert 0 < len(pokes()) < commits, 'the buffer did not fill'
+    assert took < 60
+
+
+def test_missing_outbox_is_said_once_with_the_remedy_and_leaves_no_error_in_postgresqls_log(
+        load, hub, database, relay, log):
+    obstruct(database, 'missing')
+    load(delivery='outbox')
+    for _ in range(3):
+        hub.request(change('x'))
+    assert len(relay.events()) == 6
+    assert len(log()) == 1 and 'koji-relay db init' in log()[0] and log()[0].startswith('WARNING')
+
+
+# ---- nothing is given up unasked -----------------------------------------------------------------
+
+def freeze_once(relay):
+    """The next request gets no answer, those after it do."""
+    def answer(connection, request):
+        relay.answer = OK
+        connection.recv(1)
+    relay.answer = answer
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('delivery', ['direct', 'outbox'])
+def test_relay_is_asked_again_before_anything_is_lost(load, hub, database, relay, log, delivery):
+    load(delivery=delivery, timeout='1')
+    freeze_once(relay)
+    if delivery == 'outbox':
+        database.sql('REVOKE INSERT ON koji_relay.outbox FROM ' + database.role)
+        hub.request(change('frozen'))
+    else:
+        hub.request(change('frozen'))
+        assert len(outbox(database)) == 2
+        database.sql('ALTER TABLE koji_relay.outbox RENAME TO elsewhere')
+    taken = len(relay.requests)
+    for what in 'abc':
+        hub.request(change(what))
+    assert [kwargs['what'] for _, _, kwargs in relay.events()][2 * taken:] == list('aabbcc')
+    assert not [line for line in log() if 'lost' in line and "'a'" in line]
+    assert len([line for line in log() if line.startswith('ERROR')]) == (1 if delivery == 'outbox' else 0)
+
+
+@pytest.mark.timing
+def test_loss_is_reported_with_what_was_tried_just_now(load, hub, database, relay, log):
+    load(timeout='0.6')
+    freeze_once(relay)
+    hub.request(change('x'))
+    obstruct(database, 'missing')
+    relay.stop()
+    assert timed(hub.request, change('y')) < 0.6 + GRACE
+    assert log()[-1].startswith('ERROR') and '2 of 2 events lost' in log()[-1]
+    assert 'FileNotFoundError' in log()[-1] and 'timed out' not in log()[-1]
+
+
+# ---- only what is wanted -------------------------------------------------------------------------
+
+def with_events(patterns):
+    return b'HTTP/1.1 200 OK\r\nContent-Type: x\r\nkoji-relay-events: %s\r\nContent-Length: 2\r\n\r\n{}' % patterns
+
+
+def test_callbacks_that_make_no_message_are_dropped_once_an_answer_says_so(load, hub, database, relay):
+    plugin = load()
+    relay.answer = with_events(b'post[TU]* preImport')
+    names = []
+    for _ in range(2):
+        hub.request(change('x'))
+        names.append([name for _, name, _ in relay.events()])
+    assert names == [['preTag', 'postTag'], ['preTag', 'postTag', 'postTag']]
+    assert relay.requests[1].data['events'][0]['event'] == 0
+    plugin.learned = plugin.learned[0], 0.0     # the time of what was learned is over
+    relay.answer = with_events(b'*')
+    hub.request(change('y'))
+    hub.request(change('z'))
+    assert [kwargs['what'] for _, _, kwargs in relay.events()][3:] == ['y', 'y', 'z', 'z']
+    relay.answer = OK                           # an older relay says nothing
+    hub.request(change('u'))
+    assert plugin.learned[0] is None
+
+
+def test_outbox_asks_its_readers_what_they_want(load, hub, database, relay):
+    plugin = load(delivery='outbox')
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'postTag'), ('second', 'preUn* postUntag')")
+    for event in ('Tag', 'Untag', 'Import'):
+        hub.request(change('x', event=event))
+    assert [row[2] for row in outbox(database)] == ['preTag', 'postTag', 'preUntag', 'postUntag']
+    database.sql("UPDATE koji_relay.reader SET events = '*' WHERE name = ''")
+    hub.request(change('x'))
+    hub.request(change('x'))
+    assert [row[2] for row in outbox(database)][4:] == ['postTag', 'preTag', 'postTag']
+    database.sql('DELETE FROM koji_relay.reader')
+    hub.request(change('x'))
+    assert plugin.learned[0] is None
+
+
+@pytest.mark.parametrize('obstacle', ['DROP TABLE koji_relay.reader', 'REVOKE SELECT ON koji_relay.reader FROM {role}'])
+def test_without_the_table_of_readers_everything_is_collected(load, hub, database, relay, log, obstacle):
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'postTag')")
+    database.sql(obstacle.format(role=database.role))
+    load(delivery='outbox')
+    hub.request(change('x'))
+    hub.request(change('y'))
+    assert len(outbox(database)) == 4 and relay.connections == 0 and log() == []
 
 
 @pytest.mark.timing
