@@ -140,6 +140,12 @@ func (v *verification) readFile(section, name, path string) ([]byte, bool) {
 	return text, true
 }
 
+// LacksCredentials reports whether c names credentials of systemd that this process was not given.
+func (c *Config) LacksCredentials() bool {
+	lacks := func(path string) bool { return path != "" && !filepath.IsAbs(path) }
+	return lacks(c.Broker.UserFile) || lacks(c.Broker.PasswordFile)
+}
+
 func (v *verification) secret(section, name, path string) {
 	if path == "" {
 		return

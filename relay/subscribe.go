@@ -14,22 +14,8 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 )
-
-// Arrival is a message as a subscriber received it.
-type Arrival struct {
-	Broker   string // host:port
-	Received time.Time
-	Address  string // the topic without prefix where the broker tells it, else the pattern it came by
-	ID       string // message-id
-	Created  time.Time
-	Props    map[string]any // application-properties
-	Body     string
-	Section  string // of the body: value, data, sequence or none
-	Durable  bool
-	Priority uint8
-	TTL      time.Duration
-}
 
 // subscribeCredit is how many messages a broker may have on their way to us.
 const subscribeCredit = 200
@@ -41,7 +27,7 @@ const subscribeCredit = 200
 // Nothing is kept on a broker for a subscriber that is away, except that RabbitMQ 3 leaves a queue amq.gen-…
 // for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission to declare a queue of its
 // own and to bind it; RabbitMQ 3 the same for its plugin's sake.
-func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(Arrival) error) error {
+func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(inspect.Arrival) error) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
@@ -80,7 +66,7 @@ type subscriber struct {
 	end      context.CancelCauseFunc
 
 	mu      sync.Mutex // serialises deliver
-	deliver func(Arrival) error
+	deliver func(inspect.Arrival) error
 }
 
 // follow keeps subscribed to one broker until ctx ends.
@@ -172,26 +158,24 @@ func (s *subscriber) drain(ctx context.Context, broker string, r *amqpconn.Recei
 	}
 }
 
-func (s *subscriber) pass(a Arrival) error {
+func (s *subscriber) pass(a inspect.Arrival) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.deliver(a)
 }
 
-func newArrival(broker, pattern, prefix string, m *amqp.Message) Arrival {
-	a := Arrival{
+func newArrival(broker, pattern, prefix string, m *amqp.Message) inspect.Arrival {
+	a := inspect.Arrival{
 		Broker: broker, Received: time.Now(), Props: m.ApplicationProperties, Address: pattern, Priority: 4, Section: "none",
 	}
 	if m.Header != nil {
-		a.Durable, a.Priority, a.TTL = m.Header.Durable, m.Header.Priority, m.Header.TTL
+		a.Durable, a.Priority, a.TTL = m.Header.Durable, m.Header.Priority, m.Header.TTL.Seconds()
 	}
 	if p := m.Properties; p != nil {
 		if p.MessageID != nil {
-			a.ID = fmt.Sprint(p.MessageID)
+			a.MessageID = fmt.Sprint(p.MessageID)
 		}
-		if p.CreationTime != nil {
-			a.Created = *p.CreationTime
-		}
+		a.Created = p.CreationTime
 	}
 	if topic := topicOf(m); topic != "" {
 		a.Address = withoutPrefix(prefix, topic)

@@ -11,13 +11,14 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
 // subscribe runs Subscribe until the test ends; what arrives comes from the channel.
-func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-chan Arrival {
+func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-chan inspect.Arrival {
 	t.Helper()
-	arrivals := make(chan Arrival, 100)
+	arrivals := make(chan inspect.Arrival, 100)
 	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}}
 	for _, b := range brokers {
 		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})
@@ -25,7 +26,7 @@ func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Subscribe(ctx, o, patterns, func(a Arrival) error { arrivals <- a; return nil })
+		done <- Subscribe(ctx, o, patterns, func(a inspect.Arrival) error { arrivals <- a; return nil })
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -53,9 +54,9 @@ func TestSubscriberGetsWhatMatches(t *testing.T) {
 	var ids []string
 	for range 2 {
 		a := <-arrivals
-		ids = append(ids, a.ID)
+		ids = append(ids, a.MessageID)
 		if a.Broker != b.Addr() || a.Props["type"] != "Tag" || a.Section != BodyValue || !a.Durable || a.Priority != 4 ||
-			a.TTL != time.Hour || a.Created.IsZero() || a.Body == "" {
+			a.TTL != 3600 || a.Created.IsZero() || a.Body == "" {
 			t.Errorf("arrival %+v", a)
 		}
 	}
@@ -95,7 +96,7 @@ func TestSubscriberEndsWithItsReader(t *testing.T) {
 	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []Broker{{b.URL()}}}
 	done := make(chan error, 1)
 	go func() {
-		done <- Subscribe(context.Background(), o, nil, func(Arrival) error { return enough })
+		done <- Subscribe(context.Background(), o, nil, func(inspect.Arrival) error { return enough })
 	}()
 	linked(t, b, 1)
 	w := startRelay(t, nil, b)

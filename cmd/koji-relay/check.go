@@ -6,11 +6,12 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"koji-relay/config"
+	"koji-relay/internal/admin"
+	"koji-relay/internal/daemon"
 )
 
 func checkCommand() *cobra.Command {
@@ -41,25 +42,22 @@ configuration.`,
 	cmd.Flags().BoolVar(&changed, "changed", false, "show only what differs from the defaults")
 	cmd.Flags().BoolVar(&connecting, "connect", false, "connect to the brokers and the database as well")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		report, err := checkConfig(*path)
+		report, err := check(cmd, *path, connecting)
 		if err != nil {
 			return err
 		}
 		if changed {
 			report.Settings = slices.DeleteFunc(report.Settings, func(s config.Setting) bool { return !s.Changed })
 		}
-		if cfg, err := loadVerifiedConfig(*path); connecting && err == nil {
-			report.Connections = connect(cmd.Context(), cfg)
-		}
 		if asJSON {
 			err = printJSON(cmd.OutOrStdout(), report)
 		} else {
-			err = report.print(cmd.OutOrStdout(), cmd.ErrOrStderr())
+			err = printReport(report, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		}
 		if err != nil {
 			return fmt.Errorf("print the report: %w", err)
 		}
-		if !report.clean() {
+		if !report.Clean() {
 			return errReported
 		}
 		return nil
@@ -67,51 +65,36 @@ configuration.`,
 	return cmd
 }
 
-// checkReport is what check found. Settings are empty when the file itself has problems: there is no
-// effective configuration then.
-type checkReport struct {
-	File     string           `json:"file"`
-	Settings []config.Setting `json:"settings"`
-	Warnings []config.Problem `json:"warnings"`
-	Problems []config.Problem `json:"problems"`
-
-	Connections *connections `json:"connections,omitempty"` // with --connect, of a configuration without problems
+// check looks at the configuration. Where it names credentials that systemd gives to the service alone, a running relay
+// is asked to look.
+func check(cmd *cobra.Command, path string, connecting bool) (*daemon.CheckReport, error) {
+	if cfg, err := config.Load(path); err == nil && cfg.LacksCredentials() {
+		report := &daemon.CheckReport{}
+		client, err := runningRelay(path)
+		if err == nil {
+			err = client.Check(cmd.Context(), connecting, report)
+		}
+		if err == nil {
+			fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay: seen by the running relay, which has the systemd credentials")
+			return report, nil
+		}
+		if !errors.Is(err, admin.ErrNotRunning) {
+			fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay:", err)
+		}
+	}
+	load := func() (*config.Config, error) { return loadVerifiedConfig(path) }
+	return daemon.Check(cmd.Context(), path, load, connecting)
 }
 
-// checkConfig loads the configuration by the way that serve takes. Its error says that there is none.
-func checkConfig(path string) (*checkReport, error) {
-	// Empty lists, not null, for whoever reads the JSON.
-	report := &checkReport{File: path, Settings: []config.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{}}
-	cfg, err := loadVerifiedConfig(path)
-	var found *config.Error
-	if err != nil && !errors.As(err, &found) {
-		return nil, err
-	}
-	if cfg != nil {
-		report.Settings = cfg.Settings()
-		report.Warnings = append(report.Warnings, cfg.Warnings...)
-		report.Problems = append(report.Problems, cfg.Expired(time.Now())...)
-	}
-	if found != nil {
-		report.Problems = append(found.Problems, report.Problems...)
-		report.Warnings = append([]config.Problem{}, found.Warnings...)
-	}
-	return report, nil
-}
-
-func (r *checkReport) clean() bool {
-	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.clean())
-}
-
-func (r *checkReport) print(stdout, stderr io.Writer) error {
+func printReport(r *daemon.CheckReport, stdout, stderr io.Writer) error {
 	out := newTable(stdout)
 	if len(r.Settings) > 0 {
-		r.printSettings(out)
+		printSettings(out, r)
 	}
 	if r.Connections != nil {
-		r.Connections.print(out)
+		printConnections(out, r.Connections)
 	}
-	if r.clean() {
+	if r.Clean() {
 		out.line("")
 		out.line("Nothing to complain about.")
 	}
@@ -132,7 +115,7 @@ func (r *checkReport) print(stdout, stderr io.Writer) error {
 }
 
 // printSettings puts the source first: it is short, and values can be of any length.
-func (r *checkReport) printSettings(out *table) {
+func printSettings(out *table, r *daemon.CheckReport) {
 	out.line("Effective configuration of " + r.File)
 	section := ""
 	for _, s := range r.Settings {
@@ -141,13 +124,13 @@ func (r *checkReport) printSettings(out *table) {
 			out.line("")
 			out.row("", "["+section+"]")
 		}
-		out.row(r.source(s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)))
+		out.row(settingSource(r.File, s), strings.TrimSpace(s.Key+" = "+oneLineValue(s.Value)))
 	}
 }
 
-// source names the line alone where there is one file only.
-func (r *checkReport) source(s config.Setting) string {
-	if line, found := strings.CutPrefix(s.Source, r.File+":"); found {
+// settingSource names the line alone where there is one file only.
+func settingSource(file string, s config.Setting) string {
+	if line, found := strings.CutPrefix(s.Source, file+":"); found {
 		return "line " + line
 	}
 	return s.Source

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"koji-relay/internal/daemon"
 	"koji-relay/internal/devbroker"
 )
 
@@ -87,7 +88,7 @@ func TestCheckConnectTellsOfEachBroker(t *testing.T) {
 			}
 
 			_, stdout, _ = checkFile(t, text, "--connect", "--json")
-			var report checkReport
+			var report daemon.CheckReport
 			if err := json.Unmarshal([]byte(stdout), &report); err != nil {
 				t.Fatal(err)
 			}

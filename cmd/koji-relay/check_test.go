@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"koji-relay/internal/daemon"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -108,11 +109,11 @@ func TestCheckAsJSONHasTheSameFindings(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{cleanConfig, cleanConfig + "x = 1\n", "[broker]\n"} {
 		code, stdout, stderr := checkFile(t, text, "--json")
-		var report checkReport
+		var report daemon.CheckReport
 		if err := json.Unmarshal([]byte(stdout), &report); err != nil || stderr != "" {
 			t.Fatalf("%v %s", err, stderr)
 		}
-		if report.clean() != (code == exitOK) || len(report.Problems) == 0 && len(report.Settings) == 0 {
+		if report.Clean() != (code == exitOK) || len(report.Problems) == 0 && len(report.Settings) == 0 {
 			t.Errorf("exit %d: %s", code, stdout)
 		}
 		if strings.Contains(stdout, "sesame") || strings.Contains(stdout, "null") {

@@ -82,7 +82,7 @@ unusable arguments or configuration, nothing was done.`,
 	})
 	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand(),
 		queueCommand(), deadCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand(),
-		completionCommand())
+		completionCommand(), sendTestCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(strings.NewReplacer( // every terminal has 80 columns

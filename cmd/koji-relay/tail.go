@@ -1,16 +1,16 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"koji-relay/config"
+	"koji-relay/internal/admin"
 	"koji-relay/internal/daemon"
 	"koji-relay/internal/inspect"
 	"koji-relay/relay"
@@ -51,13 +51,16 @@ configuration.`,
 		if err := checkTail(patterns, count); err != nil {
 			return err
 		}
-		cfg, err := loadVerifiedConfig(*path)
+		cfg, err := loadConfig(*path)
 		if err != nil {
 			return err
 		}
-		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		t := &tail{out: cmd.OutOrStdout(), json: asJSON, left: count, broker: len(cfg.Broker.URLs) > 1}
-		return t.run(cmd.Context(), daemon.RelayOptions(cfg, log), patterns)
+		err = subscribe(cmd, cfg, *path, patterns, t.show)
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		return err
 	}
 	return cmd
 }
@@ -87,18 +90,36 @@ type tail struct {
 // errEnough ends the subscription when all that was asked for has been shown.
 var errEnough = errors.New("count reached")
 
-func (t *tail) run(ctx context.Context, o relay.Options, patterns []string) error {
-	err := relay.Subscribe(ctx, o, patterns, t.show)
-	if errors.Is(err, errEnough) {
-		return nil
+// subscribe shows what arrives. Where the configuration names credentials that systemd gives to the service alone, the
+// running relay subscribes for us.
+func subscribe(cmd *cobra.Command, cfg *config.Config, path string, patterns []string,
+	show func(inspect.Arrival) error) error {
+	stderr := cmd.ErrOrStderr()
+	if cfg.LacksCredentials() {
+		client, err := runningRelay(path)
+		if err != nil {
+			return err
+		}
+		err = client.Tail(cmd.Context(), patterns, show, func(text string) error {
+			_, err := fmt.Fprintln(stderr, text)
+			return err
+		})
+		if errors.Is(err, admin.ErrNotRunning) {
+			return fmt.Errorf("the credentials of %s are systemd's, for the relay alone: %w", path, err)
+		}
+		return err
 	}
-	return err
+	if err := cfg.Verify(); err != nil {
+		return usageError{configError(err)}
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	return relay.Subscribe(cmd.Context(), daemon.RelayOptions(cfg, log), patterns, show)
 }
 
-func (t *tail) show(a relay.Arrival) error {
+func (t *tail) show(a inspect.Arrival) error {
 	var err error
 	if t.json {
-		err = t.showJSON(a)
+		err = newJSON(t.out).Encode(a)
 	} else {
 		_, err = fmt.Fprintln(t.out, t.line(a))
 	}
@@ -113,34 +134,14 @@ func (t *tail) show(a relay.Arrival) error {
 	return nil
 }
 
-func (t *tail) showJSON(a relay.Arrival) error {
-	out := struct {
-		Received  time.Time      `json:"received"`
-		Broker    string         `json:"broker"`
-		Address   string         `json:"address"`
-		MessageID string         `json:"message_id"`
-		Created   *time.Time     `json:"created"`
-		Durable   bool           `json:"durable"`
-		Priority  uint8          `json:"priority"`
-		TTL       float64        `json:"ttl"` // seconds
-		Props     map[string]any `json:"props"`
-		Section   string         `json:"section"`
-		Body      string         `json:"body"`
-	}{a.Received, a.Broker, a.Address, a.ID, nil, a.Durable, a.Priority, a.TTL.Seconds(), a.Props, a.Section, a.Body}
-	if !a.Created.IsZero() {
-		out.Created = &a.Created
-	}
-	return newJSON(t.out).Encode(out)
-}
-
 // line is for people: what came from the network is made fit for a terminal.
-func (t *tail) line(a relay.Arrival) string {
+func (t *tail) line(a inspect.Arrival) string {
 	var b strings.Builder
-	b.WriteString(a.Received.Local().Format("15:04:05.000"))
+	b.WriteString(a.Received.UTC().Format("15:04:05.000Z"))
 	if t.broker {
 		fmt.Fprintf(&b, "  %s", a.Broker)
 	}
-	fmt.Fprintf(&b, "  %-16s  %s  %s", inspect.Line(a.Address, 0), inspect.Line(summary(a.Props), 0), inspect.Line(a.ID, 0))
+	fmt.Fprintf(&b, "  %-16s  %s  %s", inspect.Line(a.Address, 0), inspect.Line(summary(a.Props), 0), inspect.Line(a.MessageID, 0))
 	return b.String()
 }
 

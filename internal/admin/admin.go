@@ -52,6 +52,7 @@ type Server struct {
 	nudge   chan struct{}
 
 	readOnly, control http.Server
+	stopping          context.Context // ends with Shutdown, and so do streams that have no end of their own
 }
 
 // New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only. Nothing
@@ -71,6 +72,9 @@ func New(opts Options) *Server {
 	// No limits on whole requests: exports, imports and profiles take their time.
 	s.control = http.Server{Handler: s.ControlHandler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ConnContext: withUser}
+	var stop context.CancelFunc
+	s.stopping, stop = context.WithCancel(context.Background())
+	s.control.RegisterOnShutdown(stop)
 	return s
 }
 

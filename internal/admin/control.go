@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"koji-relay/internal/inspect"
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
@@ -24,6 +25,14 @@ type Control interface {
 	// Pause and Resume may be called again without effect.
 	Pause(ctx context.Context, what Pausable) error
 	Resume(ctx context.Context, what Pausable) error
+	// Check gives a report of the configuration file as the relay reads it now, as JSON; with connecting also of what
+	// its brokers and its database answer.
+	Check(ctx context.Context, connecting bool) (any, error)
+	// Tail calls each for every message that arrives from the brokers, and notice with what is worth knowing about the
+	// subscriptions, one at a time, until ctx ends.
+	Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error, notice func(string) error) error
+	// SendTest sends a test message the way that commits go, and waits for it to come back.
+	SendTest(ctx context.Context) (inspect.TestSent, error)
 	QueueControl
 }
 
@@ -163,6 +172,15 @@ func (s *Server) ControlHandler() http.Handler {
 			return done{}, do(r.Context(), in.What)
 		}))
 	}
+	mux.HandleFunc("POST /v1/check", s.action(func(r *http.Request) (any, error) {
+		in, err := decode[checkRequest](r)
+		if err != nil {
+			return nil, err
+		}
+		return c.Check(r.Context(), in.Connect)
+	}))
+	mux.HandleFunc("POST /v1/send-test", s.action(func(r *http.Request) (any, error) { return c.SendTest(r.Context()) }))
+	s.handleTail(mux, c)
 	s.handleQueue(mux, c)
 	handlePprof(mux)
 	return mux
@@ -174,6 +192,9 @@ type (
 	}
 	pauseRequest struct {
 		What Pausable `json:"what"`
+	}
+	checkRequest struct {
+		Connect bool `json:"connect,omitempty"`
 	}
 	done struct{}
 )
@@ -187,7 +208,7 @@ func (s *Server) handleQueue(mux *http.ServeMux, c QueueControl) {
 				refuse(w, asError(err))
 				return
 			}
-			s.stream(w, func(out io.Writer) error {
+			s.stream(w, func(out *bufio.Writer) error {
 				lines := json.NewEncoder(out)
 				return c.List(r.Context(), box, opts, func(i Item) error { return lines.Encode(i) })
 			})
@@ -204,7 +225,7 @@ func (s *Server) handleQueue(mux *http.ServeMux, c QueueControl) {
 		mux.HandleFunc("POST "+path+"/drop", s.change("drop", box, c.Drop))
 	}
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
-		s.stream(w, func(out io.Writer) error { return c.Export(r.Context(), out) })
+		s.stream(w, func(out *bufio.Writer) error { return c.Export(r.Context(), out) })
 	})
 	mux.HandleFunc("POST /v1/import", s.action(func(r *http.Request) (any, error) {
 		return c.Import(r.Context(), r.Body)
@@ -271,7 +292,7 @@ func (s *Server) action(do func(*http.Request) (any, error)) http.HandlerFunc {
 
 // stream answers with the JSON Lines that write gives. An error before the first bytes is an answer of its own,
 // a later one the trailer's value.
-func (s *Server) stream(w http.ResponseWriter, write func(io.Writer) error) {
+func (s *Server) stream(w http.ResponseWriter, write func(*bufio.Writer) error) {
 	w.Header().Set("Trailer", resultTrailer)
 	w.Header().Set("Content-Type", "application/jsonl")
 	started := &startedWriter{w: w}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"koji-relay/internal/inspect"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,13 @@ func TestClientReachesEveryAction(t *testing.T) {
 	check("SetLogLevel", c.SetLogLevel(ctx, "debug"), "log-level debug")
 	check("Pause", c.Pause(ctx, Drain), "pause drain")
 	check("Resume", c.Resume(ctx, Publish), "resume publish")
+	var report struct{ Connected bool }
+	check("Check", c.Check(ctx, true, &report), "check")
+	sent, err := c.SendTest(ctx)
+	check("SendTest", err, "send-test")
+	if !report.Connected || sent.Outcome != "accepted" {
+		t.Errorf("Check gives %+v, SendTest %+v", report, sent)
+	}
 	for _, box := range []Box{QueueBox, DeadBox} {
 		var items []Item
 		err := c.List(ctx, box, ListOptions{Limit: 2, Address: "build.tag"}, func(i Item) error { items = append(items, i); return nil })
@@ -214,5 +222,36 @@ func TestProfilesAreOnTheControlSocket(t *testing.T) {
 	s, _, _ := newTestServer(t, runningStatus())
 	if code, text := get(t, s.ControlHandler(), "/debug/pprof/goroutine?debug=1"); code != 200 || !strings.Contains(text, "goroutine profile") {
 		t.Errorf("answered %d %s", code, text)
+	}
+}
+
+func TestTailEndsWithItsClientAndWithTheRelay(t *testing.T) {
+	t.Parallel()
+	s, _, control := newTestServer(t, runningStatus())
+	c := serveControl(t, s)
+	var notices []string
+	enough := errors.New("enough")
+	err := c.Tail(t.Context(), []string{"build.*", "#"}, func(a inspect.Arrival) error {
+		if a.MessageID != "a" || fmt.Sprint(a.Props["id"]) != "1152921504606846976" {
+			t.Errorf("arrived: %+v", a)
+		}
+		return enough
+	}, func(text string) error { notices = append(notices, text); return nil })
+	if !errors.Is(err, enough) || len(notices) != 1 || control.called()[0] != "tail build.* #" {
+		t.Errorf("%v, %q, %q", err, notices, control.called())
+	}
+	ended, arrived := make(chan error, 1), make(chan struct{}, 1)
+	go func() {
+		ended <- c.Tail(t.Context(), nil, func(inspect.Arrival) error { arrived <- struct{}{}; return nil },
+			func(string) error { return nil })
+	}()
+	<-arrived
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Errorf("the stop waited for a stream that has no end: %v", err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "the relay has stopped") {
+		t.Errorf("ended with %v", err)
 	}
 }

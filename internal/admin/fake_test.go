@@ -3,15 +3,18 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -103,6 +106,25 @@ func (f *fakeControl) Pause(_ context.Context, what Pausable) error {
 }
 func (f *fakeControl) Resume(_ context.Context, what Pausable) error {
 	return f.note("resume " + string(what))
+}
+
+func (f *fakeControl) Check(_ context.Context, connecting bool) (any, error) {
+	return map[string]bool{"connected": connecting}, f.note("check")
+}
+
+func (f *fakeControl) Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error, notice func(string) error) error {
+	if err := f.note("tail " + strings.Join(patterns, " ")); err != nil {
+		return err
+	}
+	if err := errors.Join(notice("subscribed"), each(inspect.Arrival{MessageID: "a", Props: map[string]any{"id": int64(1) << 60}})); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (f *fakeControl) SendTest(context.Context) (inspect.TestSent, error) {
+	return inspect.TestSent{MessageID: "a", Outcome: "accepted"}, f.note("send-test")
 }
 
 func (f *fakeControl) List(_ context.Context, box Box, opts ListOptions, each func(Item) error) error {

@@ -1,0 +1,161 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"koji-relay/config"
+	"koji-relay/internal/amqpconn"
+	"koji-relay/queue/postgres"
+)
+
+// CheckReport is what can be said about a configuration. Settings are empty when the file itself has problems: there
+// is no effective configuration then.
+type CheckReport struct {
+	File     string           `json:"file"`
+	Settings []config.Setting `json:"settings"`
+	Warnings []config.Problem `json:"warnings"`
+	Problems []config.Problem `json:"problems"`
+
+	Connections *Connections `json:"connections,omitempty"` // if asked for, of a configuration without problems
+}
+
+// Check loads the configuration at path by the way that serve takes, and with connecting tries what it names. Its
+// error says that there is no configuration.
+func Check(ctx context.Context, path string, load func() (*config.Config, error), connecting bool) (*CheckReport, error) {
+	// Empty lists, not null, for whoever reads the JSON.
+	report := &CheckReport{
+		File: path, Settings: []config.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{},
+	}
+	cfg, err := load()
+	var found *config.Error
+	if err != nil && !errors.As(err, &found) {
+		return nil, err
+	}
+	if cfg != nil {
+		report.Settings = cfg.Settings()
+		report.Warnings = append(report.Warnings, cfg.Warnings...)
+		report.Problems = append(report.Problems, cfg.Expired(time.Now())...)
+	}
+	if found != nil {
+		report.Problems = append(found.Problems, report.Problems...)
+		report.Warnings = append([]config.Problem{}, found.Warnings...)
+	}
+	if connecting && err == nil {
+		report.Connections = connect(ctx, cfg)
+	}
+	return report, nil
+}
+
+// Clean reports whether there is nothing to complain about.
+func (r *CheckReport) Clean() bool {
+	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.clean())
+}
+
+// Connections is what was found behind a configuration.
+type Connections struct {
+	Brokers  []BrokerReport  `json:"brokers"`
+	Database *DatabaseReport `json:"database,omitempty"` // absent without one
+}
+
+// BrokerReport is what one broker said.
+type BrokerReport struct {
+	URL       string               `json:"url"` // masked
+	Usable    bool                 `json:"usable"`
+	Error     string               `json:"error,omitempty"`
+	Stage     string               `json:"stage,omitempty"` // of Error
+	Remote    string               `json:"remote,omitempty"`
+	TLS       *amqpconn.TLSReport  `json:"tls,omitempty"`
+	Client    *amqpconn.CertReport `json:"client_certificate,omitempty"`
+	Offered   []string             `json:"sasl_offered,omitempty"`
+	Login     string               `json:"sasl,omitempty"`
+	Product   string               `json:"product,omitempty"`
+	Version   string               `json:"version,omitempty"`
+	Dialect   string               `json:"dialect,omitempty"`
+	Target    string               `json:"target,omitempty"`
+	MaxSize   uint64               `json:"max_message_size,omitempty"`
+	Credit    bool                 `json:"credit"`
+	RoundTrip string               `json:"round_trip,omitempty"`
+	Warnings  []string             `json:"warnings,omitempty"`
+}
+
+// DatabaseReport is what the queue's database said.
+type DatabaseReport struct {
+	Database string   `json:"database"`
+	Usable   bool     `json:"usable"`
+	Error    string   `json:"error,omitempty"`
+	Server   string   `json:"server_version,omitempty"`
+	Role     string   `json:"role,omitempty"`
+	Missing  []string `json:"missing_grants,omitempty"`
+	Pooler   string   `json:"pooler,omitempty"`
+	Schema   int      `json:"schema_version"`
+	Remedy   string   `json:"remedy,omitempty"`
+}
+
+// connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their sum.
+func connect(ctx context.Context, cfg *config.Config) *Connections {
+	found := &Connections{Brokers: make([]BrokerReport, len(cfg.Broker.URLs))}
+	opts := RelayOptions(cfg, slog.New(slog.DiscardHandler))
+	var wg sync.WaitGroup
+	for i, u := range cfg.Broker.URLs {
+		wg.Go(func() { found.Brokers[i] = newBrokerReport(u.String(), amqpconn.Probe(ctx, opts.Options, u.Reveal())) })
+	}
+	if cfg.Queue.Enabled && cfg.Queue.Store == config.StorePostgres {
+		wg.Go(func() { found.Database = probeDatabase(ctx, cfg) })
+	}
+	wg.Wait()
+	return found
+}
+
+func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
+	b := BrokerReport{
+		URL: url, Usable: r.Err == nil && r.Credit, Stage: r.Stage, Remote: r.Remote, TLS: r.TLS, Client: r.Client,
+		Offered: r.Offered, Login: r.Login, Product: r.Product, Version: r.Version, Dialect: r.Dialect, Target: r.Target,
+		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
+	}
+	if r.Err != nil {
+		b.Error = r.Err.Error()
+	}
+	if r.RoundTrip > 0 {
+		b.RoundTrip = r.RoundTrip.Round(10 * time.Microsecond).String()
+	}
+	return b
+}
+
+func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
+	conn, err := cfg.DatabaseConn()
+	if err != nil {
+		return &DatabaseReport{Error: err.Error()}
+	}
+	r, err := postgres.Probe(ctx, conn.Reveal())
+	d := &DatabaseReport{
+		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler, Schema: r.Version,
+	}
+	if err != nil {
+		d.Error = err.Error()
+		return d
+	}
+	d.Remedy = r.Remedy()
+	d.Usable = d.Remedy == ""
+	return d
+}
+
+// usable reports whether serve could do all of its work.
+func (c *Connections) usable() bool {
+	for _, b := range c.Brokers {
+		if !b.Usable {
+			return false
+		}
+	}
+	return c.Database == nil || c.Database.Usable
+}
+
+// clean reports whether there is nothing to complain about either.
+func (c *Connections) clean() bool {
+	warned := func(b BrokerReport) bool { return len(b.Warnings) > 0 }
+	return c.usable() && !slices.ContainsFunc(c.Brokers, warned)
+}
