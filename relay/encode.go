@@ -9,8 +9,8 @@ import (
 
 	"github.com/Azure/go-amqp"
 
-	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -72,7 +72,7 @@ func checkProp(p message.Prop) error {
 		}
 		return nil
 	case json.RawMessage:
-		return fmt.Errorf("encode property %s: %s has no AMQP form", p.Key, amqpconn.Shorten(string(v), 60))
+		return fmt.Errorf("encode property %s: %s has no AMQP form", p.Key, inspect.Line(string(v), 60))
 	default:
 		return fmt.Errorf("encode property %s: %T has no AMQP form", p.Key, v)
 	}

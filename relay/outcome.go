@@ -8,6 +8,7 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -104,7 +105,7 @@ func judgeError(err *amqp.Error, p dialect.Peer) verdict {
 // infoText gives a text of the error's info map.
 func infoText(err *amqp.Error, key string) string {
 	if v := err.Info[key]; v != nil {
-		return amqpconn.Shorten(fmt.Sprint(v), 100)
+		return inspect.Line(fmt.Sprint(v), 100)
 	}
 	return ""
 }

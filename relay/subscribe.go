@@ -80,7 +80,7 @@ func (s *subscriber) follow(ctx context.Context, e amqpconn.Endpoint) {
 		if ctx.Err() != nil {
 			return
 		}
-		if cause := err.Error(); cause != logged {
+		if cause := amqpconn.CauseText(err); cause != logged {
 			log.Warn("not subscribed", "cause", cause)
 			logged = cause
 		}

@@ -30,7 +30,7 @@ var layers = []layer{
 		"config knows values and the names that they may have, not the parts that use them; daemon maps the one to the other"},
 	{"internal/amqpconn/dialect", nil, nil,
 		"dialects are a table that the configuration asks, too: no driver, no I/O"},
-	{"internal/amqpconn", []string{"internal/amqpconn/dialect"}, []string{"github.com/Azure/go-amqp"},
+	{"internal/amqpconn", []string{"internal/amqpconn/dialect", "internal/inspect"}, []string{"github.com/Azure/go-amqp"},
 		"a connection knows nothing of messages' meaning, of queues or of the configuration file"},
 	{"relay", []string{"internal/amqpconn", "internal/amqpconn/dialect", "internal/inspect", "internal/message"},
 		[]string{"github.com/Azure/go-amqp", "github.com/cenkalti/backoff/v5", "golang.org/x/sync"},

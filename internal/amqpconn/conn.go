@@ -23,6 +23,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 )
 
 // The stages of a connection, in order, as Probe reports them.
@@ -135,11 +136,15 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 	})
 	if err != nil {
 		if refused := c.guard.refused(); refused != nil {
-			err = refused
+			return fmt.Errorf("open AMQP connection: %w", refused)
 		}
-		return fmt.Errorf("open AMQP connection: %w", err)
+		if read := c.guard.readError(); read != nil && hungUp(read) { // the driver's error does not tell
+			return explainOpen(errors.Join(err, read))
+		}
+		return explainOpen(err)
 	}
 	c.Peer = dialect.NewPeer(c.driver.Properties())
+	c.Peer.Product, c.Peer.Version = inspect.Line(c.Peer.Product, maxName), inspect.Line(c.Peer.Version, maxName)
 	c.stage = stagePrefix
 	if c.Dialect, err = dialect.Choose(c.opts.Dialect, c.opts.TopicPrefix, c.Peer); err != nil {
 		c.Close()
@@ -176,7 +181,7 @@ func (c *Conn) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, 
 	}
 	secured := tls.Client(nc, cfg)
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return nc, fmt.Errorf("set up TLS: %w", err)
+		return nc, explainTLS(err)
 	}
 	state := secured.ConnectionState()
 	c.tls = &state
@@ -211,7 +216,11 @@ func (c *Conn) logIn(ctx context.Context, nc net.Conn, who login) (err error) {
 func withoutAddress(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Err != nil {
-		return op.Err
+		err = op.Err
+	}
+	var call *os.SyscallError // names "connect" once more
+	if errors.As(err, &call) {
+		return call.Err
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 )
 
 // Report is what Probe found out about one broker. It holds no secret. Fields that were not reached are zero.
@@ -117,13 +118,16 @@ func (c *Conn) report(r *Report) {
 	}
 	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
 		leaf := c.tls.PeerCertificates[0]
-		names := append([]string(nil), leaf.DNSNames...)
+		var names []string
+		for _, name := range leaf.DNSNames[:min(len(leaf.DNSNames), 20)] {
+			names = append(names, inspect.Line(name, maxName))
+		}
 		for _, ip := range leaf.IPAddresses {
 			names = append(names, ip.String())
 		}
 		r.TLS = &TLSReport{
 			Version: tls.VersionName(c.tls.Version), Cipher: tls.CipherSuiteName(c.tls.CipherSuite),
-			Server: CertReport{leaf.Subject.String(), names, leaf.Issuer.String(), leaf.NotAfter},
+			Server: CertReport{inspect.Line(leaf.Subject.String(), maxText), names, inspect.Line(leaf.Issuer.String(), maxText), leaf.NotAfter},
 		}
 		warn("the broker's certificate", leaf.NotAfter)
 	}

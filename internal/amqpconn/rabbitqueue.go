@@ -9,6 +9,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/inspect"
 )
 
 // RabbitMQ 4 receives from queues only. A subscriber declares one of its own, which goes with its connection, by way of
@@ -107,7 +108,7 @@ func (m *management) request(ctx context.Context, method, path string, body map[
 		return fmt.Errorf("the answer has no status")
 	}
 	if status := *answer.Properties.Subject; len(status) != 3 || status[0] != '2' {
-		return fmt.Errorf("the broker answered %s: %s", status, Shorten(fmt.Sprint(answer.Value), 200))
+		return fmt.Errorf("the broker answered %s: %s", status, inspect.Line(fmt.Sprint(answer.Value), maxText))
 	}
 	return nil
 }

@@ -3,12 +3,13 @@ package amqpconn
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"slices"
 	"strings"
+
+	"koji-relay/internal/inspect"
 )
 
 // The driver takes the first mechanism of the server's list for which it has a handler, so with it alone neither
@@ -29,6 +30,8 @@ const (
 
 	// maxSASLFrame is generous: the specification allows 512 bytes.
 	maxSASLFrame = 1 << 16
+	// maxOffered is how many mechanisms of a broker are looked at: far more than there are.
+	maxOffered = 50
 )
 
 var saslHeader = []byte{'A', 'M', 'Q', 'P', 3, 1, 0, 0}
@@ -41,7 +44,7 @@ type AuthError struct {
 }
 
 func (e *AuthError) Error() string {
-	offer := "it offers " + Shorten(strings.Join(e.Offered, ", "), 300)
+	offer := "it offers " + inspect.Line(strings.Join(e.Offered, ", "), maxText)
 	if e.Mechanism == "" {
 		return fmt.Sprintf("log in: %s; %s", e.Reason, offer)
 	}
@@ -92,12 +95,13 @@ func (l login) negotiate(conn net.Conn) (mechanism string, offered []string, err
 		return "", offered, fmt.Errorf("send SASL header: %w", err)
 	}
 	header := make([]byte, len(saslHeader))
-	if _, err := io.ReadFull(conn, header); err != nil {
-		return "", offered, fmt.Errorf("read SASL header: %w", err)
+	if n, err := io.ReadFull(conn, header); hungUp(err) {
+		return "", offered, wrongHeader(header[:n])
+	} else if err != nil {
+		return "", offered, fmt.Errorf("log in: %w", err)
 	}
 	if !bytes.Equal(header, saslHeader) {
-		return "", offered, fmt.Errorf("read SASL header: the peer answered %q, so it does not speak AMQP 1.0 with SASL on "+
-			"this port", header)
+		return "", offered, wrongHeader(header)
 	}
 	fields, err := readSASL(conn, saslMechanisms)
 	if err != nil {
@@ -107,6 +111,7 @@ func (l login) negotiate(conn net.Conn) (mechanism string, offered []string, err
 	if err != nil {
 		return "", offered, err
 	}
+	offered = printable(offered)
 	mechanism, response, err := l.choose(offered)
 	if err != nil {
 		return "", offered, err
@@ -115,7 +120,7 @@ func (l login) negotiate(conn net.Conn) (mechanism string, offered []string, err
 		return "", offered, fmt.Errorf("send SASL init: %w", err)
 	}
 	fields, err = readSASL(conn, saslOutcome)
-	if errors.Is(err, io.EOF) {
+	if hungUp(err) {
 		// Several brokers just hang up on a wrong password.
 		return "", offered, &AuthError{Mechanism: mechanism, Offered: offered, Reason: "the broker hung up"}
 	}
@@ -130,6 +135,15 @@ func (l login) negotiate(conn net.Conn) (mechanism string, offered []string, err
 		return "", offered, &AuthError{Mechanism: mechanism, Offered: offered, Reason: outcomeText(code)}
 	}
 	return mechanism, offered, nil
+}
+
+// printable makes the broker's list fit to be shown.
+func printable(offered []string) []string {
+	offered = offered[:min(len(offered), maxOffered)]
+	for i, mechanism := range offered {
+		offered[i] = inspect.Line(mechanism, maxName)
+	}
+	return offered
 }
 
 func outcomeText(code byte) string {

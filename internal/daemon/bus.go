@@ -93,7 +93,7 @@ func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 		sent.NotSubscribed = "no broker was asked: [broker] test_mode is on"
 		return sent, nil
 	case w.err != nil:
-		sent.NotSubscribed = w.err.Error()
+		sent.NotSubscribed = amqpconn.CauseText(w.err)
 		return sent, nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, testTime)

@@ -118,7 +118,7 @@ func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
 		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
 	}
 	if r.Err != nil {
-		b.Error = r.Err.Error()
+		b.Error = amqpconn.CauseText(r.Err)
 	}
 	if r.RoundTrip > 0 {
 		b.RoundTrip = r.RoundTrip.Round(10 * time.Microsecond).String()
