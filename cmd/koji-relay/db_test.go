@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"koji-relay/internal/pgtest"
+	"koji-relay/queue/schema"
 )
 
 // runDB runs koji-relay db with args and the answer on standard input.
@@ -26,6 +28,7 @@ func TestDatabaseGoesFromInitToRemove(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	version := strconv.Itoa(schema.Version())
 	for _, step := range []struct {
 		answer string
 		args   []string
@@ -34,8 +37,8 @@ func TestDatabaseGoesFromInitToRemove(t *testing.T) {
 	}{
 		{"", []string{"status", "--config", path}, exitFailure, "schema koji_relay  absent"},
 		{"", []string{"upgrade", "--config", path}, exitFailure, "run 'koji-relay db init'"},
-		{"", []string{"init", "--config", path}, exitOK, "Created table proton_queue and schema koji_relay, version 1."},
-		{"", []string{"init", "--config", path}, exitOK, "Nothing to do: schema koji_relay has version 1."},
+		{"", []string{"init", "--config", path}, exitOK, "Created table proton_queue and schema koji_relay, version " + version + "."},
+		{"", []string{"init", "--config", path}, exitOK, "Nothing to do: schema koji_relay has version " + version + "."},
 		{"", []string{"upgrade", "--database", conn}, exitOK, "Nothing to do"},
 		{"", []string{"upgrade", "--print", "--database", conn}, exitOK, "-- Nothing to do"},
 		{"", []string{"status", "--config", path}, exitOK, "proton_queue       present, 0 messages"},

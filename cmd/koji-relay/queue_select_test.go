@@ -15,6 +15,7 @@ import (
 
 	"koji-relay/internal/admin"
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/pgtest"
 )
 
 // postTopics hands over one commit with a message of each of some topics, and one dead event.
@@ -174,36 +175,62 @@ func TestExitCodesAreTheSameWithJSON(t *testing.T) {
 	both(exitFailure, "log-level", "loud")
 }
 
-func TestDeadLetterThatIsRetriedIsSentAtOnce(t *testing.T) {
+func TestRetriedMessagesAreSentAtOnce(t *testing.T) {
 	t.Parallel()
-	broker, err := devbroker.New(devbroker.Options{})
-	if err != nil {
-		t.Fatal(err)
+	for store, setUp := range map[string]func(*testing.T) (lines string){
+		"file": func(t *testing.T) string { return "store = file\npath = " + t.TempDir() + "/retried.db" },
+		"postgres": func(t *testing.T) string {
+			conn := pgtest.StartCluster(t).ConnString("postgres")
+			if code, _, stderr := runDB(t, "", "init", "--database", conn); code != exitOK {
+				t.Fatal(stderr)
+			}
+			return "database = " + conn
+		},
+	} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, devbroker.Options{})
+			s := newRelaySite(t)
+			s.withBroker(t, b)
+			s.replaceQueue(t, setUp(t)+"\nmax_attempts = 1\ninterval = 3600")
+			once := func(o devbroker.Outcome) {
+				b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: o}, Times: 1})
+			}
+			once(devbroker.Release)
+			defer s.start(t)()
+			waitForBroker(t, s)
+			s.post(t, untagCommit)
+			waitUntil(t, "the message is set aside", func() bool { queued, _ := depths(t, s); return queued == 1 })
+			retry := func(received int, args ...string) {
+				t.Helper()
+				before := time.Now()
+				if text := s.command(t, exitOK, args...); text != "retry: 1\n" {
+					t.Errorf("%v prints %q", args, text)
+				}
+				waitUntil(t, "the message is sent", func() bool { return len(b.Received()) == received })
+				t.Logf("%v: sent %s after the command began", args, time.Since(before))
+			}
+			once(devbroker.Reject)
+			retry(2, "queue", "retry", "--address", "build.untag")
+			waitUntil(t, "it is a dead letter", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 2 })
+			retry(3, "dead", "retry", "--address", "build.untag")
+			waitUntil(t, "it is gone", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 1 })
+		})
 	}
-	defer broker.Close()
-	if err := broker.Start(); err != nil {
-		t.Fatal(err)
-	}
-	broker.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject,
-		Cause: devbroker.Cause{Condition: "amqp:decode-error"}}, Times: 1})
-	s := newRelaySite(t)
+}
+
+// replaceQueue gives the section [queue] other lines.
+func (s relaySite) replaceQueue(t *testing.T, lines string) {
+	t.Helper()
 	text, err := os.ReadFile(s.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := strings.NewReplacer("amqp://127.0.0.1:1", "amqp://"+broker.Addr(), "[queue]", "[queue]\nmax_attempts = 1\ninterval = 3600").
-		Replace(string(text))
-	if err := os.WriteFile(s.config, []byte(changed), 0o600); err != nil {
+	before, rest, _ := strings.Cut(string(text), "[queue]\n")
+	_, after, _ := strings.Cut(rest, "[relay]\n")
+	if err := os.WriteFile(s.config, []byte(before+"[queue]\n"+lines+"\n[relay]\n"+after), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer s.start(t)()
-	s.post(t, untagCommit)
-	waitUntil(t, "the message is a dead letter", func() bool { _, dead := depths(t, s); return dead == 2 })
-	before := time.Now()
-	s.command(t, exitOK, "dead", "retry", "--address", "build.untag")
-	waitUntil(t, "the message is sent", func() bool { return len(broker.Received()) == 2 })
-	t.Logf("sent %s after the command began", time.Since(before))
-	waitUntil(t, "the queue is empty", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 1 })
 }
 
 func waitUntil(t *testing.T, what string, is func() bool) {

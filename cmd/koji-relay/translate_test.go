@@ -199,7 +199,6 @@ func TestUnusableArgumentsOfTranslateAreRefusedBeforeAnythingIsRead(t *testing.T
 	t.Parallel()
 	for want, args := range map[string][]string{
 		`no such file`:               {"/no/such/file"},
-		`events: "[" is not`:         {"--events", "["},
 		`translate reads one file`:   {"a", "b"},
 		`/no/such/protonmsg.conf`:    {"--config", "/no/such/protonmsg.conf"},
 		`invalid argument "x"`:       {"--extra-limit", "x"},
