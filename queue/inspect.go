@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -12,73 +13,21 @@ import (
 // beside puts and a drain: a message that is being sent while it is dropped may still arrive.
 type Inspector interface {
 	// Stats counts everything, which takes time that grows with the queue (for a million messages about a second).
-	Stats(ctx context.Context) (Stats, error)
+	Stats(ctx context.Context) (inspect.Statistics, error)
 	// List calls each for the items of box, oldest first unless asked otherwise, without Body. An error of each ends it and is returned.
-	List(ctx context.Context, box Box, o ListOptions, each func(Item) error) error
+	List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(Item) error) error
 	// Show gives one item with Body; ErrNotFound when box does not hold it.
-	Show(ctx context.Context, box Box, id string) (Item, error)
+	Show(ctx context.Context, box inspect.Box, id string) (Item, error)
 	// Retry makes messages due now, with their attempts forgotten; dead letters return to the queue, as new in age.
-	Retry(ctx context.Context, box Box, which Selection) (Changed, error)
+	Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
 	// Drop deletes items for good.
-	Drop(ctx context.Context, box Box, which Selection) (Changed, error)
+	Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
 	// Add stores items with their counts and ages, in one transaction, except those whose id box holds
 	// already; it gives the number stored. It is for moving a queue.
-	Add(ctx context.Context, box Box, items []Item) (int, error)
+	Add(ctx context.Context, box inspect.Box, items []Item) (int, error)
 }
 
-// Box is one of the two collections.
-type Box int
-
-const (
-	Queue Box = iota // messages that wait
-	Dead             // messages and events set aside for good
-)
-
-// Stats describes a store at one moment.
-type Stats struct {
-	Depth       int64 // messages that wait, with those set aside
-	Bytes       int64 // of message.Message.Size
-	Oldest      time.Time
-	SetAside    int64
-	NextAttempt time.Time // the earliest of those set aside
-	Topics      []TopicStats
-	Dead        int64
-	DeadReasons map[string]int64 // the most frequent ones
-	// Outbox counts events in the outbox; the file store has none.
-	Outbox       int64
-	OutboxOldest time.Time
-}
-
-// TopicStats is the part of the queue that goes to one address.
-type TopicStats struct {
-	Address string
-	Depth   int64
-	Bytes   int64
-	Oldest  time.Time
-}
-
-// ListOptions narrow a list.
-type ListOptions struct {
-	Address string // only this one; empty = all
-	Limit   int    // 0 = all
-	Newest  bool   // newest first
-}
-
-// Selection names items, or all of a box.
-type Selection struct {
-	IDs []string
-	All bool
-}
-
-// Changed counts what a change did.
-type Changed struct {
-	Count int
-	// Missing are the ids for which nothing was done: not there, or a dead event, for which there is no message
-	// to retry.
-	Missing []string
-}
-
-// Item is one message of the queue, or one dead letter.
+// Item is one message of the queue, or one dead letter, as it is stored.
 type Item struct {
 	Message message.Message
 	// Props is the stored text of the properties: a JSON object, or for a dead letter whatever could not be one.
@@ -91,6 +40,19 @@ type Item struct {
 	NextAttempt     time.Time // zero: never attempted
 	Queued          time.Time // put, or made a dead letter
 	Reason          string    // the last error, or why it is a dead letter
+}
+
+// Shown is the item as it is shown, without props and body. box is where it is.
+func (it *Item) Shown(box inspect.Box) inspect.Item {
+	m := &it.Message
+	shown := inspect.Item{
+		MessageID: m.ID, Address: m.Address, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Created: m.Created,
+		Size: it.Size, Attempts: it.Attempts, NextAttempt: it.NextAttempt, Reason: it.Reason,
+	}
+	if box == inspect.DeadBox {
+		shown.Died = it.Queued
+	}
+	return shown
 }
 
 // Unsent gives the message of a dead letter for the queue; false where there is none that the queue can hold.
@@ -129,11 +91,11 @@ func (it *Item) dead() DeadRow {
 }
 
 // SortItems gives items of box as rows to insert. What the queue cannot hold becomes a dead letter.
-func SortItems(box Box, items []Item) Incoming {
+func SortItems(box inspect.Box, items []Item) Incoming {
 	var in Incoming
 	for i := range items {
 		it := &items[i]
-		if box == Queue {
+		if box == inspect.QueueBox {
 			if r, ok := it.queued(); ok {
 				in.Rows = append(in.Rows, r)
 				in.Size += r.Bytes
@@ -168,9 +130,9 @@ func PropsText(props []byte) string {
 	return CleanText(string(props))
 }
 
-// add counts one topic in.
-func (st *Stats) Add(t TopicStats, aside int64, next time.Time) {
-	st.Topics = append(st.Topics, t)
+// AddTopic counts one topic in.
+func AddTopic(st *inspect.Statistics, t inspect.Topic, aside int64, next time.Time) {
+	st.ByTopic = append(st.ByTopic, t)
 	st.Depth += t.Depth
 	st.Bytes += t.Bytes
 	st.SetAside += aside
@@ -188,11 +150,3 @@ func Earlier(a, b time.Time) time.Time {
 
 // ListChunk is the number of items read at a time: a list holds no transaction open while it is written out.
 const ListChunk = 500
-
-// String names the box in errors.
-func (b Box) String() string {
-	if b == Dead {
-		return "the dead letters"
-	}
-	return "the queue"
-}

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -37,8 +38,8 @@ type record struct {
 func Export(ctx context.Context, s Inspector, w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	for _, box := range []Box{Queue, Dead} {
-		err := s.List(ctx, box, ListOptions{}, func(listed Item) error {
+	for _, box := range []inspect.Box{inspect.QueueBox, inspect.DeadBox} {
+		err := s.List(ctx, box, inspect.ListOptions{}, func(listed Item) error {
 			it, err := s.Show(ctx, box, listed.Message.ID)
 			if errors.Is(err, ErrNotFound) {
 				return nil // Drained meanwhile
@@ -49,21 +50,21 @@ func Export(ctx context.Context, s Inspector, w io.Writer) error {
 			return enc.Encode(recordOf(box, it))
 		})
 		if err != nil {
-			return fmt.Errorf("export %s: %w", box, err)
+			return fmt.Errorf("export %s: %w", box.Name(), err)
 		}
 	}
 	return nil
 }
 
-func recordOf(box Box, it Item) record {
+func recordOf(box inspect.Box, it Item) record {
 	m := &it.Message
 	r := record{Kind: "message", MessageID: m.ID, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Address: m.Address,
 		Props: it.Props, Created: m.Created, Queued: it.Queued, Attempts: it.Attempts, Tries: it.Tries,
 		NextAttempt: it.NextAttempt, Reason: it.Reason}
 	switch {
-	case box == Dead && it.Event:
+	case box == inspect.DeadBox && it.Event:
 		r.Kind = "dead_event"
-	case box == Dead:
+	case box == inspect.DeadBox:
 		r.Kind = "dead_message"
 	}
 	if utf8.Valid(it.Body) {
@@ -75,11 +76,12 @@ func recordOf(box Box, it Item) record {
 	return r
 }
 
-func (r record) item() (box Box, it Item, err error) {
+func (r record) item() (box inspect.Box, it Item, err error) {
 	switch r.Kind {
 	case "message":
+		box = inspect.QueueBox
 	case "dead_message", "dead_event":
-		box = Dead
+		box = inspect.DeadBox
 	default:
 		return box, it, fmt.Errorf("unknown kind %q", r.Kind)
 	}
@@ -95,19 +97,13 @@ func (r record) item() (box Box, it Item, err error) {
 	return box, it, nil
 }
 
-// Imported counts the lines of an import.
-type Imported struct {
-	Stored  int
-	Present int // their ids were there already
-}
-
 // Import reads what Export wrote into s, keeping ids, ages and counts. After an error the lines before the one it names may
 // have been stored; importing again stores the rest.
-func Import(ctx context.Context, s Inspector, r io.Reader) (Imported, error) {
-	var done Imported
+func Import(ctx context.Context, s Inspector, r io.Reader) (inspect.Imported, error) {
+	var done inspect.Imported
 	dec := json.NewDecoder(r)
 	var items []Item
-	var box Box
+	var box inspect.Box
 	size, line := 0, 0
 	flush := func() error {
 		if len(items) == 0 {
@@ -128,7 +124,7 @@ func Import(ctx context.Context, s Inspector, r io.Reader) (Imported, error) {
 		if err == io.EOF {
 			return done, flush()
 		}
-		var its Box
+		var its inspect.Box
 		var it Item
 		if err == nil {
 			its, it, err = rec.item()

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 )
 
 const (
@@ -18,12 +18,12 @@ const (
 )
 
 // completeIDs offers the ids of box, the oldest, each with its topic.
-func completeIDs(box admin.Box) cobra.CompletionFunc {
+func completeIDs(box inspect.Box) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		var ids []string
 		enough := errors.New("enough")
 		err := complete(cmd, func(ctx context.Context, q *openedQueue) error {
-			return q.List(ctx, box, admin.ListOptions{Limit: completedIDs}, func(it admin.Item) error {
+			return q.List(ctx, box, inspect.ListOptions{Limit: completedIDs}, func(it inspect.Item) error {
 				if ids = append(ids, it.MessageID+"\t"+it.Address); len(ids) == completedIDs {
 					return enough
 				}
@@ -38,7 +38,7 @@ func completeIDs(box admin.Box) cobra.CompletionFunc {
 }
 
 // completeTopics offers for --address the topics that box has messages of.
-func completeTopics(cmd *cobra.Command, box admin.Box) {
+func completeTopics(cmd *cobra.Command, box inspect.Box) {
 	_ = cmd.RegisterFlagCompletionFunc("address", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		topics, err := topicsOf(cmd, box)
 		if err != nil {
@@ -48,9 +48,9 @@ func completeTopics(cmd *cobra.Command, box admin.Box) {
 	})
 }
 
-func topicsOf(cmd *cobra.Command, box admin.Box) (topics []string, err error) {
+func topicsOf(cmd *cobra.Command, box inspect.Box) (topics []string, err error) {
 	err = complete(cmd, func(ctx context.Context, q *openedQueue) error {
-		if box == admin.QueueBox {
+		if box == inspect.QueueBox {
 			s, err := q.status(ctx)
 			for _, t := range s.Queue.ByTopic {
 				topics = append(topics, t.Address)
@@ -58,7 +58,7 @@ func topicsOf(cmd *cobra.Command, box admin.Box) (topics []string, err error) {
 			return err
 		}
 		seen := map[string]bool{"": true}
-		return q.List(ctx, box, admin.ListOptions{}, func(it admin.Item) error {
+		return q.List(ctx, box, inspect.ListOptions{}, func(it inspect.Item) error {
 			if !seen[it.Address] {
 				seen[it.Address] = true
 				topics = append(topics, it.Address)

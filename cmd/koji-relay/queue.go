@@ -26,7 +26,7 @@ func queueCommand() *cobra.Command {
 	}
 	// Those who look for the dead letters or for a pause look here too.
 	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(), resumeCommand())
-	addBoxCommands(cmd, admin.QueueBox, "message", "Make messages due now")
+	addBoxCommands(cmd, inspect.QueueBox, "message", "Make messages due now")
 	return cmd
 }
 
@@ -40,12 +40,12 @@ reason, and decide on them: back into the queue, or away.
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	addBoxCommands(cmd, admin.DeadBox, "dead letter", "Put dead letters back into the queue")
+	addBoxCommands(cmd, inspect.DeadBox, "dead letter", "Put dead letters back into the queue")
 	return cmd
 }
 
 // addBoxCommands adds what queue and dead have in common.
-func addBoxCommands(parent *cobra.Command, box admin.Box, noun, retry string) {
+func addBoxCommands(parent *cobra.Command, box inspect.Box, noun, retry string) {
 	parent.AddCommand(
 		listCommand(box, noun),
 		showCommand(box, noun),

@@ -14,8 +14,8 @@ import (
 // listedByDefault is how many items a list has that is not asked for a number: two screens.
 const listedByDefault = 50
 
-func listCommand(box admin.Box, noun string) *cobra.Command {
-	var opts admin.ListOptions
+func listCommand(box inspect.Box, noun string) *cobra.Command {
+	var opts inspect.ListOptions
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List " + noun + "s, oldest first",
@@ -35,7 +35,7 @@ func listCommand(box admin.Box, noun string) *cobra.Command {
 				opts.Limit = 0
 			}
 			lines := newJSON(cmd.OutOrStdout())
-			return q.List(cmd.Context(), box, opts, func(it admin.Item) error { return lines.Encode(it) })
+			return q.List(cmd.Context(), box, opts, func(it inspect.Item) error { return lines.Encode(it) })
 		}
 		return listItems(cmd, box, opts, q)
 	})
@@ -43,13 +43,13 @@ func listCommand(box admin.Box, noun string) *cobra.Command {
 }
 
 // listItems prints a list for a person, and where it ends early.
-func listItems(cmd *cobra.Command, box admin.Box, opts admin.ListOptions, q admin.QueueControl) error {
+func listItems(cmd *cobra.Command, box inspect.Box, opts inspect.ListOptions, q admin.QueueControl) error {
 	limit, listed := opts.Limit, 0
 	if limit > 0 {
 		opts.Limit++ // to know of more
 	}
 	t := newTable(cmd.OutOrStdout())
-	err := q.List(cmd.Context(), box, opts, func(it admin.Item) error {
+	err := q.List(cmd.Context(), box, opts, func(it inspect.Item) error {
 		if listed++; limit > 0 && listed > limit {
 			return nil
 		}
@@ -68,7 +68,7 @@ func listItems(cmd *cobra.Command, box admin.Box, opts admin.ListOptions, q admi
 	switch {
 	case err != nil:
 	case listed == 0:
-		if box, address := boxText(box), opts.Address; address != "" {
+		if box, address := box.Name(), opts.Address; address != "" {
 			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: nothing of topic %s in %s\n", address, box)
 		} else {
 			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: nothing in %s\n", box)
@@ -79,26 +79,26 @@ func listItems(cmd *cobra.Command, box admin.Box, opts admin.ListOptions, q admi
 	return err
 }
 
-func itemHead(box admin.Box) []string {
-	if box == admin.DeadBox {
+func itemHead(box inspect.Box) []string {
+	if box == inspect.DeadBox {
 		return []string{"DIED", "MESSAGE-ID", "TOPIC", "ATTEMPTS", "REASON"}
 	}
 	return []string{"CREATED", "MESSAGE-ID", "TOPIC", "ATTEMPTS", "NEXT ATTEMPT", "REASON"}
 }
 
-func itemCells(box admin.Box, it admin.Item) []string {
+func itemCells(box inspect.Box, it inspect.Item) []string {
 	address := it.Address
 	if address == "" {
 		address = "(event " + it.Callback + ")"
 	}
-	if box == admin.DeadBox {
+	if box == inspect.DeadBox {
 		return []string{inspect.Time(it.Died), it.MessageID, address, fmt.Sprint(it.Attempts), it.Reason}
 	}
 	next := cmp.Or(inspect.Time(it.NextAttempt), "-")
 	return []string{inspect.Time(it.Created), it.MessageID, address, fmt.Sprint(it.Attempts), next, it.Reason}
 }
 
-func showCommand(box admin.Box, noun string) *cobra.Command {
+func showCommand(box inspect.Box, noun string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "show ID",
 		Short:   "Show one " + noun + " whole, with properties and body",
@@ -121,7 +121,7 @@ func showCommand(box admin.Box, noun string) *cobra.Command {
 	return cmd
 }
 
-func printItem(out io.Writer, it admin.Item) error {
+func printItem(out io.Writer, it inspect.Item) error {
 	t := newTable(out)
 	t.fact("message-id", it.MessageID)
 	t.fact("address", it.Address)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 )
 
 // selectionVerb is something that is done to the items of a box.
@@ -19,7 +20,7 @@ type selectionVerb struct {
 	name  string // of the command
 	short string
 	ask   string // the verb of the question; empty where nothing is lost
-	do    func(admin.QueueControl, context.Context, admin.Box, admin.Selection) (admin.Changed, error)
+	do    func(admin.QueueControl, context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
 }
 
 const selectionLong = `
@@ -32,8 +33,8 @@ Exit codes: 0 done; 1 something named is not there, or cannot be sent still; 2
 unusable arguments, or not confirmed: nothing was done.`
 
 // selectionCommand acts on the items named, on those that conditions leave, or on all.
-func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Command {
-	var which admin.Selection
+func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.Command {
+	var which inspect.Selection
 	var yes bool
 	var older string
 	line := fmt.Sprintf("  koji-relay %s %s ", box, verb.name)
@@ -61,7 +62,7 @@ func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Com
 		if err := setOlder(&which, older); err != nil {
 			return err
 		}
-		if which.Check() != nil {
+		if !which.Clear() {
 			return usageError{fmt.Errorf("name one or more IDs, or give --all, or conditions; see '%s --help'", cmd.CommandPath())}
 		}
 		return nil
@@ -90,7 +91,7 @@ func selectionCommand(box admin.Box, noun string, verb selectionVerb) *cobra.Com
 }
 
 // confirmChange counts what is meant, and asks.
-func confirmChange(cmd *cobra.Command, q *openedQueue, box admin.Box, noun string, verb selectionVerb, which admin.Selection) error {
+func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun string, verb selectionVerb, which inspect.Selection) error {
 	which.DryRun = true
 	meant, err := verb.do(q, cmd.Context(), box, which)
 	if err != nil {
@@ -103,11 +104,11 @@ func confirmChange(cmd *cobra.Command, q *openedQueue, box admin.Box, noun strin
 	if which.All {
 		what = "all " + what
 	}
-	return askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb.ask, what, boxText(box)))
+	return askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb.ask, what, box.Name()))
 }
 
 // printChanged tells what was done. What was named and not done is a failure, in both forms.
-func printChanged(cmd *cobra.Command, asJSON bool, box admin.Box, verb string, dry bool, changed admin.Changed) error {
+func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, verb string, dry bool, changed inspect.Changed) error {
 	var err error
 	switch {
 	case asJSON:
@@ -122,7 +123,7 @@ func printChanged(cmd *cobra.Command, asJSON bool, box admin.Box, verb string, d
 	}
 	for _, id := range changed.Missing {
 		fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or cannot be sent still; "+
-			"'koji-relay %s show %s' has the reason\n", id, boxText(box), box, id)
+			"'koji-relay %s show %s' has the reason\n", id, box.Name(), box, id)
 	}
 	if len(changed.Missing) > 0 {
 		return errReported
@@ -131,7 +132,7 @@ func printChanged(cmd *cobra.Command, asJSON bool, box admin.Box, verb string, d
 }
 
 // setOlder makes a moment of an age, so that a question and what follows it mean the same items.
-func setOlder(which *admin.Selection, older string) error {
+func setOlder(which *inspect.Selection, older string) error {
 	if older == "" {
 		return nil
 	}
@@ -165,11 +166,4 @@ func plural(n int, noun string) string {
 		return "1 " + noun
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-func boxText(box admin.Box) string {
-	if box == admin.DeadBox {
-		return "the dead letters"
-	}
-	return "the queue"
 }

@@ -17,6 +17,7 @@ import (
 	"koji-relay/config"
 	"koji-relay/internal/admin"
 	"koji-relay/internal/daemon"
+	"koji-relay/internal/inspect"
 )
 
 // relaySite is a configuration with a file store and a broker that does not exist.
@@ -132,11 +133,11 @@ func TestQueueCommandsWorkOnTheRelayAndOnTheStore(t *testing.T) {
 				t.Errorf("status in words:\n%s", text)
 			}
 
-			var listed admin.Item
+			var listed inspect.Item
 			if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "list", "--json")), &listed); err != nil {
 				t.Fatal(err)
 			}
-			var shown admin.Item
+			var shown inspect.Item
 			if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "show", listed.MessageID, "--json")), &shown); err != nil {
 				t.Fatal(err)
 			}

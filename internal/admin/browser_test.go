@@ -21,6 +21,7 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -179,19 +180,21 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 		Dialect: "literal", Reason: "log in as koji: the broker answers SASL outcome auth (1); look at user_file and password_file",
 		LastError:     "dial tcp 192.0.2.12:5671: connect: connection refused",
 		LastErrorTime: now.Add(-50 * time.Minute), NextAttempt: now.Add(21 * time.Second)}
-	status.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true, Depth: 14238, Bytes: 48_300_000,
+	status.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true, Statistics: inspect.Statistics{Depth: 14238, Bytes: 48_300_000,
 		Oldest: now.Add(-41 * time.Minute), SetAside: 12, NextAttempt: now.Add(34 * time.Second), DeadLetters: 3,
 		DeadLettersByReason: map[string]int64{"rejected": 2, "unencodable": 1},
-		ByTopic: []Topic{
-			{"build.tag", 9120, 31_000_000, now.Add(-41 * time.Minute)}, {"task.closed", 4021, 15_000_000, now.Add(-40 * time.Minute)},
-			{"repo.done", 1085, 2_200_000, now.Add(-12 * time.Minute)}, {"build.complete", 12, 100_000, now.Add(-90 * time.Second)}}}
+		ByTopic: []inspect.Topic{
+			{Address: "build.tag", Depth: 9120, Bytes: 31_000_000, Oldest: now.Add(-41 * time.Minute)},
+			{Address: "task.closed", Depth: 4021, Bytes: 15_000_000, Oldest: now.Add(-40 * time.Minute)},
+			{Address: "repo.done", Depth: 1085, Bytes: 2_200_000, Oldest: now.Add(-12 * time.Minute)},
+			{Address: "build.complete", Depth: 12, Bytes: 100_000, Oldest: now.Add(-90 * time.Second)}}}}
 	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second)}
-	status.DeadLetters = []DeadLetter{
-		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Time: now.Add(-7 * time.Minute), Address: "build.complete", Attempts: 8,
+	status.DeadLetters = []inspect.Item{
+		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute), Address: "build.complete", Attempts: 8,
 			Callback: "postBuildStateChange", Reason: "rejected by broker1.example.com:5671: amqp:not-allowed: <b>address</b> is read-only"},
-		{MessageID: "c7d9a4b1-41d2-5e0c-9b7e-4f8f3b1f2a90", Time: now.Add(-26 * time.Hour), Callback: "postPackageListChange",
+		{MessageID: "c7d9a4b1-41d2-5e0c-9b7e-4f8f3b1f2a90", Died: now.Add(-26 * time.Hour), Callback: "postPackageListChange",
 			Reason: "package has no name"},
-		{MessageID: "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2", Time: now.Add(-50 * time.Hour), Address: "rpm.sign", Attempts: 1,
+		{MessageID: "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2", Died: now.Add(-50 * time.Hour), Address: "rpm.sign", Attempts: 1,
 			Callback: "postRPMSign", Reason: "an integer above 63 bits has no AMQP form"}}
 	status.Certificates = append(status.Certificates, Certificate{Name: "cacert", Subject: "CN=Example CA", Expires: now.Add(9*24*time.Hour + time.Minute)})
 	status.Config.Settings = append(status.Config.Settings, Setting{"broker", "topic_prefix", "topic://VirtualTopic.eng.koji", "protonmsg.conf:3"},

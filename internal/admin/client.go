@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"koji-relay/internal/inspect"
 	"net"
 	"net/http"
 	"net/url"
@@ -65,14 +66,14 @@ func (c *Client) Resume(ctx context.Context, what Pausable) error {
 }
 
 // List calls each for every item, oldest first. Items that came before an error are good.
-func (c *Client) List(ctx context.Context, box Box, opts ListOptions, each func(Item) error) error {
+func (c *Client) List(ctx context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error {
 	resp, err := c.do(ctx, http.MethodPost, boxPath(box, "list"), opts)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	for dec := json.NewDecoder(resp.Body); ; {
-		var item Item
+		var item inspect.Item
 		switch err := dec.Decode(&item); {
 		case errors.Is(err, io.EOF):
 			return c.result(resp)
@@ -86,18 +87,18 @@ func (c *Client) List(ctx context.Context, box Box, opts ListOptions, each func(
 }
 
 // Show gives one item with props and body.
-func (c *Client) Show(ctx context.Context, box Box, id string) (Item, error) {
-	return call[Item](ctx, c, http.MethodGet, boxPath(box, url.PathEscape(id)), nil)
+func (c *Client) Show(ctx context.Context, box inspect.Box, id string) (inspect.Item, error) {
+	return call[inspect.Item](ctx, c, http.MethodGet, boxPath(box, url.PathEscape(id)), nil)
 }
 
 // Retry makes messages due now; dead letters return to the queue.
-func (c *Client) Retry(ctx context.Context, box Box, which Selection) (Changed, error) {
-	return call[Changed](ctx, c, http.MethodPost, boxPath(box, "retry"), which)
+func (c *Client) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	return call[inspect.Changed](ctx, c, http.MethodPost, boxPath(box, "retry"), which)
 }
 
 // Drop deletes messages or dead letters.
-func (c *Client) Drop(ctx context.Context, box Box, which Selection) (Changed, error) {
-	return call[Changed](ctx, c, http.MethodPost, boxPath(box, "drop"), which)
+func (c *Client) Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	return call[inspect.Changed](ctx, c, http.MethodPost, boxPath(box, "drop"), which)
 }
 
 // Export copies queue and dead letters to w as JSON Lines. After an error w holds a part of them.
@@ -114,11 +115,11 @@ func (c *Client) Export(ctx context.Context, w io.Writer) error {
 }
 
 // Import stores the JSON Lines of an export. It is idempotent: after an error the same lines may be given again.
-func (c *Client) Import(ctx context.Context, r io.Reader) (Imported, error) {
-	return call[Imported](ctx, c, http.MethodPost, "/v1/import", r)
+func (c *Client) Import(ctx context.Context, r io.Reader) (inspect.Imported, error) {
+	return call[inspect.Imported](ctx, c, http.MethodPost, "/v1/import", r)
 }
 
-func boxPath(box Box, last string) string { return "/v1/" + string(box) + "/" + last }
+func boxPath(box inspect.Box, last string) string { return "/v1/" + string(box) + "/" + last }
 
 // call makes a request whose answer is one JSON value.
 func call[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strings"
-	"time"
 )
 
 // Control is what the daemon does for its administrator. Its methods are called concurrently. An *Error comes
@@ -39,17 +38,17 @@ type Control interface {
 // QueueControl looks at the queue and the dead letters, and changes them.
 type QueueControl interface {
 	// List gives the items in order, oldest first, without props and body. An error of each ends it and comes back.
-	List(ctx context.Context, box Box, opts ListOptions, each func(Item) error) error
+	List(ctx context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error
 	// Show gives one item with props and body.
-	Show(ctx context.Context, box Box, id string) (Item, error)
+	Show(ctx context.Context, box inspect.Box, id string) (inspect.Item, error)
 	// Retry makes messages due now; dead letters return to the queue.
-	Retry(ctx context.Context, box Box, which Selection) (Changed, error)
+	Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
 	// Drop deletes.
-	Drop(ctx context.Context, box Box, which Selection) (Changed, error)
+	Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
 	// Export writes queue and dead letters as JSON Lines, and Import reads them. Import is idempotent on
 	// message-id; after an error the lines before it may have been stored.
 	Export(ctx context.Context, w io.Writer) error
-	Import(ctx context.Context, r io.Reader) (Imported, error)
+	Import(ctx context.Context, r io.Reader) (inspect.Imported, error)
 }
 
 // Pausable is what can be paused.
@@ -60,80 +59,6 @@ const (
 	Drain   Pausable = "drain"
 	Publish Pausable = "publish"
 )
-
-// Box says which of the two collections is meant.
-type Box string
-
-// The messages that wait, and those set aside for good.
-const (
-	QueueBox Box = "queue"
-	DeadBox  Box = "dead"
-)
-
-// ListOptions narrow a list.
-type ListOptions struct {
-	Limit   int    `json:"limit,omitempty"`   // 0 = all
-	Address string `json:"address,omitempty"` // only this one
-}
-
-// Selection says which items an action is for: those named, or all, or all that Address, Reason and Before leave.
-type Selection struct {
-	IDs     []string  `json:"ids,omitempty"`
-	All     bool      `json:"all,omitempty"`
-	Address string    `json:"address,omitempty"` // of this topic
-	Reason  string    `json:"reason,omitempty"`  // with this in their reason, whatever its case
-	Before  time.Time `json:"before,omitzero"`   // created before, or of dead letters: died before
-	DryRun  bool      `json:"dry_run,omitempty"` // count, and change nothing
-}
-
-// Check refuses a selection that could be meant in two ways.
-func (s Selection) Check() error {
-	ways := 0
-	for _, given := range []bool{len(s.IDs) > 0, s.All, s.Filtered()} {
-		if given {
-			ways++
-		}
-	}
-	if ways != 1 {
-		return &Error{Code: CodeBadRequest, Text: "give ids, or all, or conditions (address, reason, before)"}
-	}
-	return nil
-}
-
-// Filtered reports whether items are selected by conditions.
-func (s Selection) Filtered() bool { return s.Address != "" || s.Reason != "" || !s.Before.IsZero() }
-
-// Changed counts what an action did.
-type Changed struct {
-	Count   int      `json:"count"`
-	Missing []string `json:"missing,omitempty"` // ids that are not there, or that still cannot be sent
-}
-
-// Imported counts the lines of an import.
-type Imported struct {
-	Stored  int `json:"stored"`
-	Present int `json:"present"` // were there already
-}
-
-// Item is one message of the queue, or one dead letter.
-type Item struct {
-	MessageID   string    `json:"message_id"`
-	Address     string    `json:"address,omitempty"` // empty: an event for which no message could be formed
-	Commit      string    `json:"commit,omitempty"`
-	Event       int       `json:"event"`
-	Callback    string    `json:"callback,omitempty"`
-	Created     time.Time `json:"created,omitzero"`
-	Size        int64     `json:"size,omitempty"`
-	Attempts    int       `json:"attempts"`
-	NextAttempt time.Time `json:"next_attempt,omitzero"`
-	Died        time.Time `json:"died,omitzero"`    // of a dead letter
-	Reason      string    `json:"reason,omitempty"` // the last error, or why it is a dead letter
-
-	// Props and Body are given by Show only. Props is a JSON object, or any other valid JSON where the stored text is
-	// none. Body is of an event its kwargs; what is not UTF-8 is replaced (Export keeps the bytes).
-	Props json.RawMessage `json:"props,omitempty"`
-	Body  string          `json:"body,omitempty"`
-}
 
 // resultTrailer ends a stream of JSON Lines: "ok", or an Error in JSON. A stream without it was cut short.
 const resultTrailer = "Koji-Relay-Result"
@@ -200,17 +125,17 @@ type (
 )
 
 func (s *Server) handleQueue(mux *http.ServeMux, c QueueControl) {
-	for _, box := range []Box{QueueBox, DeadBox} {
+	for _, box := range []inspect.Box{inspect.QueueBox, inspect.DeadBox} {
 		path := "/v1/" + string(box)
 		mux.HandleFunc("POST "+path+"/list", func(w http.ResponseWriter, r *http.Request) {
-			opts, err := decode[ListOptions](r)
+			opts, err := decode[inspect.ListOptions](r)
 			if err != nil {
 				refuse(w, asError(err))
 				return
 			}
 			s.stream(w, func(out *bufio.Writer) error {
 				lines := json.NewEncoder(out)
-				return c.List(r.Context(), box, opts, func(i Item) error { return lines.Encode(i) })
+				return c.List(r.Context(), box, opts, func(i inspect.Item) error { return lines.Encode(i) })
 			})
 		})
 		mux.HandleFunc("GET "+path+"/{id}", func(w http.ResponseWriter, r *http.Request) {
@@ -241,12 +166,14 @@ func handlePprof(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
+type boxChange func(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
+
 // change answers with what do did to the items that the request selects. Who did it is logged with the number.
-func (s *Server) change(verb string, box Box, do func(context.Context, Box, Selection) (Changed, error)) http.HandlerFunc {
+func (s *Server) change(verb string, box inspect.Box, do boxChange) http.HandlerFunc {
 	return s.action(func(r *http.Request) (any, error) {
-		which, err := decode[Selection](r)
-		if err == nil {
-			err = which.Check()
+		which, err := decode[inspect.Selection](r)
+		if err == nil && !which.Clear() {
+			err = &Error{Code: CodeBadRequest, Text: "give ids, or all, or conditions (address, reason, before)"}
 		}
 		if err != nil {
 			return nil, err
@@ -260,7 +187,7 @@ func (s *Server) change(verb string, box Box, do func(context.Context, Box, Sele
 }
 
 // LogChange logs what an administrator did to queue or dead letters.
-func LogChange(log *slog.Logger, verb string, box Box, which Selection, changed Changed) {
+func LogChange(log *slog.Logger, verb string, box inspect.Box, which inspect.Selection, changed inspect.Changed) {
 	by := []any{"action", verb, "box", string(box), "count", changed.Count, "missing", len(changed.Missing)}
 	switch {
 	case which.All:

@@ -18,7 +18,7 @@ import (
 func TestClientReachesEveryAction(t *testing.T) {
 	t.Parallel()
 	s, _, control := newTestServer(t, runningStatus())
-	control.items = []Item{{MessageID: "a", Address: "build.tag", Event: 3}, {MessageID: "b", Reason: "rejected"}}
+	control.items = []inspect.Item{{MessageID: "a", Address: "build.tag", Event: 3}, {MessageID: "b", Reason: "rejected"}}
 	control.lines = `{"a":1}` + "\n"
 	c, ctx := serveControl(t, s), t.Context()
 
@@ -44,9 +44,9 @@ func TestClientReachesEveryAction(t *testing.T) {
 	if !report.Connected || sent.Outcome != "accepted" {
 		t.Errorf("Check gives %+v, SendTest %+v", report, sent)
 	}
-	for _, box := range []Box{QueueBox, DeadBox} {
-		var items []Item
-		err := c.List(ctx, box, ListOptions{Limit: 2, Address: "build.tag"}, func(i Item) error { items = append(items, i); return nil })
+	for _, box := range []inspect.Box{inspect.QueueBox, inspect.DeadBox} {
+		var items []inspect.Item
+		err := c.List(ctx, box, inspect.ListOptions{Limit: 2, Address: "build.tag"}, func(i inspect.Item) error { items = append(items, i); return nil })
 		check("List", err, fmt.Sprintf(`list %s {"limit":2,"address":"build.tag"}`, box))
 		if diff := cmp.Diff(control.items, items); diff != "" {
 			t.Error(diff)
@@ -56,12 +56,12 @@ func TestClientReachesEveryAction(t *testing.T) {
 		if item.Body != `{"a": 1}` || string(item.Props) != `{"type":"Tag"}` {
 			t.Errorf("Show gives %+v", item)
 		}
-		changed, err := c.Retry(ctx, box, Selection{IDs: []string{"a", "b"}})
+		changed, err := c.Retry(ctx, box, inspect.Selection{IDs: []string{"a", "b"}})
 		check("Retry", err, fmt.Sprintf(`retry %s {"ids":["a","b"]}`, box))
 		if changed.Count != 2 {
 			t.Errorf("Retry gives %+v", changed)
 		}
-		_, err = c.Drop(ctx, box, Selection{All: true})
+		_, err = c.Drop(ctx, box, inspect.Selection{All: true})
 		check("Drop", err, fmt.Sprintf(`drop %s {"all":true}`, box))
 	}
 	var out bytes.Buffer
@@ -97,7 +97,7 @@ func TestErrorsComeBackWithTheirCode(t *testing.T) {
 	t.Parallel()
 	s, _, control := newTestServer(t, runningStatus())
 	c, ctx := serveControl(t, s), t.Context()
-	each := func(Item) error { return nil }
+	each := func(inspect.Item) error { return nil }
 	for _, e := range []struct {
 		err  error
 		want *Error
@@ -108,11 +108,11 @@ func TestErrorsComeBackWithTheirCode(t *testing.T) {
 		{&Error{CodeRefused, "stop the other relay first"}, &Error{CodeRefused, "stop the other relay first"}},
 	} {
 		control.err = e.err
-		_, show := c.Show(ctx, QueueBox, "x")
-		_, drop := c.Drop(ctx, DeadBox, Selection{All: true})
+		_, show := c.Show(ctx, inspect.QueueBox, "x")
+		_, drop := c.Drop(ctx, inspect.DeadBox, inspect.Selection{All: true})
 		_, imp := c.Import(ctx, strings.NewReader("x"))
 		for call, err := range map[string]error{"Show": show, "Drop": drop, "Import": imp,
-			"List": c.List(ctx, QueueBox, ListOptions{}, each), "Export": c.Export(ctx, &bytes.Buffer{}),
+			"List": c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, each), "Export": c.Export(ctx, &bytes.Buffer{}),
 			"Pause": c.Pause(ctx, Drain), "SetLogLevel": c.SetLogLevel(ctx, "debug")} {
 			var got *Error
 			if !errors.As(err, &got) || *got != *e.want {
@@ -127,12 +127,12 @@ func TestStreamThatFailsLateIsAnError(t *testing.T) {
 	s, _, control := newTestServer(t, runningStatus())
 	c, ctx := serveControl(t, s), t.Context()
 	for range 3000 { // more than is buffered
-		control.items = append(control.items, Item{MessageID: strings.Repeat("m", 36)})
+		control.items = append(control.items, inspect.Item{MessageID: strings.Repeat("m", 36)})
 	}
 	control.fail = &Error{CodeUnavailable, "the database went away"}
 	var got *Error
 	n := 0
-	if err := c.List(ctx, QueueBox, ListOptions{}, func(Item) error { n++; return nil }); !errors.As(err, &got) || got.Code != CodeUnavailable || n != 3000 {
+	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, func(inspect.Item) error { n++; return nil }); !errors.As(err, &got) || got.Code != CodeUnavailable || n != 3000 {
 		t.Errorf("List gives %v after %d items", err, n)
 	}
 	control.lines = strings.Repeat("x", 1<<20)
@@ -140,7 +140,7 @@ func TestStreamThatFailsLateIsAnError(t *testing.T) {
 		t.Errorf("Export gives %v", err)
 	}
 	control.items, control.fail = nil, nil
-	if err := c.List(ctx, QueueBox, ListOptions{}, func(Item) error { return nil }); err != nil {
+	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, func(inspect.Item) error { return nil }); err != nil {
 		t.Errorf("an empty list gives %v", err)
 	}
 }
@@ -166,11 +166,11 @@ func TestAnswerWithoutAJSONFormIsAnError(t *testing.T) {
 	c := serveControl(t, s)
 	control.props = "{not JSON"
 	var got *Error
-	if _, err := c.Show(t.Context(), DeadBox, "x"); !errors.As(err, &got) || got.Code != CodeFailed {
+	if _, err := c.Show(t.Context(), inspect.DeadBox, "x"); !errors.As(err, &got) || got.Code != CodeFailed {
 		t.Errorf("Show gives %v", err)
 	}
-	control.items = []Item{{Props: []byte("{not JSON")}}
-	if err := c.List(t.Context(), DeadBox, ListOptions{}, func(Item) error { return nil }); !errors.As(err, &got) || got.Code != CodeFailed {
+	control.items = []inspect.Item{{Props: []byte("{not JSON")}}
+	if err := c.List(t.Context(), inspect.DeadBox, inspect.ListOptions{}, func(inspect.Item) error { return nil }); !errors.As(err, &got) || got.Code != CodeFailed {
 		t.Errorf("List gives %v", err)
 	}
 }
@@ -179,8 +179,8 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 	t.Parallel()
 	s, _, control := newTestServer(t, runningStatus())
 	c, ctx := serveControl(t, s), t.Context()
-	_, none := c.Drop(ctx, QueueBox, Selection{})
-	_, both := c.Drop(ctx, QueueBox, Selection{IDs: []string{"x"}, All: true})
+	_, none := c.Drop(ctx, inspect.QueueBox, inspect.Selection{})
+	_, both := c.Drop(ctx, inspect.QueueBox, inspect.Selection{IDs: []string{"x"}, All: true})
 	_, unknown := call[done](ctx, c, "POST", "/v1/queue/drop", map[string]bool{"everything": true})
 	_, text := call[done](ctx, c, "POST", "/v1/queue/drop", strings.NewReader("all"))
 	for name, err := range map[string]error{"nothing selected": none, "ids and all": both, "unknown key": unknown, "not JSON": text,

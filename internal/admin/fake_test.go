@@ -74,7 +74,7 @@ type fakeControl struct {
 	mu    sync.Mutex
 	calls []string
 	err   error
-	items []Item
+	items []inspect.Item
 	fail  error // of List and Export, after the items
 	lines string
 	props string // of Show
@@ -127,7 +127,7 @@ func (f *fakeControl) SendTest(context.Context) (inspect.TestSent, error) {
 	return inspect.TestSent{MessageID: "a", Outcome: "accepted"}, f.note("send-test")
 }
 
-func (f *fakeControl) List(_ context.Context, box Box, opts ListOptions, each func(Item) error) error {
+func (f *fakeControl) List(_ context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error {
 	text, _ := json.Marshal(opts)
 	if err := f.note("list " + string(box) + " " + string(text)); err != nil {
 		return err
@@ -140,24 +140,24 @@ func (f *fakeControl) List(_ context.Context, box Box, opts ListOptions, each fu
 	return f.fail
 }
 
-func (f *fakeControl) Show(_ context.Context, box Box, id string) (Item, error) {
+func (f *fakeControl) Show(_ context.Context, box inspect.Box, id string) (inspect.Item, error) {
 	props := `{"type":"Tag"}`
 	if f.props != "" {
 		props = f.props
 	}
-	return Item{MessageID: id, Props: json.RawMessage(props), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
+	return inspect.Item{MessageID: id, Props: json.RawMessage(props), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
 }
 
-func (f *fakeControl) selected(verb string, box Box, which Selection) (Changed, error) {
+func (f *fakeControl) selected(verb string, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 	text, _ := json.Marshal(which)
-	return Changed{Count: len(which.IDs)}, f.note(verb + " " + string(box) + " " + string(text))
+	return inspect.Changed{Count: len(which.IDs)}, f.note(verb + " " + string(box) + " " + string(text))
 }
 
-func (f *fakeControl) Retry(_ context.Context, box Box, which Selection) (Changed, error) {
+func (f *fakeControl) Retry(_ context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 	return f.selected("retry", box, which)
 }
 
-func (f *fakeControl) Drop(_ context.Context, box Box, which Selection) (Changed, error) {
+func (f *fakeControl) Drop(_ context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 	return f.selected("drop", box, which)
 }
 
@@ -169,12 +169,12 @@ func (f *fakeControl) Export(_ context.Context, w io.Writer) error {
 	return f.fail
 }
 
-func (f *fakeControl) Import(_ context.Context, r io.Reader) (Imported, error) {
+func (f *fakeControl) Import(_ context.Context, r io.Reader) (inspect.Imported, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
-		return Imported{}, err
+		return inspect.Imported{}, err
 	}
-	return Imported{Stored: len(text)}, f.note("import")
+	return inspect.Imported{Stored: len(text)}, f.note("import")
 }
 
 // newTestServer makes a Server that has looked at its source once.

@@ -74,7 +74,7 @@ type view struct {
 type headline struct{ Class, Word, Sentence string }
 
 type topicView struct {
-	Topic
+	inspect.Topic
 	Percent int // of the largest
 }
 

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"koji-relay/internal/inspect"
 	"slices"
 	"time"
 )
@@ -21,14 +22,14 @@ type Status struct {
 	Ready   bool     `json:"ready"`
 	Reasons []Reason `json:"reasons"` // why State is not ok
 
-	Paused      Paused       `json:"paused"`
-	Brokers     []Broker     `json:"brokers"`
-	Queue       Queue        `json:"queue"`
-	Outbox      Outbox       `json:"outbox"`
-	Rates       Rates        `json:"rates"`
-	Minutes     []Minute     `json:"minutes"` // the last hour, oldest first
-	Recent      []Fate       `json:"recent"`  // newest first
-	DeadLetters []DeadLetter `json:"dead_letters"`
+	Paused      Paused         `json:"paused"`
+	Brokers     []Broker       `json:"brokers"`
+	Queue       Queue          `json:"queue"`
+	Outbox      Outbox         `json:"outbox"`
+	Rates       Rates          `json:"rates"`
+	Minutes     []Minute       `json:"minutes"`      // the last hour, oldest first
+	Recent      []Fate         `json:"recent"`       // newest first
+	DeadLetters []inspect.Item `json:"dead_letters"` // the newest
 
 	Certificates []Certificate `json:"certificates"`
 	LogLevel     string        `json:"log_level,omitempty"`
@@ -110,24 +111,8 @@ type Queue struct {
 	// Known says that the numbers below were read. They are zero otherwise.
 	Known bool `json:"known"`
 
-	Depth       int64     `json:"depth"`
-	Bytes       int64     `json:"bytes"`
-	MaxBytes    int64     `json:"max_bytes,omitempty"`
-	Oldest      time.Time `json:"oldest,omitzero"`
-	SetAside    int64     `json:"set_aside"` // of Depth, those that wait for their next attempt
-	NextAttempt time.Time `json:"next_attempt,omitzero"`
-	ByTopic     []Topic   `json:"by_topic"`
-
-	DeadLetters         int64            `json:"dead_letters"`
-	DeadLettersByReason map[string]int64 `json:"dead_letters_by_reason"`
-}
-
-// Topic is the part of the queue that goes to one address.
-type Topic struct {
-	Address string    `json:"address"`
-	Depth   int64     `json:"depth"`
-	Bytes   int64     `json:"bytes"`
-	Oldest  time.Time `json:"oldest,omitzero"`
+	inspect.Statistics
+	MaxBytes int64 `json:"max_bytes,omitempty"`
 }
 
 // Outbox is the table in the hub's database of events that did not come over the socket.
@@ -136,18 +121,6 @@ type Outbox struct {
 	Depth  int64     `json:"depth"` // events
 	Oldest time.Time `json:"oldest,omitzero"`
 	Error  string    `json:"error,omitempty"`
-}
-
-// DeadLetter is one message or event that was set aside, without its body.
-type DeadLetter struct {
-	MessageID string    `json:"message_id"`
-	Time      time.Time `json:"time"` // when it was set aside
-	Commit    string    `json:"commit,omitempty"`
-	Event     int       `json:"event"`
-	Callback  string    `json:"callback,omitempty"`
-	Address   string    `json:"address,omitempty"` // empty: no message could be formed
-	Attempts  int       `json:"attempts"`
-	Reason    string    `json:"reason"`
 }
 
 // Certificate is one certificate in use.

@@ -13,6 +13,7 @@ import (
 	"koji-relay/callbacks"
 	"koji-relay/config"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -101,13 +102,6 @@ func NewQueueControl(c *config.Config, opened store, log *slog.Logger) (admin.Qu
 	return queueControl{store: opened, translate: rules.Translate, log: log, wake: func() {}, history: noHistory{}}, nil
 }
 
-func box(b admin.Box) queue.Box {
-	if b == admin.DeadBox {
-		return queue.Dead
-	}
-	return queue.Queue
-}
-
 // explain gives the errors that the control socket knows their codes.
 func explain(err error) error {
 	if errors.Is(err, queue.ErrNotFound) {
@@ -116,18 +110,17 @@ func explain(err error) error {
 	return err
 }
 
-func (q queueControl) List(ctx context.Context, b admin.Box, o admin.ListOptions, each func(admin.Item) error) error {
-	return explain(q.store.List(ctx, box(b), queue.ListOptions{Address: o.Address, Limit: o.Limit}, func(it queue.Item) error {
-		return each(item(b, it))
-	}))
+func (q queueControl) List(ctx context.Context, b inspect.Box, o inspect.ListOptions,
+	each func(inspect.Item) error) error {
+	return explain(q.store.List(ctx, b, o, func(it queue.Item) error { return each(it.Shown(b)) }))
 }
 
-func (q queueControl) Show(ctx context.Context, b admin.Box, id string) (admin.Item, error) {
-	it, err := q.store.Show(ctx, box(b), id)
+func (q queueControl) Show(ctx context.Context, b inspect.Box, id string) (inspect.Item, error) {
+	it, err := q.store.Show(ctx, b, id)
 	if err != nil {
-		return admin.Item{}, explain(err)
+		return inspect.Item{}, explain(err)
 	}
-	shown := item(b, it)
+	shown := it.Shown(b)
 	shown.Body = string(it.Body)
 	if json.Valid([]byte(it.Props)) {
 		shown.Props = json.RawMessage(it.Props)
@@ -135,49 +128,37 @@ func (q queueControl) Show(ctx context.Context, b admin.Box, id string) (admin.I
 	return shown, nil
 }
 
-func item(b admin.Box, it queue.Item) admin.Item {
-	m := &it.Message
-	shown := admin.Item{
-		MessageID: m.ID, Address: m.Address, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Created: m.Created,
-		Size: it.Size, Attempts: it.Attempts, NextAttempt: it.NextAttempt, Reason: it.Reason,
-	}
-	if b == admin.DeadBox {
-		shown.Died = it.Queued
-	}
-	return shown
-}
-
 func (q queueControl) Export(ctx context.Context, w io.Writer) error {
 	return queue.Export(ctx, q.store, w)
 }
 
-func (q queueControl) Import(ctx context.Context, r io.Reader) (admin.Imported, error) {
+func (q queueControl) Import(ctx context.Context, r io.Reader) (inspect.Imported, error) {
 	done, err := queue.Import(ctx, q.store, r)
 	q.wake()
-	return admin.Imported(done), err
+	return done, err
 }
 
 // noQueue answers the queue's commands where there is none.
 type noQueue struct{}
 
-func (noQueue) List(context.Context, admin.Box, admin.ListOptions, func(admin.Item) error) error {
+func (noQueue) List(context.Context, inspect.Box, inspect.ListOptions, func(inspect.Item) error) error {
 	return errNoQueue
 }
 
-func (noQueue) Show(context.Context, admin.Box, string) (admin.Item, error) {
-	return admin.Item{}, errNoQueue
+func (noQueue) Show(context.Context, inspect.Box, string) (inspect.Item, error) {
+	return inspect.Item{}, errNoQueue
 }
 
-func (noQueue) Retry(context.Context, admin.Box, admin.Selection) (admin.Changed, error) {
-	return admin.Changed{}, errNoQueue
+func (noQueue) Retry(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error) {
+	return inspect.Changed{}, errNoQueue
 }
 
-func (noQueue) Drop(context.Context, admin.Box, admin.Selection) (admin.Changed, error) {
-	return admin.Changed{}, errNoQueue
+func (noQueue) Drop(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error) {
+	return inspect.Changed{}, errNoQueue
 }
 
 func (noQueue) Export(context.Context, io.Writer) error { return errNoQueue }
 
-func (noQueue) Import(context.Context, io.Reader) (admin.Imported, error) {
-	return admin.Imported{}, errNoQueue
+func (noQueue) Import(context.Context, io.Reader) (inspect.Imported, error) {
+	return inspect.Imported{}, errNoQueue
 }

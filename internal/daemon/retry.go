@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"koji-relay/internal/admin"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
@@ -16,9 +15,9 @@ const retried = "retried by the administrator"
 
 // retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or another
 // configuration may be able to: one that still gives no message stays a dead letter and counts as missing.
-func (q queueControl) retryDead(ctx context.Context, which admin.Selection) (admin.Changed, error) {
-	found, err := q.pick(ctx, admin.DeadBox, which, nil)
-	done := admin.Changed{Missing: found.missing}
+func (q queueControl) retryDead(ctx context.Context, which inspect.Selection) (inspect.Changed, error) {
+	found, err := q.pick(ctx, inspect.DeadBox, which, nil)
+	done := inspect.Changed{Missing: found.missing}
 	if err != nil {
 		return done, err
 	}
@@ -34,13 +33,13 @@ func (q queueControl) retryDead(ctx context.Context, which admin.Selection) (adm
 		}
 	}
 	retry := q.recorded(q.store.Retry, inspect.Queued, retried)
-	return q.inChunks(ctx, admin.DeadBox, found.messages, retry, done)
+	return q.inChunks(ctx, inspect.DeadBox, found.messages, retry, done)
 }
 
 // retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that whatever
 // fails in between loses nothing; the message-id stays the same.
 func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
-	it, err := q.store.Show(ctx, queue.Dead, id)
+	it, err := q.store.Show(ctx, inspect.DeadBox, id)
 	if errors.Is(err, queue.ErrNotFound) {
 		return false, nil // someone else has just decided on it
 	}
@@ -63,6 +62,6 @@ func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 		return false, err
 	}
 	q.history.Found(&t.Messages[0], inspect.Step{Kind: inspect.Queued, Reason: retried})
-	_, err = q.store.Drop(ctx, queue.Dead, queue.Selection{IDs: []string{id}})
+	_, err = q.store.Drop(ctx, inspect.DeadBox, inspect.Selection{IDs: []string{id}})
 	return err == nil, err
 }

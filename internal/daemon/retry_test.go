@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"koji-relay/callbacks"
-	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue/file"
 )
@@ -43,9 +43,9 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 		wake: func() {}, history: noHistory{}}, ids
 }
 
-func boxIDs(t *testing.T, q queueControl, b admin.Box) (ids []string) {
+func boxIDs(t *testing.T, q queueControl, b inspect.Box) (ids []string) {
 	t.Helper()
-	if err := q.List(t.Context(), b, admin.ListOptions{}, func(it admin.Item) error {
+	if err := q.List(t.Context(), b, inspect.ListOptions{}, func(it inspect.Item) error {
 		ids = append(ids, it.MessageID)
 		return nil
 	}); err != nil {
@@ -60,24 +60,24 @@ func TestRetriedDeadEventIsTranslatedAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			q, ids := deadEvents(t)
-			which := admin.Selection{IDs: ids}
+			which := inspect.Selection{IDs: ids}
 			if all {
-				which = admin.Selection{All: true}
+				which = inspect.Selection{All: true}
 			}
-			changed, err := q.Retry(t.Context(), admin.DeadBox, which)
+			changed, err := q.Retry(t.Context(), inspect.DeadBox, which)
 			if err != nil || changed.Count != 1 {
 				t.Fatalf("changed %+v, %v; want 1", changed, err)
 			}
 			if !slices.Equal(changed.Missing, ids[1:]) {
 				t.Errorf("missing %v, want the event that still gives no message", changed.Missing)
 			}
-			if got := boxIDs(t, q, admin.QueueBox); !slices.Equal(got, ids[:1]) {
+			if got := boxIDs(t, q, inspect.QueueBox); !slices.Equal(got, ids[:1]) {
 				t.Errorf("queue holds %v, want %v: the id it always had", got, ids[:1])
 			}
-			if got := boxIDs(t, q, admin.DeadBox); !slices.Equal(got, ids[1:]) {
+			if got := boxIDs(t, q, inspect.DeadBox); !slices.Equal(got, ids[1:]) {
 				t.Errorf("dead letters are %v, want %v", got, ids[1:])
 			}
-			it, err := q.Show(t.Context(), admin.QueueBox, ids[0])
+			it, err := q.Show(t.Context(), inspect.QueueBox, ids[0])
 			if err != nil || it.Address == "" || it.Body != `{"build": {"name": "bash"}}` {
 				t.Errorf("the message is %+v, %v", it, err)
 			}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"koji-relay/internal/admin"
 	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
@@ -16,14 +15,14 @@ import (
 const selectionChunk = 1000
 
 // Retry implements admin.QueueControl. What became due is sent at once.
-func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
+func (q queueControl) Retry(ctx context.Context, b inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 	defer q.wake()
 	switch {
-	case which.DryRun && b == admin.QueueBox:
+	case which.DryRun && b == inspect.QueueBox:
 		return q.count(ctx, b, which, setAside)
 	case which.DryRun:
 		return q.count(ctx, b, which, nil)
-	case b == admin.DeadBox:
+	case b == inspect.DeadBox:
 		done, err := q.retryDead(ctx, which)
 		return done, explain(err)
 	}
@@ -31,7 +30,7 @@ func (q queueControl) Retry(ctx context.Context, b admin.Box, which admin.Select
 }
 
 // Drop implements admin.QueueControl.
-func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selection) (admin.Changed, error) {
+func (q queueControl) Drop(ctx context.Context, b inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 	if which.DryRun {
 		return q.count(ctx, b, which, nil)
 	}
@@ -40,7 +39,7 @@ func (q queueControl) Drop(ctx context.Context, b admin.Box, which admin.Selecti
 
 // recorded is do with its successes told to the history. It is given ids.
 func (q queueControl) recorded(do storeChange, kind inspect.StepKind, reason string) storeChange {
-	return func(ctx context.Context, b queue.Box, which queue.Selection) (queue.Changed, error) {
+	return func(ctx context.Context, b inspect.Box, which inspect.Selection) (inspect.Changed, error) {
 		changed, err := do(ctx, b, which)
 		if err != nil {
 			return changed, err
@@ -57,36 +56,36 @@ func (q queueControl) recorded(do storeChange, kind inspect.StepKind, reason str
 // setAside is true for what waits for its next attempt: only that can be made due.
 func setAside(it *queue.Item) bool { return it.NextAttempt.After(time.Now()) }
 
-type storeChange func(context.Context, queue.Box, queue.Selection) (queue.Changed, error)
+type storeChange func(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
 
 // change does something to the selected items for which also is true.
-func (q queueControl) change(ctx context.Context, b admin.Box, which admin.Selection, also func(*queue.Item) bool,
-	do storeChange) (admin.Changed, error) {
+func (q queueControl) change(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool,
+	do storeChange) (inspect.Changed, error) {
 	// What is deleted is named one by one, for the history.
 	if !which.Filtered() && !(which.All && also == nil) {
-		changed, err := do(ctx, box(b), queue.Selection{IDs: which.IDs, All: which.All})
-		return admin.Changed(changed), explain(err)
+		changed, err := do(ctx, b, inspect.Selection{IDs: which.IDs, All: which.All})
+		return changed, explain(err)
 	}
 	found, err := q.pick(ctx, b, which, also)
 	if err != nil {
-		return admin.Changed{}, explain(err)
+		return inspect.Changed{}, explain(err)
 	}
-	done, err := q.inChunks(ctx, b, slices.Concat(found.messages, found.events), do, admin.Changed{})
+	done, err := q.inChunks(ctx, b, slices.Concat(found.messages, found.events), do, inspect.Changed{})
 	done.Missing = nil // they went while we looked: nobody named them
 	return done, explain(err)
 }
 
 // count tells what change would do.
-func (q queueControl) count(ctx context.Context, b admin.Box, which admin.Selection, also func(*queue.Item) bool) (
-	admin.Changed, error) {
+func (q queueControl) count(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool) (
+	inspect.Changed, error) {
 	found, err := q.pick(ctx, b, which, also)
-	return admin.Changed{Count: len(found.messages) + len(found.events), Missing: found.missing}, explain(err)
+	return inspect.Changed{Count: len(found.messages) + len(found.events), Missing: found.missing}, explain(err)
 }
 
-func (q queueControl) inChunks(ctx context.Context, b admin.Box, ids []string, do storeChange, done admin.Changed) (
-	admin.Changed, error) {
+func (q queueControl) inChunks(ctx context.Context, b inspect.Box, ids []string, do storeChange, done inspect.Changed) (
+	inspect.Changed, error) {
 	for chunk := range slices.Chunk(ids, selectionChunk) {
-		changed, err := do(ctx, box(b), queue.Selection{IDs: chunk})
+		changed, err := do(ctx, b, inspect.Selection{IDs: chunk})
 		done.Count += changed.Count
 		done.Missing = append(done.Missing, changed.Missing...)
 		if err != nil {
@@ -104,11 +103,11 @@ type picked struct {
 }
 
 // pick looks up the selected items for which also, if it is given, is true. Named ones need only be there.
-func (q queueControl) pick(ctx context.Context, b admin.Box, which admin.Selection, also func(*queue.Item) bool) (
+func (q queueControl) pick(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool) (
 	picked, error) {
 	var p picked
 	for _, id := range which.IDs {
-		it, err := q.store.Show(ctx, box(b), id)
+		it, err := q.store.Show(ctx, b, id)
 		switch {
 		case errors.Is(err, queue.ErrNotFound):
 			p.missing = append(p.missing, id)
@@ -122,9 +121,9 @@ func (q queueControl) pick(ctx context.Context, b admin.Box, which admin.Selecti
 		return p, nil
 	}
 	reason := strings.ToLower(which.Reason)
-	err := q.store.List(ctx, box(b), queue.ListOptions{Address: which.Address}, func(it queue.Item) error {
+	err := q.store.List(ctx, b, inspect.ListOptions{Address: which.Address}, func(it queue.Item) error {
 		since := it.Message.Created
-		if b == admin.DeadBox {
+		if b == inspect.DeadBox {
 			since = it.Queued
 		}
 		old := which.Before.IsZero() || since.Before(which.Before)

@@ -8,6 +8,7 @@ import (
 
 	"koji-relay/config"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
@@ -71,26 +72,18 @@ func describeQueue(ctx context.Context, store queue.Inspector, s *admin.Status) 
 	}
 	q := &s.Queue
 	q.Usable, q.Known = true, true
-	q.Depth, q.Bytes, q.Oldest = stats.Depth, stats.Bytes, stats.Oldest
-	q.SetAside, q.NextAttempt = stats.SetAside, stats.NextAttempt
-	q.DeadLetters, q.DeadLettersByReason = stats.Dead, stats.DeadReasons
-	for _, t := range stats.Topics {
-		q.ByTopic = append(q.ByTopic, admin.Topic(t))
-	}
+	q.Statistics = stats
 	if q.Store == config.StorePostgres {
 		s.Outbox = admin.Outbox{Known: true, Depth: stats.Outbox, Oldest: stats.OutboxOldest}
 	}
 	s.DeadLetters = newestDeadLetters(ctx, store)
 }
 
-func newestDeadLetters(ctx context.Context, store queue.Inspector) []admin.DeadLetter {
-	var newest []admin.DeadLetter
-	err := store.List(ctx, queue.Dead, queue.ListOptions{Newest: true, Limit: shownDeadLetters}, func(it queue.Item) error {
-		m := &it.Message
-		newest = append(newest, admin.DeadLetter{
-			MessageID: m.ID, Time: it.Queued, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
-			Address: m.Address, Attempts: it.Attempts, Reason: it.Reason,
-		})
+func newestDeadLetters(ctx context.Context, store queue.Inspector) []inspect.Item {
+	var newest []inspect.Item
+	options := inspect.ListOptions{Newest: true, Limit: shownDeadLetters}
+	err := store.List(ctx, inspect.DeadBox, options, func(it queue.Item) error {
+		newest = append(newest, it.Shown(inspect.DeadBox))
 		return nil
 	})
 	if err != nil {

@@ -11,14 +11,15 @@ import (
 	"slices"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
 // Stats implements Inspector.
-func (f *Store) Stats(ctx context.Context) (queue.Stats, error) {
-	return view(ctx, f, "count the queue", func(tx fileTx) (queue.Stats, error) {
-		st := queue.Stats{DeadReasons: map[string]int64{}}
-		topics := map[string]*queue.TopicStats{}
+func (f *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
+	return view(ctx, f, "count the queue", func(tx fileTx) (inspect.Statistics, error) {
+		st := inspect.Statistics{DeadLettersByReason: map[string]int64{}}
+		topics := map[string]*inspect.Topic{}
 		var aside int64
 		err := tx.in("state").ForEach(func(_, text []byte) error {
 			var s fileState
@@ -27,7 +28,7 @@ func (f *Store) Stats(ctx context.Context) (queue.Stats, error) {
 			}
 			t := topics[s.Address]
 			if t == nil {
-				t = &queue.TopicStats{Address: s.Address}
+				t = &inspect.Topic{Address: s.Address}
 				topics[s.Address] = t
 			}
 			t.Depth++
@@ -42,7 +43,7 @@ func (f *Store) Stats(ctx context.Context) (queue.Stats, error) {
 			return st, err
 		}
 		for _, address := range slices.Sorted(maps.Keys(topics)) {
-			st.Add(*topics[address], 0, time.Time{})
+			queue.AddTopic(&st, *topics[address], 0, time.Time{})
 		}
 		st.SetAside = aside
 		if k, _ := tx.in("due").Cursor().First(); k != nil {
@@ -53,8 +54,8 @@ func (f *Store) Stats(ctx context.Context) (queue.Stats, error) {
 			if err := json.Unmarshal(text, &d); err != nil {
 				return err
 			}
-			st.Dead++
-			st.DeadReasons[d.Reason]++
+			st.DeadLetters++
+			st.DeadLettersByReason[d.Reason]++
 			return nil
 		})
 	})
@@ -69,7 +70,7 @@ func microTime(n int64) time.Time {
 }
 
 // List implements Inspector.
-func (f *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, each func(queue.Item) error) error {
+func (f *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(queue.Item) error) error {
 	left := o.Limit
 	if left <= 0 {
 		left = math.MaxInt
@@ -81,10 +82,10 @@ func (f *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, ea
 	var last []byte
 	for left > 0 {
 		from, limit := last, min(left, queue.ListChunk)
-		c, err := view(ctx, f, "list "+box.String(), func(tx fileTx) (chunk, error) {
+		c, err := view(ctx, f, "list "+box.Name(), func(tx fileTx) (chunk, error) {
 			var c chunk
 			var err error
-			c.items, c.last, err = tx.list(box, queue.ListOptions{Address: o.Address, Newest: o.Newest, Limit: limit}, from)
+			c.items, c.last, err = tx.list(box, inspect.ListOptions{Address: o.Address, Newest: o.Newest, Limit: limit}, from)
 			return c, err
 		})
 		if err != nil || len(c.items) == 0 {
@@ -102,9 +103,9 @@ func (f *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, ea
 }
 
 // list gives up to o.Limit items that come after from in the walk of box, and the key of the last one.
-func (tx fileTx) list(box queue.Box, o queue.ListOptions, from []byte) (items []queue.Item, last []byte, err error) {
+func (tx fileTx) list(box inspect.Box, o inspect.ListOptions, from []byte) (items []queue.Item, last []byte, err error) {
 	walk := "state"
-	if box == queue.Dead {
+	if box == inspect.DeadBox {
 		walk = "died"
 	}
 	c := tx.in(walk).Cursor()
@@ -124,7 +125,7 @@ func (tx fileTx) list(box queue.Box, o queue.ListOptions, from []byte) (items []
 	}
 	for ; k != nil && len(items) < o.Limit; k, _ = next() {
 		var it queue.Item
-		if box == queue.Dead {
+		if box == inspect.DeadBox {
 			it, err = tx.deadItem(string(k[8:]))
 		} else {
 			it, err = tx.queueItem(seqOf(k))
@@ -170,8 +171,8 @@ func (tx fileTx) deadItem(id string) (queue.Item, error) {
 }
 
 // item finds an item by its id.
-func (tx fileTx) item(box queue.Box, id string) (queue.Item, error) {
-	if box == queue.Dead {
+func (tx fileTx) item(box inspect.Box, id string) (queue.Item, error) {
+	if box == inspect.DeadBox {
 		return tx.deadItem(id)
 	}
 	k := tx.in("id").Get([]byte(id))
@@ -182,14 +183,14 @@ func (tx fileTx) item(box queue.Box, id string) (queue.Item, error) {
 }
 
 // Show implements Inspector.
-func (f *Store) Show(ctx context.Context, box queue.Box, id string) (queue.Item, error) {
+func (f *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Item, error) {
 	return view(ctx, f, "show "+id, func(tx fileTx) (queue.Item, error) { return tx.item(box, id) })
 }
 
 // Retry implements Inspector.
-func (f *Store) Retry(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
-	return f.change(ctx, "retry in "+box.String(), box, which, func(tx fileTx, id string) (bool, error) {
-		if box == queue.Queue {
+func (f *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	return f.change(ctx, "retry in "+box.Name(), box, which, func(tx fileTx, id string) (bool, error) {
+		if box == inspect.QueueBox {
 			seq, s, err := tx.find(id)
 			if err != nil || s.Next == 0 {
 				return err == nil && !which.All, err
@@ -211,9 +212,9 @@ func (f *Store) Retry(ctx context.Context, box queue.Box, which queue.Selection)
 }
 
 // Drop implements Inspector.
-func (f *Store) Drop(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
-	return f.change(ctx, "drop from "+box.String(), box, which, func(tx fileTx, id string) (bool, error) {
-		if box == queue.Dead {
+func (f *Store) Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	return f.change(ctx, "drop from "+box.Name(), box, which, func(tx fileTx, id string) (bool, error) {
+		if box == inspect.DeadBox {
 			return true, tx.removeDead(id)
 		}
 		seq, s, err := tx.find(id)
@@ -234,23 +235,23 @@ func (tx fileTx) find(id string) (uint64, fileState, error) {
 }
 
 // change calls one for each selected id, some hundreds in a transaction. one reports whether it did something.
-func (f *Store) change(ctx context.Context, what string, box queue.Box, which queue.Selection, one func(fileTx, string) (bool, error)) (queue.Changed, error) {
+func (f *Store) change(ctx context.Context, what string, box inspect.Box, which inspect.Selection, one func(fileTx, string) (bool, error)) (inspect.Changed, error) {
 	ids := which.IDs
 	if which.All {
 		ids = nil
-		err := f.List(ctx, box, queue.ListOptions{}, func(it queue.Item) error {
+		err := f.List(ctx, box, inspect.ListOptions{}, func(it queue.Item) error {
 			ids = append(ids, it.Message.ID)
 			return nil
 		})
 		if err != nil {
-			return queue.Changed{}, err
+			return inspect.Changed{}, err
 		}
 	}
-	var total queue.Changed
+	var total inspect.Changed
 	for chunk := range slices.Chunk(ids, queue.ListChunk) {
-		var part queue.Changed
+		var part inspect.Changed
 		err := f.update(ctx, what, func(tx fileTx) error {
-			part = queue.Changed{}
+			part = inspect.Changed{}
 			for _, id := range chunk {
 				did, err := one(tx, id)
 				switch {
@@ -274,10 +275,10 @@ func (f *Store) change(ctx context.Context, what string, box queue.Box, which qu
 }
 
 // Add implements Inspector.
-func (f *Store) Add(ctx context.Context, box queue.Box, items []queue.Item) (int, error) {
+func (f *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (int, error) {
 	in := queue.SortItems(box, items)
 	stored := 0
-	err := f.add(ctx, fmt.Sprintf("add %d items to %s", len(items), box), func(tx fileTx) error {
+	err := f.add(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), func(tx fileTx) error {
 		stored = 0
 		for i := range in.Rows {
 			if tx.in("id").Get([]byte(in.Rows[i].ID)) == nil {

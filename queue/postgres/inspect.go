@@ -10,14 +10,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
 // Stats implements Inspector.
-func (p *Store) Stats(ctx context.Context) (queue.Stats, error) {
-	var st queue.Stats
+func (p *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
+	var st inspect.Statistics
 	err := p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		st = queue.Stats{DeadReasons: map[string]int64{}}
+		st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			// Counting all is the one thing that a scan of the table does best.
 			if _, err := tx.Exec(ctx, "SET LOCAL enable_seqscan = on"); err != nil {
@@ -29,15 +30,15 @@ func (p *Store) Stats(ctx context.Context) (queue.Stats, error) {
 	return st, err
 }
 
-func readStats(ctx context.Context, tx pgx.Tx, st *queue.Stats) error {
+func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt), min(next_attempt)
 		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
-	var t queue.TopicStats
+	var t inspect.Topic
 	var aside int64
 	var oldest, next *time.Time
 	_, err := pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
 		t.Oldest = timeOf(oldest)
-		st.Add(t, aside, timeOf(next))
+		queue.AddTopic(st, t, aside, timeOf(next))
 		return nil
 	})
 	if err != nil {
@@ -47,20 +48,20 @@ func readStats(ctx context.Context, tx pgx.Tx, st *queue.Stats) error {
 	var reason string
 	var n int64
 	_, err = pgx.ForEachRow(rows, []any{&reason, &n}, func() error {
-		st.DeadReasons[reason] = n
+		st.DeadLettersByReason[reason] = n
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created) FROM koji_relay.outbox`).
-		Scan(&st.Dead, &st.Outbox, &oldest)
+		Scan(&st.DeadLetters, &st.Outbox, &oldest)
 	st.OutboxOldest = timeOf(oldest)
 	return err
 }
 
 // List implements Inspector. Items that come or go meanwhile may be listed or not.
-func (p *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, each func(queue.Item) error) error {
+func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(queue.Item) error) error {
 	left := o.Limit
 	if left <= 0 {
 		left = math.MaxInt
@@ -71,10 +72,10 @@ func (p *Store) List(ctx context.Context, box queue.Box, o queue.ListOptions, ea
 	}
 	for left > 0 {
 		var items []queue.Item
-		err := p.do(ctx, "list "+box.String(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		err := p.do(ctx, "list "+box.Name(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 			from := at
 			var err error
-			items, err = listSome(ctx, conn, box, queue.ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, queue.ListChunk)}, &from)
+			items, err = listSome(ctx, conn, box, inspect.ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, queue.ListChunk)}, &from)
 			if err == nil {
 				at = from
 			}
@@ -107,10 +108,10 @@ const (
 		(octet_length(d.body) + 256)::bigint, d.attempts, 0, NULL::timestamptz, d.reason, d.address IS NULL`
 )
 
-func listSome(ctx context.Context, conn *pgx.Conn, box queue.Box, o queue.ListOptions, at *listPlace) ([]queue.Item, error) {
+func listSome(ctx context.Context, conn *pgx.Conn, box inspect.Box, o inspect.ListOptions, at *listPlace) ([]queue.Item, error) {
 	sql, args := `SELECT `+queueItem+`, ''::bytea, ''::bytea FROM koji_relay.delivery d
 		WHERE d.queue_id > $1 AND ($2 = '' OR d.address = $2) ORDER BY d.queue_id LIMIT $3`, []any{at.queueID, o.Address, o.Limit}
-	if box == queue.Dead {
+	if box == inspect.DeadBox {
 		sql = `SELECT ` + deadItem + `, ''::bytea, ''::bytea FROM koji_relay.dead_letter d
 			WHERE (d.died, d.message_id) > ($1, $2) AND ($3 = '' OR d.address = $3) ORDER BY d.died, d.message_id LIMIT $4`
 		args = []any{at.died, at.id, o.Address, o.Limit}
@@ -151,9 +152,9 @@ const (
 )
 
 // Show implements Inspector.
-func (p *Store) Show(ctx context.Context, box queue.Box, id string) (queue.Item, error) {
+func (p *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Item, error) {
 	sql := fullQueueItems
-	if box == queue.Dead {
+	if box == inspect.DeadBox {
 		sql = fullDeadItems
 	}
 	var items []queue.Item
@@ -173,8 +174,8 @@ func (p *Store) Show(ctx context.Context, box queue.Box, id string) (queue.Item,
 
 // Retry implements Inspector. What is set aside becomes due rather than fresh: the drain finds it by its time, and not
 // by its place among messages that were passed long ago.
-func (p *Store) Retry(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
-	if box == queue.Dead {
+func (p *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	if box == inspect.DeadBox {
 		return p.retryDead(ctx, which)
 	}
 	return p.change(ctx, "retry messages", which, `
@@ -184,8 +185,8 @@ func (p *Store) Retry(ctx context.Context, box queue.Box, which queue.Selection)
 }
 
 // Drop implements Inspector.
-func (p *Store) Drop(ctx context.Context, box queue.Box, which queue.Selection) (queue.Changed, error) {
-	if box == queue.Dead {
+func (p *Store) Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	if box == inspect.DeadBox {
 		return p.change(ctx, "drop dead letters", which,
 			`DELETE FROM koji_relay.dead_letter d WHERE `+where(which, "true")+` RETURNING d.message_id`)
 	}
@@ -203,7 +204,7 @@ func (p *Store) Drop(ctx context.Context, box queue.Box, which queue.Selection) 
 }
 
 // where is the condition for the rows d that are selected, with the ids as $1; all is it for all of them.
-func where(which queue.Selection, all string) string {
+func where(which inspect.Selection, all string) string {
 	if which.All {
 		return "$1::text[] IS NOT NULL AND " + all
 	}
@@ -211,8 +212,8 @@ func where(which queue.Selection, all string) string {
 }
 
 // change runs a statement that takes ids, and gives the ids of what it changed.
-func (p *Store) change(ctx context.Context, what string, which queue.Selection, sql string) (queue.Changed, error) {
-	var changed queue.Changed
+func (p *Store) change(ctx context.Context, what string, which inspect.Selection, sql string) (inspect.Changed, error) {
+	var changed inspect.Changed
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		ids := which.IDs
 		if ids == nil {
@@ -220,7 +221,7 @@ func (p *Store) change(ctx context.Context, what string, which queue.Selection, 
 		}
 		rows, _ := conn.Query(ctx, sql, ids) // CollectRows gives the error
 		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		changed = queue.Changed{Count: len(found)}
+		changed = inspect.Changed{Count: len(found)}
 		if !which.All {
 			changed.Missing = queue.Missing(which.IDs, found)
 		}
@@ -231,21 +232,21 @@ func (p *Store) change(ctx context.Context, what string, which queue.Selection, 
 
 // retryDead returns dead letters to the queue, a few at a time, since their bodies pass through this process. Each
 // message is either still a dead letter or queued.
-func (p *Store) retryDead(ctx context.Context, which queue.Selection) (queue.Changed, error) {
+func (p *Store) retryDead(ctx context.Context, which inspect.Selection) (inspect.Changed, error) {
 	ids := which.IDs
 	if which.All {
 		ids = nil
-		err := p.List(ctx, queue.Dead, queue.ListOptions{}, func(it queue.Item) error {
+		err := p.List(ctx, inspect.DeadBox, inspect.ListOptions{}, func(it queue.Item) error {
 			if !it.Event {
 				ids = append(ids, it.Message.ID)
 			}
 			return nil
 		})
 		if err != nil {
-			return queue.Changed{}, err
+			return inspect.Changed{}, err
 		}
 	}
-	var changed queue.Changed
+	var changed inspect.Changed
 	for _, id := range ids {
 		err := p.retryOne(ctx, id)
 		switch {
@@ -261,7 +262,7 @@ func (p *Store) retryDead(ctx context.Context, which queue.Selection) (queue.Cha
 }
 
 func (p *Store) retryOne(ctx context.Context, id string) error {
-	it, err := p.Show(ctx, queue.Dead, id)
+	it, err := p.Show(ctx, inspect.DeadBox, id)
 	if err != nil {
 		return err
 	}
@@ -282,10 +283,10 @@ func (p *Store) retryOne(ctx context.Context, id string) error {
 }
 
 // Add implements Inspector.
-func (p *Store) Add(ctx context.Context, box queue.Box, items []queue.Item) (int, error) {
+func (p *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (int, error) {
 	in := queue.SortItems(box, items)
 	var stored int64
-	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		stored = 0
 		batch := &pgx.Batch{}
 		queueRows(batch, in.Rows)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue"
 	"koji-relay/queue/storetest"
@@ -88,11 +89,11 @@ func workOnQueue(t *testing.T, p *Store) {
 		_, err := p.Backlog(ctx)
 		must(err)
 	}
-	_, err = p.Show(ctx, queue.Queue, aside[0])
+	_, err = p.Show(ctx, inspect.QueueBox, aside[0])
 	must(err)
-	_, err = p.Retry(ctx, queue.Queue, queue.Selection{IDs: aside[:20]})
+	_, err = p.Retry(ctx, inspect.QueueBox, inspect.Selection{IDs: aside[:20]})
 	must(err)
-	_, err = p.Drop(ctx, queue.Queue, queue.Selection{IDs: aside[20:]})
+	_, err = p.Drop(ctx, inspect.QueueBox, inspect.Selection{IDs: aside[20:]})
 	must(err)
 
 	taker := &fakeTaker{}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue"
 	"koji-relay/queue/storetest"
@@ -98,7 +99,7 @@ func TestRowOfProtonmsgWithoutTimeDrains(t *testing.T) {
 	for _, e := range got {
 		storetest.Settle(t, s, queue.Settlement{ID: e.Message.ID, Action: queue.Bury, Reason: e.Unreadable})
 	}
-	if n := len(storetest.List(t, s, queue.Dead, queue.ListOptions{})); n != 4 {
+	if n := len(storetest.List(t, s, inspect.DeadBox, inspect.ListOptions{})); n != 4 {
 		t.Errorf("%d dead letters, want 4", n)
 	}
 }

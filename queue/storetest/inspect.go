@@ -11,12 +11,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
 
 // List gives all items of box.
-func List(tb testing.TB, s queue.Inspector, box queue.Box, o queue.ListOptions) []queue.Item {
+func List(tb testing.TB, s queue.Inspector, box inspect.Box, o inspect.ListOptions) []queue.Item {
 	tb.Helper()
 	var items []queue.Item
 	if err := s.List(tb.Context(), box, o, func(it queue.Item) error {
@@ -61,10 +62,10 @@ func statsCountTheQueue(t *testing.T, open Opener) {
 		t.Fatal(err)
 	}
 	size := int64(Unsent(1, 1)[0].Message.Size())
-	want := queue.Stats{
-		Depth: 2, Bytes: 2 * size, SetAside: 1, Dead: 3,
-		Topics: []queue.TopicStats{{Address: "build.tag", Depth: 1, Bytes: size}, {Address: "task.open", Depth: 1, Bytes: size}},
-		DeadReasons: map[string]int64{"rejected by b1:5672: too large": 1, "no address": 1,
+	want := inspect.Statistics{
+		Depth: 2, Bytes: 2 * size, SetAside: 1, DeadLetters: 3,
+		ByTopic: []inspect.Topic{{Address: "build.tag", Depth: 1, Bytes: size}, {Address: "task.open", Depth: 1, Bytes: size}},
+		DeadLettersByReason: map[string]int64{"rejected by b1:5672: too large": 1, "no address": 1,
 			"cannot be stored: the body is not UTF-8": 1},
 	}
 	if diff := cmp.Diff(want, st, cmpopts.IgnoreTypes(time.Time{})); diff != "" {
@@ -80,32 +81,32 @@ func statsCountTheQueue(t *testing.T, open Opener) {
 
 func listNarrowsAndKeepsOrder(t *testing.T, open Opener) {
 	s := filled(t, open)
-	if got := events(List(t, s, queue.Queue, queue.ListOptions{})); !slices.Equal(got, []int{1, 2}) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); !slices.Equal(got, []int{1, 2}) {
 		t.Errorf("queue holds %v, want 1, 2", got)
 	}
-	if got := events(List(t, s, queue.Queue, queue.ListOptions{Address: "task.open"})); !slices.Equal(got, []int{2}) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{Address: "task.open"})); !slices.Equal(got, []int{2}) {
 		t.Errorf("task.open holds %v, want 2", got)
 	}
-	if got := len(List(t, s, queue.Dead, queue.ListOptions{Limit: 2})); got != 2 {
+	if got := len(List(t, s, inspect.DeadBox, inspect.ListOptions{Limit: 2})); got != 2 {
 		t.Errorf("2 of the dead letters asked for, got %d", got)
 	}
-	if got := events(List(t, s, queue.Dead, queue.ListOptions{Newest: true, Limit: 1})); !slices.Equal(got, []int{4}) {
+	if got := events(List(t, s, inspect.DeadBox, inspect.ListOptions{Newest: true, Limit: 1})); !slices.Equal(got, []int{4}) {
 		t.Errorf("the newest dead letter is %v, want 4", got)
 	}
 	Put(t, s, Unsent(10, 10+2*queue.ListChunk)...)
-	newest := events(List(t, s, queue.Queue, queue.ListOptions{Newest: true}))
+	newest := events(List(t, s, inspect.QueueBox, inspect.ListOptions{Newest: true}))
 	slices.Reverse(newest)
 	if len(newest) != 2*queue.ListChunk+3 || !slices.IsSorted(newest) {
 		t.Errorf("the list of the newest has %d items, want %d in falling order", len(newest), 2*queue.ListChunk+3)
 	}
-	if got := events(List(t, s, queue.Queue, queue.ListOptions{})); len(got) != 2*queue.ListChunk+3 || !slices.IsSorted(got) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); len(got) != 2*queue.ListChunk+3 || !slices.IsSorted(got) {
 		t.Errorf("a long list has %d items, want %d in order", len(got), 2*queue.ListChunk+3)
 	}
 }
 
 func showGivesBodyPropsAndReason(t *testing.T, open Opener) {
 	s := filled(t, open)
-	it, err := s.Show(t.Context(), queue.Queue, Message(2).ID)
+	it, err := s.Show(t.Context(), inspect.QueueBox, Message(2).ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,13 +114,13 @@ func showGivesBodyPropsAndReason(t *testing.T, open Opener) {
 		it.Attempts != 2 || it.Tries != 3 || it.NextAttempt.IsZero() {
 		t.Errorf("show gave %+v", it)
 	}
-	if it, err = s.Show(t.Context(), queue.Dead, Message(5).ID); err != nil || string(it.Body) != "\xff" || it.Event {
+	if it, err = s.Show(t.Context(), inspect.DeadBox, Message(5).ID); err != nil || string(it.Body) != "\xff" || it.Event {
 		t.Errorf("show of a dead message gave %+v, %v", it, err)
 	}
-	if it, err = s.Show(t.Context(), queue.Dead, "id-4"); err != nil || string(it.Body) != `{"x": 1}` || !it.Event {
+	if it, err = s.Show(t.Context(), inspect.DeadBox, "id-4"); err != nil || string(it.Body) != `{"x": 1}` || !it.Event {
 		t.Errorf("show of a dead event gave %+v, %v", it, err)
 	}
-	if _, err = s.Show(t.Context(), queue.Queue, "id-4"); !errors.Is(err, queue.ErrNotFound) {
+	if _, err = s.Show(t.Context(), inspect.QueueBox, "id-4"); !errors.Is(err, queue.ErrNotFound) {
 		t.Errorf("show of an unknown id gave %v, want ErrNotFound", err)
 	}
 }
@@ -127,7 +128,7 @@ func showGivesBodyPropsAndReason(t *testing.T, open Opener) {
 func retryMakesMessagesDueNow(t *testing.T, open Opener) {
 	s := filled(t, open)
 	Drained(t, s)
-	changed, err := s.Retry(t.Context(), queue.Queue, queue.Selection{IDs: []string{Message(1).ID, Message(2).ID, "unknown"}})
+	changed, err := s.Retry(t.Context(), inspect.QueueBox, inspect.Selection{IDs: []string{Message(1).ID, Message(2).ID, "unknown"}})
 	if err != nil || changed.Count != 2 || !slices.Equal(changed.Missing, []string{"unknown"}) {
 		t.Errorf("retry gave %+v, %v", changed, err)
 	}
@@ -139,32 +140,32 @@ func retryMakesMessagesDueNow(t *testing.T, open Opener) {
 
 func retryOfAllDeadLettersLeavesWhatIsNoMessage(t *testing.T, open Opener) {
 	s := filled(t, open)
-	changed, err := s.Retry(t.Context(), queue.Dead, queue.Selection{All: true})
+	changed, err := s.Retry(t.Context(), inspect.DeadBox, inspect.Selection{All: true})
 	if err != nil || changed.Count != 1 {
 		t.Errorf("retry gave %+v, %v; want 1", changed, err)
 	}
-	changed, err = s.Retry(t.Context(), queue.Dead, queue.Selection{IDs: []string{"id-4", Message(5).ID}})
+	changed, err = s.Retry(t.Context(), inspect.DeadBox, inspect.Selection{IDs: []string{"id-4", Message(5).ID}})
 	if err != nil || changed.Count != 0 || len(changed.Missing) != 2 {
 		t.Errorf("retry of an event and an unusable message gave %+v, %v", changed, err)
 	}
 	if got := Numbers(Drained(t, s)); !slices.Equal(got, []int{1, 3}) {
 		t.Errorf("the drain gets %v, want 1 and 3", got)
 	}
-	if got := len(List(t, s, queue.Dead, queue.ListOptions{})); got != 2 {
+	if got := len(List(t, s, inspect.DeadBox, inspect.ListOptions{})); got != 2 {
 		t.Errorf("%d dead letters are left, want 2", got)
 	}
 }
 
 func dropDeletes(t *testing.T, open Opener) {
 	s := filled(t, open)
-	changed, err := s.Drop(t.Context(), queue.Queue, queue.Selection{IDs: []string{Message(1).ID, "unknown"}})
+	changed, err := s.Drop(t.Context(), inspect.QueueBox, inspect.Selection{IDs: []string{Message(1).ID, "unknown"}})
 	if err != nil || changed.Count != 1 || len(changed.Missing) != 1 {
 		t.Errorf("drop gave %+v, %v", changed, err)
 	}
-	if got := events(List(t, s, queue.Queue, queue.ListOptions{})); !slices.Equal(got, []int{2}) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); !slices.Equal(got, []int{2}) {
 		t.Errorf("queue holds %v after drop of 1", got)
 	}
-	changed, err = s.Drop(t.Context(), queue.Dead, queue.Selection{All: true})
+	changed, err = s.Drop(t.Context(), inspect.DeadBox, inspect.Selection{All: true})
 	if err != nil || changed.Count != 3 {
 		t.Errorf("drop of all dead letters gave %+v, %v", changed, err)
 	}
@@ -178,15 +179,15 @@ func exportAndImportMoveAQueueBetweenStores(t *testing.T, open Opener) {
 		t.Fatal(err)
 	}
 	to := open(t, queue.Limits{})
-	for _, want := range []queue.Imported{{Stored: 6}, {Present: 6}} {
+	for _, want := range []inspect.Imported{{Stored: 6}, {Present: 6}} {
 		got, err := queue.Import(t.Context(), to, strings.NewReader(text.String()))
 		if err != nil || got != want {
 			t.Errorf("import gave %+v, %v; want %+v", got, err, want)
 		}
 	}
 	almost := cmpopts.EquateApproxTime(2 * time.Second)
-	for _, box := range []queue.Box{queue.Queue, queue.Dead} {
-		for _, it := range List(t, from, box, queue.ListOptions{}) {
+	for _, box := range []inspect.Box{inspect.QueueBox, inspect.DeadBox} {
+		for _, it := range List(t, from, box, inspect.ListOptions{}) {
 			want, err := from.Show(t.Context(), box, it.Message.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -222,13 +223,13 @@ func deadLettersAgeOut(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
 	old := queue.Item{Message: Message(1), Props: "{}", Body: []byte("1"), Queued: time.Now().Add(-31 * 24 * time.Hour), Reason: "r"}
 	young := queue.Item{Message: Message(2), Props: "{}", Body: []byte("1"), Queued: time.Now().Add(-29 * 24 * time.Hour), Reason: "r"}
-	if n, err := s.Add(t.Context(), queue.Dead, []queue.Item{old, young}); n != 2 || err != nil {
+	if n, err := s.Add(t.Context(), inspect.DeadBox, []queue.Item{old, young}); n != 2 || err != nil {
 		t.Fatal(n, err)
 	}
 	if done := expire(t, s, queue.Expiry{DeadMaxAge: 30 * 24 * time.Hour}); done.Dead != 1 {
 		t.Errorf("%d dead letters aged out, want 1", done.Dead)
 	}
-	if got := events(List(t, s, queue.Dead, queue.ListOptions{})); !slices.Equal(got, []int{2}) {
+	if got := events(List(t, s, inspect.DeadBox, inspect.ListOptions{})); !slices.Equal(got, []int{2}) {
 		t.Errorf("left %v, want 2", got)
 	}
 }
