@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// Options configure a Server. Refresh may be zero; all else is required.
+// Options configure a Server. Refresh and Headline may be zero; all else is required.
 type Options struct {
 	// Source gives the state of the daemon. It is called by one goroutine for the cache, and concurrently for
 	// the control socket; its context has a deadline. A Queue that cannot be read in time is not Known.
@@ -32,6 +32,8 @@ type Options struct {
 	Control Control
 	Logger  *slog.Logger
 	Refresh time.Duration // how often Source is asked; 0 means 2 s
+	// Headline, when set, is called by Run with the first line of the page, when it has changed.
+	Headline func(line string)
 }
 
 const (
@@ -81,9 +83,14 @@ func New(opts Options) *Server {
 // Run keeps the cached Status fresh until ctx ends; it then returns nil. It rests for nine times as long as
 // Source takes, so that a store that is slow to count is not kept busy counting.
 func (s *Server) Run(ctx context.Context) error {
+	told := ""
 	for {
 		start := time.Now()
 		s.refresh(ctx)
+		if line := s.Status().Headline(); line != told && s.opts.Headline != nil {
+			told = line
+			s.opts.Headline(line)
+		}
 		took := time.Since(start)
 		if !wait(ctx, max(refreshGap, took), nil) || !wait(ctx, max(s.opts.Refresh, 10*took)-time.Since(start), s.nudge) {
 			return nil

@@ -120,6 +120,12 @@ func newView(s *Status, now time.Time) *view {
 	return v
 }
 
+// Headline is the first line of the page: how the relay is, and what that means for commits.
+func (s *Status) Headline() string {
+	h := newHeadline(s)
+	return h.Word + ". " + h.Sentence
+}
+
 func newHeadline(s *Status) headline {
 	switch {
 	case s.Phase == Stopping:

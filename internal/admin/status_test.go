@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -231,4 +232,28 @@ func TestMinutesAreKeptForAnHour(t *testing.T) {
 	if _, minutes := h.rates(); fmt.Sprint(len(minutes), minutes[0].Sent) != "1 1" {
 		t.Errorf("after three hours: %v", minutes)
 	}
+}
+
+func TestHeadlineIsToldWhenItChanges(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, source, _ := newTestServer(t, runningStatus())
+		var told []string
+		s.opts.Headline = func(line string) { told = append(told, line) }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		pass(10 * time.Second)
+		source.change(func(s *Status) { s.Paused.Drain = true })
+		pass(10 * time.Second)
+		source.change(func(s *Status) { s.Paused.Drain = false })
+		pass(10 * time.Second)
+		cancel()
+		<-done
+		want := []string{"All is well. Every commit is taken and sent.", "Ready, with problems. Every commit is taken.",
+			"All is well. Every commit is taken and sent."}
+		if !slices.Equal(told, want) {
+			t.Errorf("told %q, want %q", told, want)
+		}
+	})
 }

@@ -268,6 +268,8 @@ func (d *Daemon) serveAdmin(parts *stops) {
 		Recent:  d.watch.recent,
 		Control: d.control(),
 		Logger:  d.log,
+		// systemctl status shows it.
+		Headline: func(line string) { d.notify("STATUS=" + line) },
 	})
 	d.admin = server
 	parts.add(startPart("status", time.Second, d.fatal, server.Run))

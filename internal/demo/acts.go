@@ -202,6 +202,8 @@ func (d *demo) keep(ctx context.Context) {
 	s.line("")
 	s.line(s.paint(bold, "Still running") + "; the hub goes on with a commit every other second. In a second terminal:")
 	s.line("")
+	s.say("   status page: http://%s/", d.site.page)
+	s.say("   %s queue status --config %s", d.opts.Program, d.site.path(relayConfig))
 	s.say("   %s tail --config %s", d.opts.Program, d.site.path(relayConfig))
 	if err := os.WriteFile(d.site.path(commitFile), []byte(tagCommit), 0o600); err == nil {
 		s.say("   curl --unix-socket %s http://hub/v1/commits --data @%s", d.site.path(socketFile), d.site.path(commitFile))

@@ -75,7 +75,7 @@ func Run(user context.Context, out io.Writer, opts Options) error {
 // open starts the parts. What is started when it fails is stopped by end.
 func (d *demo) open(fail context.CancelCauseFunc) error {
 	var err error
-	if d.site, err = openSite(); err != nil {
+	if d.site, err = openSite(d.opts.Keep); err != nil {
 		return err
 	}
 	if d.opts.plant != nil {

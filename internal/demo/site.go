@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,7 @@ type site struct {
 	users   map[string]string // and their passwords
 	brokers [2]*devbroker.Broker
 	log     *os.File
+	page    string // where the status page is; empty = nowhere
 
 	stopRelay context.CancelFunc
 	relayDone chan error // has the relay's result when it has ended; nil before startRelay
@@ -60,24 +62,25 @@ expired = dead_letter
 [relay]
 socket = {{.Dir}}/hub.sock
 control = {{.Dir}}/control.sock
-admin =
+admin ={{with .Page}} {{.}}{{end}}
 log_format = text
 `))
 
-func openSite() (*site, error) {
+func openSite(withPage bool) (*site, error) {
 	dir, err := os.MkdirTemp("", "koji-relay-demo-")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the demo: %w", err)
 	}
 	s := &site{dir: dir, users: map[string]string{publisherName: rand.Text(), viewerName: rand.Text()}}
-	if err := s.fill(); err != nil {
+	err = s.fill(withPage)
+	if err != nil {
 		s.close(true)
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *site) fill() error {
+func (s *site) fill(withPage bool) error {
 	for i := range s.brokers {
 		b, err := devbroker.New(devbroker.Options{
 			Mechanisms: []string{"PLAIN"}, Users: s.users, DurableUsers: []string{viewerName},
@@ -92,6 +95,11 @@ func (s *site) fill() error {
 		}
 	}
 	var err error
+	if withPage {
+		if s.page, err = freePort(); err != nil {
+			return err
+		}
+	}
 	if s.log, err = os.Create(s.path(relayLog)); err != nil {
 		return fmt.Errorf("make the relay's log: %w", err)
 	}
@@ -99,6 +107,16 @@ func (s *site) fill() error {
 		return err
 	}
 	return s.configure(subscriberConfig, viewerName)
+}
+
+// freePort finds a loopback port that nobody uses now.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a port for the status page: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
@@ -113,7 +131,7 @@ func (s *site) configure(name, user string) error {
 	if err != nil {
 		return fmt.Errorf("make the configuration: %w", err)
 	}
-	err = configuration.Execute(f, struct{ URLs, Dir string }{strings.Join(urls, " "), s.dir})
+	err = configuration.Execute(f, struct{ URLs, Dir, Page string }{strings.Join(urls, " "), s.dir, s.page})
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write the configuration %s: %w", f.Name(), err)
 	}
