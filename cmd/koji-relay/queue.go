@@ -135,7 +135,7 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 	return t.flush()
 }
 
-func brokerText(b *admin.Broker, now time.Time) string {
+func brokerText(b *inspect.Broker, now time.Time) string {
 	text := string(b.State)
 	if !b.Since.IsZero() {
 		text += " for " + inspect.Age(now, b.Since)

@@ -87,7 +87,7 @@ func newView(s *Status, now time.Time) *view {
 	v := &view{Status: s, now: now, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
 		Headline: newHeadline(s), Chart: newChart(s.Minutes, now), Shown: s.Recent[:min(len(s.Recent), shownMessages)]}
 	for _, b := range s.Brokers {
-		if b.State == Up {
+		if b.State == inspect.Up {
 			v.BrokersUp++
 		}
 		if b.Active {
@@ -141,11 +141,11 @@ func newHeadline(s *Status) headline {
 }
 
 // BrokerClass gives the colour of a broker's state.
-func (v *view) BrokerClass(s BrokerState) string {
+func (v *view) BrokerClass(s inspect.BrokerState) string {
 	switch s {
-	case Up:
+	case inspect.Up:
 		return "ok"
-	case Connecting, Stalled:
+	case inspect.Connecting, inspect.Stalled:
 		return "warn"
 	}
 	return "bad"
