@@ -200,11 +200,6 @@ func (v *view) PerMinutes(r Rate) []string {
 	return []string{v.PerMinute(r.Events), v.PerMinute(r.Sent), v.PerMinute(r.Queued), v.PerMinute(r.Drained), v.PerMinute(r.Failed)}
 }
 
-// Short writes seconds as a person says them.
-func (v *view) Short(seconds float64) string {
-	return inspect.Duration(time.Duration(seconds * float64(time.Second)))
-}
-
 // Age says how long ago a time was.
 func (v *view) Age(t time.Time) string {
 	return inspect.Duration(max(0, v.now.Sub(t).Truncate(time.Second)))
