@@ -5,8 +5,8 @@ import "time"
 // BrokerState says whether a broker can be given messages.
 type BrokerState string
 
-// Only an Up broker is given messages. A stalled one is connected, but does not settle: nothing is tried with it on the
-// hub's time.
+// Only an Up broker is given messages. A stalled one is connected, but does not settle: nothing is tried with
+// it on the hub's time.
 const (
 	Up         BrokerState = "up"
 	Connecting BrokerState = "connecting"
