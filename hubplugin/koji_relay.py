@@ -10,6 +10,7 @@ read at first use: no mistake there sets the hub offline. Beside protonmsg all g
 """
 import contextlib
 import fnmatch
+import functools
 import http.client
 import io
 import json
@@ -33,7 +34,7 @@ KEYS = {    # name: (default, regular expression of what the file may say, conve
     'delivery': ('outbox', 'direct|outbox', str.lower),
     'timeout': ('2', r'(?=.*[1-9])\d{1,4}(\.\d+)?', float),
     'socket': ('/run/koji-relay/hub.sock', '/.+', str),
-    'callbacks': ('*', r'[\w\s*?!\[\]-]*', str.split),
+    'callbacks': ('*', r'[\w\s*?!\[\]-]*', str),
     'max_request_bytes': ('8388608', r'[1-9]\d{0,9}', int),
     'test_mode': ('off',) + SWITCH,
 }
@@ -55,7 +56,7 @@ SET_TIMEOUTS = """SELECT pg_catalog.set_config('lock_timeout', %s, true),
     pg_catalog.set_config('statement_timeout', %s, true)"""
 READERS = ", (SELECT pg_catalog.string_agg(events, ' ') FROM koji_relay.reader)"
 config, trouble = None, (None, None)    # trouble at the last commit: koji-relay's, the outbox's
-learned = None, 0.0     # the callbacks that make messages, None for all; until when that holds
+learned = None, 0.0     # what makes messages, as patterns or None for all; until when that holds
 
 
 def load_config():
@@ -106,17 +107,22 @@ def collect(cbtype, *args, **kwargs):
 
 def wanted(cbtype):
     """Whether the configuration and, as far as is known, koji-relay want this callback."""
-    names, until = learned
-    return (names is None or cbtype in names or time.monotonic() > until) and any(
-        fnmatch.fnmatchcase(cbtype, pattern) for pattern in config.callbacks)
+    patterns, until = learned
+    return (patterns is None or cbtype in matching(patterns) or time.monotonic() > until
+            ) and cbtype in matching(config.callbacks)
+
+
+@functools.lru_cache(maxsize=16)
+def matching(patterns):
+    """The callbacks that match one of the patterns, which stand between spaces."""
+    return frozenset(name for name in EVENTS if any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split()))
 
 
 def learn(patterns):
     """Take over which callbacks make messages: patterns between spaces, or None for all."""
     global learned
-    names = None if patterns is None else {name for name in EVENTS if any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())}
-    learned = names, time.monotonic() + LEARNED_FOR
+    learned = patterns, time.monotonic() + LEARNED_FOR
 
 
 def collected():
