@@ -39,6 +39,7 @@ type Broker struct {
 	URLs                   []BrokerURL // in order of preference, at least one
 	Cert, Key, CACert      string      // paths; empty = none
 	TopicPrefix            string
+	VirtualHost            string // for URLs without one; empty = the broker's default
 	ConnectTimeout         time.Duration
 	SendTimeout            time.Duration
 	TestMode               bool

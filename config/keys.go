@@ -40,7 +40,7 @@ const maxSeconds = 1e6
 var keys = []key{
 	{section: "broker", name: "urls", required: true, protonmsg: true,
 		sample: "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671",
-		doc:    "`amqp://` or `amqps://` URLs, separated by spaces, in order of preference",
+		doc:    "`amqp://` or `amqps://` URLs, separated by spaces, in order of preference; a path is RabbitMQ's virtual host",
 		access: into(func(c *Config) *[]BrokerURL { return &c.Broker.URLs }, parseBrokerURLs),
 		shown:  shownURLs, masked: maskURLs, warn: warnURLs, lines: true},
 	{section: "broker", name: "cert", sample: "/etc/koji-hub/plugins/client.pem", protonmsg: true,
@@ -55,6 +55,9 @@ var keys = []key{
 	{section: "broker", name: "topic_prefix", required: true, sample: "topic://koji", protonmsg: true,
 		doc:    "what stands before the topic in an address, such as `topic://koji` (ActiveMQ) or `/topic/koji` (RabbitMQ)",
 		access: into(func(c *Config) *string { return &c.Broker.TopicPrefix }, someText), warn: warnTopicPrefix},
+	{section: "broker", name: "virtual_host", sample: "koji",
+		doc:    "RabbitMQ's virtual host, for URLs that name none (`amqps://HOST:5671/VHOST`); none = the broker's default",
+		access: into(func(c *Config) *string { return &c.Broker.VirtualHost }, anyText)},
 	{section: "broker", name: "connect_timeout", def: "10", protonmsg: true,
 		doc:    "seconds for opening a connection to one broker",
 		access: into(func(c *Config) *time.Duration { return &c.Broker.ConnectTimeout }, wholeUnits(time.Second, 1, maxSeconds))},

@@ -15,12 +15,13 @@ const mask = "***"
 // BrokerURL is one broker's address and, where the URL has them, its credentials. It prints masked with
 // every verb; Reveal gives the real thing.
 type BrokerURL struct {
-	TLS      bool
-	Host     string // name or address, an IPv6 address without brackets
-	Port     int
-	User     string
-	HasUser  bool
-	password string
+	TLS         bool
+	Host        string // name or address, an IPv6 address without brackets
+	Port        int
+	VirtualHost string // of RabbitMQ, from the path; empty without
+	User        string
+	HasUser     bool
+	password    string
 }
 
 // Address is host:port, as used in logs.
@@ -35,15 +36,26 @@ func (u BrokerURL) Reveal() string {
 	if u.HasUser {
 		full.User = url.UserPassword(u.User, u.password)
 	}
+	if u.VirtualHost != "" {
+		full.Path, full.RawPath = "/"+u.VirtualHost, u.path()
+	}
 	return full.String()
 }
 
 // String is the URL with its user and password masked.
 func (u BrokerURL) String() string {
 	if u.HasUser {
-		return u.scheme() + "://" + mask + "@" + u.Address()
+		return u.scheme() + "://" + mask + "@" + u.Address() + u.path()
 	}
-	return u.scheme() + "://" + u.Address()
+	return u.scheme() + "://" + u.Address() + u.path()
+}
+
+// path is the virtual host as it stands in a URL.
+func (u BrokerURL) path() string {
+	if u.VirtualHost == "" {
+		return ""
+	}
+	return "/" + url.PathEscape(u.VirtualHost)
 }
 
 // GoString keeps %#v from printing what String masks.
@@ -63,7 +75,7 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?$
 
 // parseBrokerURL takes what python-proton takes: the scheme may be left out, user and password may be
 // percent-encoded or not, a service name may stand for the port. (proton ends the host at the first / ? or #
-// even inside a password; here the last @ ends the credentials, since a broker's URL has no path with one.)
+// even inside a password; here the last @ ends the credentials, since a path with one is percent-encoded.)
 // What is wrong comes back as text with its remedy, empty for nothing.
 func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 	scheme, rest, found := strings.Cut(text, "://")
@@ -89,9 +101,10 @@ func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 			return u, "no user before the @; write amqps://user:password@host, or leave out the @"
 		}
 	}
-	if at := strings.IndexAny(rest, "/?#"); at >= 0 {
+	if at := strings.IndexAny(rest, "?#"); at >= 0 {
 		rest = rest[:at]
 	}
+	rest, path, _ := strings.Cut(rest, "/")
 	host, port, err := splitPort(rest)
 	if err != nil {
 		return u, err.Error()
@@ -102,10 +115,14 @@ func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 			return u, err.Error()
 		}
 	}
+	if strings.Contains(path, "/") {
+		return u, "more than one / after the host; write those of a virtual host as %%2F"
+	}
+	u.VirtualHost = unquote(path)
 	return u, ""
 }
 
-// warnURLs names what follows a host: it has no meaning, here or in protonmsg.
+// warnURLs names what follows host and virtual host: it has no meaning, here or in protonmsg.
 func warnURLs(text string) valueErrors {
 	var warnings valueErrors
 	for _, w := range strings.FieldsFunc(text, isSpace) {
@@ -117,9 +134,9 @@ func warnURLs(text string) valueErrors {
 			w = after
 		}
 		w = w[strings.LastIndexByte(w, '@')+1:]
-		if at := strings.IndexAny(w, "/?#"); at >= 0 && w[at:] != "/" {
+		if strings.ContainsAny(w, "?#") {
 			// Not shown: it may be a parameter with a secret.
-			warnings = append(warnings, &valueError{part: u.String(), text: "what follows the host and port is not used; remove it"})
+			warnings = append(warnings, &valueError{part: u.String(), text: "what follows ? or # is not used; remove it"})
 		}
 	}
 	return warnings

@@ -29,7 +29,11 @@ func TestBrokerURLIsReadAsProtonReadsIt(t *testing.T) {
 		"amqp://user:p@w@broker":              {Host: "broker", Port: 5672, User: "user", HasUser: true, password: "p@w"},
 		"amqp://user:50%@broker":              {Host: "broker", Port: 5672, User: "user", HasUser: true, password: "50%"},
 		"amqp://user:50%zz@broker":            {Host: "broker", Port: 5672, User: "user", HasUser: true, password: "50%zz"},
-		"amqp://user:a#b;c/d?e@broker:5673/x": {Host: "broker", Port: 5673, User: "user", HasUser: true, password: "a#b;c/d?e"},
+		"amqp://user:a#b;c/d?e@broker:5673/x": {Host: "broker", Port: 5673, VirtualHost: "x", User: "user", HasUser: true, password: "a#b;c/d?e"},
+		"amqps://broker/koji":                 {TLS: true, Host: "broker", Port: 5671, VirtualHost: "koji"},
+		"broker/koji":                         {Host: "broker", Port: 5672, VirtualHost: "koji"},
+		"amqp://[::1]:5673/a%2Fb%20c?d":       {Host: "::1", Port: 5673, VirtualHost: "a/b c"},
+		"amqp://broker/%2F":                   {Host: "broker", Port: 5672, VirtualHost: "/"},
 		"user:pw@broker:5673":                 {Host: "broker", Port: 5673, User: "user", HasUser: true, password: "pw"},
 		"amqp://DOMAIN\\user:pw@broker":       {Host: "broker", Port: 5672, User: `DOMAIN\user`, HasUser: true, password: "pw"},
 	} {
@@ -49,8 +53,25 @@ func TestRevealedURLSaysTheSameToAnyParser(t *testing.T) {
 			t.Errorf("%q: %v", password, err)
 			continue
 		}
+		if parsed.Path != "" {
+			t.Errorf("%q: path %q", password, parsed.Path)
+		}
 		if got, _ := parsed.User.Password(); got != password || parsed.User.Username() != "us/er" || parsed.Host != "broker:5671" {
 			t.Errorf("%q: came back as %q", password, got)
+		}
+	}
+}
+
+func TestRevealedURLKeepsTheVirtualHost(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"koji", "/", "a/b", "sp ace", "50%", "ümlaut", "?#", ".."} {
+		u := BrokerURL{Host: "broker", Port: 5672, VirtualHost: name}
+		parsed, err := url.Parse(u.Reveal())
+		if err != nil || parsed.Path != "/"+name || parsed.Host != "broker:5672" || parsed.RawQuery != "" {
+			t.Errorf("%q: %s: %v", name, u.Reveal(), err)
+		}
+		if again, wrong := parseBrokerURL(u.Reveal()); wrong != "" || again != u {
+			t.Errorf("%q: %s is read as %v %s", name, u.Reveal(), again, wrong)
 		}
 	}
 }

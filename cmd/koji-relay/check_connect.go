@@ -36,6 +36,7 @@ func printBroker(out *table, b *daemon.BrokerReport) {
 	if b.Login != "" {
 		out.fact("  SASL", fmt.Sprintf("%s (offered: %s)", b.Login, strings.Join(b.Offered, " ")))
 	}
+	out.fact("  virtual host", b.Host)
 	out.fact("  product", strings.TrimSpace(b.Product+" "+b.Version))
 	if b.Dialect != "" {
 		out.fact("  dialect", b.Dialect+", for example "+b.Target)

@@ -102,7 +102,7 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		return err
 	}
 	c.stage = stageTCP
-	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.endpoint.Name)
+	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.endpoint.Address)
 	if err != nil {
 		return fmt.Errorf("connect: %w", withoutAddress(err))
 	}
@@ -129,7 +129,7 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		MaxFrameSize: maxFrame,
 		// Random, since ActiveMQ refuses a second connection under one name.
 		ContainerID:  "koji-relay-" + rand.Text()[:16],
-		HostName:     c.endpoint.Host,
+		HostName:     c.hostName(),
 		IdleTimeout:  c.opts.IdleTimeout,
 		WriteTimeout: c.opts.SendTimeout,
 		Properties:   map[string]any{"product": "koji-relay"},
@@ -139,9 +139,9 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 			return fmt.Errorf("open AMQP connection: %w", refused)
 		}
 		if read := c.guard.readError(); read != nil && hungUp(read) { // the driver's error does not tell
-			return explainOpen(errors.Join(err, read))
+			err = errors.Join(err, read)
 		}
-		return explainOpen(err)
+		return c.hostRefused(explainOpen(err), err)
 	}
 	c.Peer = dialect.NewPeer(c.driver.Properties())
 	c.Peer.Product, c.Peer.Version = inspect.Line(c.Peer.Product, maxName), inspect.Line(c.Peer.Version, maxName)

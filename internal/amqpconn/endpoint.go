@@ -11,11 +11,13 @@ import (
 
 // Endpoint is a parsed broker URL. Name alone is fit for output.
 type Endpoint struct {
-	Name     string // host:port
-	Host     string // what a certificate must be for
-	TLS      bool
-	user     string
-	password string
+	Name        string // host:port, or host:port/VHOST
+	Address     string // host:port
+	Host        string // what a certificate must be for
+	TLS         bool
+	VirtualHost string // of RabbitMQ, from the URL's path; empty without
+	user        string
+	password    string
 }
 
 // ParseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a password.
@@ -40,7 +42,11 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 	if e.Host = u.Hostname(); e.Host == "" {
 		return Endpoint{}, errors.New("parse broker URL: it names no host")
 	}
-	e.Name = net.JoinHostPort(e.Host, port)
+	e.Address = net.JoinHostPort(e.Host, port)
+	e.Name = e.Address
+	if e.VirtualHost = strings.TrimPrefix(u.Path, "/"); e.VirtualHost != "" {
+		e.Name += "/" + e.VirtualHost
+	}
 	if u.User != nil {
 		e.user = u.User.Username()
 		e.password, _ = u.User.Password()

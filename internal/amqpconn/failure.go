@@ -36,7 +36,10 @@ func (e DropError) Error() string { return e.Reason }
 func (c *Conn) dialFailed(ctx context.Context, err error) error {
 	e := &DialError{c.InTime(ctx, err), FailedConnect}
 	var remote *amqp.Error
+	var host hostError
 	switch {
+	case errors.As(err, &host):
+		e.Failure = FailedLink
 	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess && c.stage == stageOpen:
 		e.Failure = FailedSASL
 	case timeOver(ctx):

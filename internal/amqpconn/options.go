@@ -22,6 +22,9 @@ type Options struct {
 	TopicPrefix string
 	Dialect     string // one of dialect.Names(); auto chooses by what the broker says of itself
 
+	// VirtualHost is RabbitMQ's, for URLs that name none. Empty means the broker's default.
+	VirtualHost string
+
 	SASL string
 	// User and Password are used for URLs that carry none. The files, read at each connect, go before them.
 	User, Password         string

@@ -23,6 +23,7 @@ type Report struct {
 	Client    *CertReport
 	Offered   []string // SASL mechanisms of the broker
 	Login     string   // the one used
+	Host      string   // the virtual host that was asked for; empty = the broker's default
 	Product   string
 	Version   string
 	Dialect   string
@@ -107,7 +108,7 @@ func (c *Conn) probe(ctx context.Context, r *Report) error {
 func (c *Conn) report(r *Report) {
 	r.Remote, r.Offered, r.Login = c.Remote, c.Offered, c.Mechanism
 	r.Product, r.Version = c.Peer.Product, c.Peer.Version
-	r.Target, r.MaxSize = c.Target, c.MaxSize
+	r.Target, r.MaxSize, r.Host = c.Target, c.MaxSize, c.VirtualHost()
 	if c.Dialect != nil {
 		r.Dialect = c.Dialect.Name
 	}
@@ -138,6 +139,9 @@ func (c *Conn) report(r *Report) {
 	}
 	if c.Dialect != nil && c.Dialect.Name == dialect.Literal && c.Peer.IsRabbitMQ() {
 		r.Warnings = append(r.Warnings, "dialect = literal on RabbitMQ: leave it at auto")
+	}
+	if r.Host != "" && r.Product != "" && !c.Peer.IsRabbitMQ() {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the virtual host %q means nothing to %s; only RabbitMQ has them", r.Host, r.Product))
 	}
 	remote, _ := netip.ParseAddrPort(c.Remote)
 	if c.tls == nil && c.Mechanism == "PLAIN" && !remote.Addr().IsLoopback() {

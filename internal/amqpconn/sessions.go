@@ -30,6 +30,7 @@ type sessions struct {
 	scratch *session
 	tried   map[string]time.Time // addresses that the broker took in the scratch session
 	maxSize uint64               // of a message, on the link opened last
+	greeted bool                 // the sample address was taken
 
 	mu     sync.Mutex // guards main
 	main   []*session
@@ -52,7 +53,11 @@ const triedTime = 30 * time.Second
 func (c *Conn) begin(ctx context.Context) (*session, error) {
 	s, err := c.driver.NewSession(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("begin session: %w", err)
+		err = fmt.Errorf("begin session: %w", err)
+		if !c.sessions.greeted {
+			err = c.hostRefused(err, err)
+		}
+		return nil, err
 	}
 	// One handle is spared where there is more than one: see awaitHandle.
 	links := int(min(c.guard.lastBegun(), math.MaxInt32))
@@ -278,5 +283,6 @@ func (c *Conn) greetSessions(ctx context.Context, address string) (maxSize uint6
 	if err != nil {
 		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address, err)
 	}
+	c.sessions.greeted = true
 	return c.sessions.maxSize, nil
 }

@@ -73,6 +73,7 @@ type BrokerReport struct {
 	Client    *amqpconn.CertReport `json:"client_certificate,omitempty"`
 	Offered   []string             `json:"sasl_offered,omitempty"`
 	Login     string               `json:"sasl,omitempty"`
+	Host      string               `json:"virtual_host,omitempty"`
 	Product   string               `json:"product,omitempty"`
 	Version   string               `json:"version,omitempty"`
 	Dialect   string               `json:"dialect,omitempty"`
@@ -115,7 +116,8 @@ func connect(ctx context.Context, cfg *config.Config) *Connections {
 func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
 	b := BrokerReport{
 		URL: url, Usable: r.Err == nil && r.Credit, Stage: r.Stage, Remote: r.Remote, TLS: r.TLS, Client: r.Client,
-		Offered: r.Offered, Login: r.Login, Product: r.Product, Version: r.Version, Dialect: r.Dialect, Target: r.Target,
+		Offered: r.Offered, Login: r.Login, Host: r.Host, Product: r.Product, Version: r.Version,
+		Dialect: r.Dialect, Target: r.Target,
 		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
 	}
 	if r.Err != nil {

@@ -29,6 +29,7 @@ func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 	o := relay.Options{
 		Options: amqpconn.Options{
 			TopicPrefix:    c.Broker.TopicPrefix,
+			VirtualHost:    c.Broker.VirtualHost,
 			Dialect:        c.Broker.Dialect,
 			SASL:           c.Broker.SASL,
 			UserFile:       c.Broker.UserFile,

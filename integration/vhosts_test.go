@@ -1,0 +1,98 @@
+package integration
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/Azure/go-amqp"
+)
+
+// Sites share a RabbitMQ by virtual hosts. Each relay reaches its own, and a refused one is told apart from a wrong
+// password.
+func TestVirtualHosts(t *testing.T) {
+	t.Parallel()
+	for _, b := range []brokerKind{rabbitmq310, rabbitmq40} {
+		t.Run(b.service, func(t *testing.T) {
+			t.Parallel()
+			s := startBroker(t, b)
+			s.exec(t, runScript, "ctl", "await_startup")
+			for _, name := range []string{"one", "a/b", "closed"} {
+				s.exec(t, runScript, "ctl", "add_vhost", name)
+				if name != "closed" {
+					s.exec(t, runScript, "ctl", "set_permissions", "-p", name, user, ".*", ".*", ".*")
+				}
+			}
+			part := newPart()
+			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one"), subscribeIn(t, s, b, part, "a/b"), subscribeIn(t, s, b, part, "/")
+
+			byURL := startRelay(t, forBroker(b, part, s).with(settings{"broker.urls": brokerURL(s) + "/one"}))
+			byKey := startRelay(t, forBroker(b, part, s).with(settings{"broker.virtual_host": "a/b"}))
+			body, first := tagCommit(3)
+			byURL.mustPost(t, body)
+			body, second := tagCommit(3)
+			byKey.mustPost(t, body)
+			inOne.waitFor(t, time.Minute, first...)
+			inOther.waitFor(t, time.Minute, second...)
+			for name, box := range map[string]*inbox{"one": inOne, "a/b": inOther, "/": inDefault} {
+				all, err := box.all()
+				if want := map[string]int{"one": 3, "a/b": 3, "/": 0}[name]; err != nil || len(all) != want {
+					t.Errorf("%d messages in %s, want %d: %v", len(all), name, want, err)
+				}
+			}
+			if text := byURL.command(t, "", "check", "--connect", "--json"); !strings.Contains(text, `"virtual_host": "one"`) {
+				t.Errorf("check does not name the virtual host:\n%s", text)
+			}
+			for urls, want := range map[string]string{
+				brokerURL(s) + "/closed":                    `the broker took the login and refused the virtual host "closed"`,
+				brokerURL(s) + "/missing":                   `the broker took the login and refused the virtual host "missing"`,
+				"amqp://koji:wrong@" + s.addr() + "/one":    "the broker refused the credentials",
+				"amqp://koji:wrong@" + s.addr() + "/closed": "the broker refused the credentials",
+			} {
+				r := newRelay(t, forBroker(b, part, s).with(settings{"broker.urls": urls}))
+				path, err := binary()
+				if err != nil {
+					t.Fatal(err)
+				}
+				out, err := exec.CommandContext(within(t, time.Minute), path, "check", "--connect", "--config", r.conf).CombinedOutput()
+				if err == nil || !strings.Contains(string(out), want) {
+					t.Errorf("want %q: %v\n%s", want, err, out)
+				}
+			}
+		})
+	}
+}
+
+// subscribeIn is subscribe in a virtual host.
+func subscribeIn(t *testing.T, s *server, b brokerKind, part, virtualHost string) *inbox {
+	t.Helper()
+	ctx := within(t, time.Minute)
+	o := s.dialOptions()
+	o.HostName = "vhost:" + virtualHost
+	conn, err := amqp.Dial(ctx, "amqp://"+s.addr(), o)
+	if err != nil {
+		t.Fatalf("connect a subscriber to %s: %v", virtualHost, err)
+	}
+	session, err := conn.NewSession(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf(b.source, part, tagTopic)
+	r, err := session.NewReceiver(ctx, address, &amqp.ReceiverOptions{Credit: credit})
+	if err != nil {
+		t.Fatalf("subscribe to %s in %s: %v", address, virtualHost, err)
+	}
+	box := newInbox()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		box.read(t.Context(), address, r)
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-done
+	})
+	return box
+}
