@@ -38,6 +38,7 @@ type Config struct {
 type Broker struct {
 	URLs                   []BrokerURL // in order of preference, at least one
 	Cert, Key, CACert      string      // paths; empty = none
+	LegacyTLS              bool
 	TopicPrefix            string
 	VirtualHost            string // for URLs without one; empty = the broker's default
 	ConnectTimeout         time.Duration

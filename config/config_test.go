@@ -97,6 +97,7 @@ urls = amqps://relay:example@broker1 amqp://broker2
 cert = /c
 key = /k
 cacert = /ca
+legacy_tls = on
 topic_prefix = /topic/koji
 virtual_host = /v
 connect_timeout = 1
@@ -155,7 +156,7 @@ log_format = json
 	first, _ := parseBrokerURL("amqps://relay:example@broker1")
 	second, _ := parseBrokerURL("amqp://broker2")
 	want := Config{Path: "protonmsg.conf",
-		Broker: Broker{URLs: []BrokerURL{first, second}, Cert: "/c", Key: "/k", CACert: "/ca", VirtualHost: "/v", TopicPrefix: "/topic/koji",
+		Broker: Broker{URLs: []BrokerURL{first, second}, Cert: "/c", Key: "/k", CACert: "/ca", LegacyTLS: true, VirtualHost: "/v", TopicPrefix: "/topic/koji",
 			ConnectTimeout: time.Second, SendTimeout: 2 * time.Second, TestMode: true, TestModeFail: 3, URLOrder: OrderRandom, Dialect: "literal",
 			SASL: SASLPlain, UserFile: "/u", PasswordFile: "/p", Unroutable: Drop, IdleTimeout: 4500 * time.Millisecond},
 		Message: Message{ExtraLimit: 5, ExtraKeep: []string{"a", "b"}, TTL: 6 * time.Second, Events: []string{"post*", "preTag"},

@@ -50,8 +50,12 @@ var keys = []key{
 		doc:    "PEM file with the private key of `cert`, where that does not hold it",
 		access: into(func(c *Config) *string { return &c.Broker.Key }, filePath)},
 	{section: "broker", name: "cacert", sample: "/etc/koji-hub/plugins/ca.pem", protonmsg: true,
-		doc:    "PEM file with the authorities that sign the brokers' certificates; none = those of the system",
+		doc:    "PEM file with the authorities that sign the brokers' certificates, or a directory of such files; none = those of the system",
 		access: into(func(c *Config) *string { return &c.Broker.CACert }, filePath)},
+	{section: "broker", name: "legacy_tls", def: "off",
+		doc: "take from brokers what protonmsg took: a certificate whose only name is the common name, and RSA key exchange, " +
+			"by which whoever gets the broker's key can read what was recorded before",
+		access: into(func(c *Config) *bool { return &c.Broker.LegacyTLS }, boolean)},
 	{section: "broker", name: "topic_prefix", required: true, sample: "topic://koji", protonmsg: true,
 		doc:    "what stands before the topic in an address, such as `topic://koji` (ActiveMQ) or `/topic/koji` (RabbitMQ)",
 		access: into(func(c *Config) *string { return &c.Broker.TopicPrefix }, someText), warn: warnTopicPrefix},

@@ -2,8 +2,6 @@ package config
 
 import (
 	"bytes"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"koji-relay/internal/pemfile"
 )
 
 // Verify looks at what the configuration names outside itself: certificates, credentials, the hub's
@@ -84,9 +84,23 @@ func (v *verification) certificates() {
 		}
 	}
 	if b.CACert != "" {
-		if text, ok := v.readPEM("cacert", b.CACert); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
-			v.complain("broker", "cacert", "holds no certificate; give the PEM file of the authority that signed the brokers' certificates")
+		v.authorities(b.CACert)
+	}
+}
+
+// authorities looks at cacert, a file or a directory.
+func (v *verification) authorities(path string) {
+	_, err := pemfile.Pool(path)
+	switch {
+	case errors.Is(err, pemfile.ErrNoCertificate):
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			if _, ok := v.readPEM("cacert", path); !ok {
+				return
+			}
 		}
+		v.complain("broker", "cacert", "holds no certificate; give the PEM file of the authority that signed the brokers' certificates")
+	case err != nil:
+		v.complain("broker", "cacert", cause(err)+"; "+fileRemedy(err))
 	}
 }
 
@@ -103,7 +117,7 @@ func (v *verification) keyPair(cert, key []byte, keyName, keyFile string) {
 	case hasBlock(key, "ENCRYPTED PRIVATE KEY") || bytes.Contains(key, []byte("Proc-Type: 4,ENCRYPTED")):
 		v.complain("broker", keyName, "holds a private key with a passphrase, which a daemon cannot type; remove it with: openssl pkey -in "+keyFile)
 	default:
-		if _, err := tls.X509KeyPair(cert, key); err != nil {
+		if _, err := pemfile.KeyPair(cert, key); err != nil {
 			v.complain("broker", keyName, "does not go with the certificate: "+strings.TrimPrefix(err.Error(), "tls: ")+"; give the key that the certificate was made for")
 		}
 	}

@@ -52,6 +52,8 @@ func TestVerifyLooksAtTheFilesThatAreNamed(t *testing.T) {
 		{"key before the certificate", "cert = DIR/cert\n" + file, map[string]string{"cert": key + cert}, ""},
 		{"separate key", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": key}, ""},
 		{"missing file", "cert = DIR/cert\n" + file, nil, "protonmsg.conf:4: [broker] cert = DIR/cert: no such file or directory; give the path"},
+		{"a directory of authorities", "cacert = DIR\n" + file, map[string]string{"ca.pem": cert}, ""},
+		{"a directory without any", "cacert = DIR\n" + file, nil, "[broker] cacert = DIR: holds no certificate; "},
 		{"a directory", "cert = DIR\n" + file, nil, "[broker] cert = DIR: is a directory; "},
 		{"not PEM", "cert = DIR/cert\n" + file, map[string]string{"cert": "PKCS12"}, "[broker] cert = DIR/cert: is not a PEM file; "},
 		{"no key in it", "cert = DIR/cert\n" + file, map[string]string{"cert": cert}, "[broker] cert = DIR/cert: holds no private key; append"},

@@ -181,7 +181,7 @@ func (c *Conn) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, 
 	}
 	secured := tls.Client(nc, cfg)
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return nc, explainTLS(err)
+		return nc, explainTLS(explainLegacy(err, host))
 	}
 	state := secured.ConnectionState()
 	c.tls = &state

@@ -29,8 +29,10 @@ type Options struct {
 	// User and Password are used for URLs that carry none. The files, read at each connect, go before them.
 	User, Password         string
 	UserFile, PasswordFile string
-	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well.
+	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well; CACert may be a directory.
 	Cert, Key, CACert string
+	// LegacyTLS takes server certificates with a common name only, and RSA key exchange.
+	LegacyTLS bool
 
 	ConnectTimeout time.Duration // for one connection from TCP to a link that takes messages; 10 s
 	SendTimeout    time.Duration // for one write; 60 s

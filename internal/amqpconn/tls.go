@@ -2,10 +2,12 @@ package amqpconn
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
+
+	"koji-relay/internal/pemfile"
 )
 
 // tlsConfig reads the certificate files anew, so that a renewed certificate is used from the next connection on.
@@ -13,14 +15,14 @@ import (
 func (o *Options) tlsConfig(serverName string) (cfg *tls.Config, client *tls.Certificate, err error) {
 	cfg = &tls.Config{ServerName: serverName, MinVersion: tls.VersionTLS12}
 	if o.CACert != "" {
-		text, err := os.ReadFile(o.CACert)
-		if err != nil {
+		if cfg.RootCAs, err = pemfile.Pool(o.CACert); errors.Is(err, pemfile.ErrNoCertificate) {
+			return nil, nil, fmt.Errorf("read cacert: %s holds no PEM certificate", o.CACert)
+		} else if err != nil {
 			return nil, nil, fmt.Errorf("read cacert: %w", err)
 		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(text) {
-			return nil, nil, fmt.Errorf("read cacert: %s holds no PEM certificate", o.CACert)
-		}
+	}
+	if o.LegacyTLS {
+		legacy(cfg)
 	}
 	if o.Cert == "" {
 		return cfg, nil, nil
@@ -47,7 +49,7 @@ func loadCertificate(cert, key string) (*tls.Certificate, error) {
 			return nil, fmt.Errorf("read key: %w", err)
 		}
 	}
-	pair, err := tls.X509KeyPair(chain, keyText)
+	pair, err := pemfile.KeyPair(chain, keyText)
 	if err != nil {
 		if encrypted(keyText) {
 			return nil, fmt.Errorf("read key: the key in %s is encrypted: store it without a passphrase, "+

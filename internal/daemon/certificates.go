@@ -7,6 +7,7 @@ import (
 
 	"koji-relay/config"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/pemfile"
 )
 
 // certificates describes the certificates that the configuration names, read anew: they are exchanged under a
@@ -18,6 +19,7 @@ func certificates(c *config.Config) []admin.Certificate {
 		if err != nil {
 			continue
 		}
+		text = pemfile.Plain(text)
 		for {
 			var block *pem.Block
 			if block, text = pem.Decode(text); block == nil {

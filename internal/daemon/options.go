@@ -37,6 +37,7 @@ func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 			Cert:           c.Broker.Cert,
 			Key:            c.Broker.Key,
 			CACert:         c.Broker.CACert,
+			LegacyTLS:      c.Broker.LegacyTLS,
 			ConnectTimeout: c.Broker.ConnectTimeout,
 			SendTimeout:    c.Broker.SendTimeout,
 			IdleTimeout:    c.Broker.IdleTimeout,

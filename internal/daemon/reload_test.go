@@ -20,6 +20,7 @@ import (
 // otherValues has, for each key, a value other than that of baseConfig. DIR is a directory of the test.
 var otherValues = map[string]string{
 	"broker.urls": "amqp://other", "broker.cert": "/other", "broker.key": "/other", "broker.cacert": "/other",
+	"broker.legacy_tls":   "on",
 	"broker.topic_prefix": "other", "broker.virtual_host": "other",
 	"broker.connect_timeout": "11", "broker.send_timeout": "61", "broker.test_mode": "off",
 	"broker.test_mode_fail": "1", "broker.url_order": "random", "broker.dialect": "literal", "broker.sasl": "plain",
