@@ -105,13 +105,13 @@ var dialects = []Dialect{
 		Source:      topicSource,
 	},
 	{
-		Name: "artemis-literal", // as protonmsg, but never as a queue
-		automatic: func(prefix string, p Peer) bool {
-			return p.Product == "apache-activemq-artemis"
-		},
+		// Artemis takes topic://koji.build.tag for a name like any other, unless its acceptor has
+		// multicastPrefix=topic://. Without the prefix both give the address that consumers subscribe to.
+		Name:         Artemis,
+		automatic:    func(prefix string, p Peer) bool { return p.Product == "apache-activemq-artemis" },
 		Capabilities: []string{"topic"},
-		Destination:  at(activemqTarget),
-		Source:       activemqTarget, // its wildcards are * and #
+		Destination:  at(artemisTarget),
+		Source:       artemisTarget, // its wildcards are * and #
 	},
 	{
 		Name:        "activemq",
@@ -130,12 +130,6 @@ var dialects = []Dialect{
 		automatic:   func(string, Peer) bool { return true },
 		Destination: at(literalTarget),
 		Source:      literalSource,
-	},
-	{
-		Name:         Artemis,
-		Capabilities: []string{"topic"},
-		Destination:  at(artemisTarget),
-		Source:       artemisTarget, // its wildcards are * and #
 	},
 }
 
@@ -186,6 +180,9 @@ func activemqTarget(prefix, address string) (string, error) {
 
 // artemisTarget is for the capability "topic", which says what topic:// says elsewhere.
 func artemisTarget(prefix, address string) (string, error) {
+	if strings.HasPrefix(prefix, "/") {
+		return "", &PrefixError{prefix, "Artemis", "it is RabbitMQ's form; set topic_prefix = " + prefix[strings.LastIndex(prefix, "/")+1:]}
+	}
 	return strings.TrimPrefix(prefix, "topic://") + "." + address, nil
 }
 

@@ -41,7 +41,9 @@ func TestTargets(t *testing.T) {
 		{Auto, "/exchange/my bus/koji", rabbit40, "/exchanges/my%20bus/koji.build.tag"},
 		{Auto, "/exchanges/bus/koji", unknown, "/exchanges/bus/koji.build.tag"},
 
-		{Auto, "topic://koji", artemis, "topic://koji.build.tag+topic"},
+		{Auto, "topic://koji", artemis, "koji.build.tag+topic"},
+		{Auto, "koji", artemis, "koji.build.tag+topic"},
+		{Literal, "koji", artemis, "topic://koji.build.tag"},
 		{Artemis, "topic://koji", artemis, "koji.build.tag+topic"},
 		{Artemis, "koji", unknown, "koji.build.tag+topic"},
 
@@ -56,7 +58,7 @@ func TestTargets(t *testing.T) {
 		{Auto, "/queue/koji", rabbit40, "write /topic/NAME"},
 		{Auto, "/exchanges/bus", rabbit40, "write /topic/NAME"},
 		{Auto, "/topic/koji", activemq, "set topic_prefix = topic://koji"},
-		{Auto, "/topic/koji", artemis, "set topic_prefix = topic://koji"},
+		{Auto, "/topic/koji", artemis, "set topic_prefix = koji"},
 		{"stomp", "koji", unknown, "is not one of"},
 	} {
 		d, err := Choose(row.dialect, row.prefix, row.peer)
@@ -112,7 +114,7 @@ func TestSources(t *testing.T) {
 		{Auto, "/exchange/bus/koji", rabbit310, "/exchange/bus/koji.build.#"},
 		{Auto, "/topic/koji", rabbit40, ""},
 		{Auto, "koji", activemq, "topic://koji.build.>"},
-		{Auto, "koji", artemis, "topic://koji.build.#"},
+		{Auto, "koji", artemis, "koji.build.#"},
 		{Artemis, "koji", artemis, "koji.build.#"},
 		{Auto, "koji", unknown, "topic://koji.build.>"},
 		{Auto, "/topic/koji", unknown, "/topic/koji.build.#"},
