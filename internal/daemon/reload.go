@@ -78,6 +78,9 @@ func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
 		d.history.Configure(d.historyOptions(next))
 		d.drainer.Wake() // from a wait of the old interval
 	}
+	if d.outbox != nil {
+		d.outbox.SetInterval(next.Queue.Interval)
+	}
 	running := s.run(d.fatal)
 	// Hand over when the new connections are up, or cannot be had.
 	select {

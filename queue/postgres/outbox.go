@@ -39,6 +39,8 @@ type Outbox struct {
 	store *Store
 	taker Taker
 	o     OutboxOptions
+	// intervals has a new Options.Interval that Run has not seen.
+	intervals chan time.Duration
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -79,7 +81,17 @@ func NewOutbox(p *Store, t Taker, o OutboxOptions) *Outbox {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Outbox{store: p, taker: t, o: o}
+	return &Outbox{store: p, taker: t, o: o, intervals: make(chan time.Duration, 1)}
+}
+
+// SetInterval changes OutboxOptions.Interval, and lets the reader look at once. It never blocks. One goroutine at a time may
+// call it.
+func (b *Outbox) SetInterval(interval time.Duration) {
+	select {
+	case <-b.intervals: // one that was not seen
+	default:
+	}
+	b.intervals <- interval
 }
 
 // Status may be called at any time.

@@ -146,6 +146,21 @@ func TestOutboxIsReadOnNotificationWithoutDelay(t *testing.T) {
 	}
 }
 
+// The reader of the test looks once a minute by itself, and nobody notifies it.
+func TestOutboxLooksAtOnceAndAsOftenAsANewIntervalSays(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	taker := &fakeTaker{}
+	b := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	storetest.Eventually(t, "it is the reader", func() bool { return b.Status().Reading })
+	b.SetInterval(time.Hour)
+	b.SetInterval(50 * time.Millisecond)
+	for n := range 3 {
+		pgtest.SQL(t, conn, insertEvents(commitID(n), 0, 1))
+		storetest.Eventually(t, "the commit is taken", func() bool { return taker.count() == n+1 })
+	}
+}
+
 func TestEventsNotTakenStayAndAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)

@@ -72,7 +72,8 @@ func newWindow(b *Outbox, session *listener) *window {
 // run takes what is in the outbox until the session breaks, something can be neither taken nor deleted, or ctx ends.
 // It returns when nothing is being taken or deleted any more.
 func (w *window) run(ctx context.Context) error {
-	look := time.NewTicker(w.o.Interval - w.o.Interval/10) // a little early: within the interval it is to be with a broker
+	early := func() time.Duration { return w.o.Interval - w.o.Interval/10 } // within the interval it is to be with a broker
+	look := time.NewTicker(early())
 	defer look.Stop()
 	var failed error
 	for {
@@ -92,6 +93,9 @@ func (w *window) run(ctx context.Context) error {
 		case <-w.wake:
 			w.more = true
 		case <-look.C:
+			w.more = true
+		case w.o.Interval = <-w.intervals:
+			look.Reset(early())
 			w.more = true
 		case <-w.later:
 			w.due, w.later = true, nil
