@@ -27,9 +27,9 @@ func into[T any](field func(*Config) *T, parse func(string) (T, error)) access {
 	}
 }
 
-// InForce is what a relay that was started with one configuration runs with after a reload of next: next, but for the
-// keys that only a restart changes. Their settings say that the file waits. pending names those whose value differs,
-// as section.key. Neither configuration is modified.
+// InForce is what a relay that was started with one configuration runs with after a reload of next: next, but
+// for the keys that only a restart changes. Their settings say that the file waits. pending names those whose
+// value differs, as section.key. Neither configuration is modified.
 func InForce(started, next *Config) (inForce *Config, pending []string) {
 	merged := *next
 	merged.settings, merged.places = slices.Clone(next.settings), slices.Clone(next.places)
@@ -40,7 +40,8 @@ func InForce(started, next *Config) (inForce *Config, pending []string) {
 		}
 		k.copy(&merged, started)
 		waits := s.Source
-		if at := slices.IndexFunc(started.settings, func(o Setting) bool { return o.Section == s.Section && o.Key == s.Key }); at >= 0 {
+		named := func(o Setting) bool { return o.Section == s.Section && o.Key == s.Key }
+		if at := slices.IndexFunc(started.settings, named); at >= 0 {
 			s.Value = started.settings[at].Value
 		}
 		s.Source = "the start; " + waits + " waits for a restart"
@@ -50,8 +51,8 @@ func InForce(started, next *Config) (inForce *Config, pending []string) {
 	return &merged, pending
 }
 
-// Changed names the keys whose values differ, as section.key. It compares the values themselves, not what is shown of
-// them: a new password is a change.
+// Changed names the keys whose values differ, as section.key. It compares the values themselves, not what is
+// shown of them: a new password is a change.
 func Changed(before, after *Config) []string {
 	var names []string
 	for i := range keys {

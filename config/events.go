@@ -17,8 +17,8 @@ func eventList(text string) ([]string, error) {
 	return words, err
 }
 
-// warnEvents names patterns that match no callback: they publish nothing, and nothing else would say so. A Koji newer
-// than this program may have one.
+// warnEvents names patterns that match no callback: they publish nothing, and nothing else would say so. A
+// Koji newer than this program may have one.
 func warnEvents(text string) valueErrors { return unmatched(text, callbacks.Protonmsg) }
 
 // unmatched are the words of a list that match no callback, but for one word that means something of its own.

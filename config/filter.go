@@ -17,8 +17,8 @@ import (
 //	[name]                                 the header, flush left
 //	key = value, key : value               the setting, flush left
 //
-// A line that the library would take otherwise is a problem, and is left out. So is what ConfigParser refuses. The
-// filter keeps the number of each line, since the library knows none.
+// A line that the library would take otherwise is a problem, and is left out. So is what ConfigParser
+// refuses. The filter keeps the number of each line, since the library knows none.
 type filter struct {
 	doc  *document
 	file string
@@ -140,7 +140,8 @@ const (
 		"or begin the value on the line below its key, indented"
 )
 
-// reinterpreted says why the library must not see a setting, whose delimiter is at an offset; empty means that it may.
+// reinterpreted says why the library must not see a setting, whose delimiter is at an offset; empty means
+// that it may.
 func reinterpreted(text string, at int) string {
 	name, value := strings.TrimFunc(text[:at], isSpace), strings.TrimFunc(text[at+1:], isSpace)
 	switch {

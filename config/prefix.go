@@ -8,8 +8,8 @@ import (
 	"koji-relay/internal/amqpconn/dialect"
 )
 
-// prefixMistakes are what hardly anybody means in a topic_prefix, with the remedy. protonmsg took all of it, and so
-// does the relay, with a warning: nobody would subscribe to such an address.
+// prefixMistakes are what hardly anybody means in a topic_prefix, with the remedy. protonmsg took all of it,
+// and so does the relay, with a warning: nobody would subscribe to such an address.
 var prefixMistakes = []struct {
 	pattern *regexp.Regexp
 	text    string

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Whichever of protonmsg's two forms the prefix has, who subscribes to the address gets the message. Artemis itself would
-// accept it at an address that is called topic://, and nobody reads there.
+// Whichever of protonmsg's two forms the prefix has, who subscribes to the address gets the message. Artemis
+// itself would accept it at an address that is called topic://, and nobody reads there.
 func TestArtemisGetsTheAddressThatIsSubscribedTo(t *testing.T) {
 	t.Parallel()
 	s := startShared(t, artemis)

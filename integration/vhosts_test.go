@@ -10,8 +10,8 @@ import (
 	"github.com/Azure/go-amqp"
 )
 
-// Sites share a RabbitMQ by virtual hosts. Each relay reaches its own, and a refused one is told apart from a wrong
-// password.
+// Sites share a RabbitMQ by virtual hosts. Each relay reaches its own, and a refused one is told apart from a
+// wrong password.
 func TestVirtualHosts(t *testing.T) {
 	t.Parallel()
 	for _, b := range []brokerKind{rabbitmq310, rabbitmq40} {

@@ -13,9 +13,9 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// legacy makes cfg take what OpenSSL takes and Go does not: a server certificate that names its host in the common name
-// only (CA/Browser Forum: deprecated since 2000), and servers that offer no key exchange but RSA's, which gives no forward
-// secrecy. All else is checked as before: the chain, the dates, and the name.
+// legacy makes cfg take what OpenSSL takes and Go does not: a server certificate that names its host in the
+// common name only (CA/Browser Forum: deprecated since 2000), and servers that offer no key exchange but
+// RSA's, which gives no forward secrecy. All else is checked as before: the chain, the dates, and the name.
 func legacy(cfg *tls.Config) {
 	for _, suite := range tls.CipherSuites() {
 		cfg.CipherSuites = append(cfg.CipherSuites, suite.ID)
@@ -59,8 +59,8 @@ func commonNameOnly(c *x509.Certificate) bool {
 // noSharedSuite are the alerts by which servers say so.
 var noSharedSuite = []string{"tls: handshake failure", "tls: insufficient security level"}
 
-// explainLegacy adds to an error of the handshake what to do about it. protonmsg compared no host names and took RSA key
-// exchange, so that sites come with such servers.
+// explainLegacy adds to an error of the handshake what to do about it. protonmsg compared no host names and
+// took RSA key exchange, so that sites come with such servers.
 func explainLegacy(err error, host string) error {
 	var name x509.HostnameError
 	if errors.As(err, &name) {

@@ -15,7 +15,8 @@ import (
 	"koji-relay/internal/devbroker"
 )
 
-// old makes a server's certificate as sites still have them: an RSA key, the host in the common name, other names as given.
+// old makes a server's certificate as sites still have them: an RSA key, the host in the common name, other
+// names as given.
 func (a *authority) old(commonName string, names ...string) tls.Certificate {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

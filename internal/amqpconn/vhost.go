@@ -16,7 +16,8 @@ func (c *Conn) VirtualHost() string {
 	return c.opts.VirtualHost
 }
 
-// hostName is the open frame's hostname. RabbitMQ reads a virtual host there: https://www.rabbitmq.com/docs/vhosts
+// hostName is the open frame's hostname. RabbitMQ reads a virtual host there:
+// https://www.rabbitmq.com/docs/vhosts
 func (c *Conn) hostName() string {
 	if v := c.VirtualHost(); v != "" {
 		return "vhost:" + v
@@ -28,11 +29,13 @@ func (c *Conn) hostName() string {
 type hostError struct{ error }
 
 // refusals are the conditions by which RabbitMQ refuses a virtual host.
-var refusals = []amqp.ErrCond{amqp.ErrCondUnauthorizedAccess, amqp.ErrCondNotAllowed, amqp.ErrCondNotFound, amqp.ErrCondInternalError}
+var refusals = []amqp.ErrCond{
+	amqp.ErrCondUnauthorizedAccess, amqp.ErrCondNotAllowed, amqp.ErrCondNotFound, amqp.ErrCondInternalError,
+}
 
-// hostRefused says of an error between login and first link whether RabbitMQ means the virtual host by it; if not, it
-// gives said. Version 3 ends the session; version 4 waits for 3 s and resets the connection, without a word to us. The
-// login was accepted by then, so that user and password are right.
+// hostRefused says of an error between login and first link whether RabbitMQ means the virtual host by it; if
+// not, it gives said. Version 3 ends the session; version 4 waits for 3 s and resets the connection, without
+// a word to us. The login was accepted by then, so that user and password are right.
 func (c *Conn) hostRefused(said, err error) error {
 	var remote *amqp.Error
 	asked := c.VirtualHost()
@@ -48,6 +51,6 @@ func (c *Conn) hostRefused(said, err error) error {
 	if asked != "" {
 		name = fmt.Sprintf("the virtual host %q", asked)
 	}
-	return hostError{fmt.Errorf("the broker took the login and refused %s (%s); correct virtual_host or the path of the URL, "+
-		"or give the user permissions there", name, ErrorText(err))}
+	return hostError{fmt.Errorf("the broker took the login and refused %s (%s); correct virtual_host or the path of "+
+		"the URL, or give the user permissions there", name, ErrorText(err))}
 }

@@ -148,8 +148,8 @@ func printPlain(b *strings.Builder, v reflect.Value) {
 	}
 }
 
-// For each key in turn: what a reload says of it is what it does. A key takes effect, or it waits for a restart and the
-// status shows what is in force.
+// For each key in turn: what a reload says of it is what it does. A key takes effect, or it waits for a
+// restart and the status shows what is in force.
 func TestReloadSaysOfEachKeyWhatItDoes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

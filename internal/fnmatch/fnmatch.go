@@ -1,12 +1,13 @@
-// Package fnmatch matches names with patterns as Python's fnmatch.fnmatchcase does, since Koji's administrators know
-// those and the hub plugin uses it.
+// Package fnmatch matches names with patterns as Python's fnmatch.fnmatchcase does, since Koji's
+// administrators know those and the hub plugin uses it.
 //
 //   - any run of characters, / among them
 //     ?       one character
 //     [abc]   one of these; [a-z] a range, []a] with a ], [-a] with a -
 //     [!abc]  none of these
 //
-// Upper and lower case differ. A [ without its ] stands for itself. A backslash is no escape: a star is written [*].
+// Upper and lower case differ. A [ without its ] stands for itself. A backslash is no escape: a star is
+// written [*].
 package fnmatch
 
 import (
@@ -25,8 +26,8 @@ type step struct {
 	ranges  [][2]rune
 }
 
-// Compile refuses one thing that Python takes: a range that runs backwards, such as [z-a]. To Python it holds nothing,
-// and in some places changes what stands beside it.
+// Compile refuses one thing that Python takes: a range that runs backwards, such as [z-a]. To Python it holds
+// nothing, and in some places changes what stands beside it.
 func Compile(pattern string) (*Pattern, error) {
 	p := &Pattern{}
 	for text := []rune(pattern); len(text) > 0; {

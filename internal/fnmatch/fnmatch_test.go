@@ -157,7 +157,8 @@ func TestMatchAgreesWithPython(t *testing.T) {
 	t.Logf("%d pairs, %d of them match; %d patterns refused", len(pairs), matched, refused)
 }
 
-// FuzzMatch holds for every pattern: no panic, and a name matches the pattern that has each of its characters in a set.
+// FuzzMatch holds for every pattern: no panic, and a name matches the pattern that has each of its characters
+// in a set.
 func FuzzMatch(f *testing.F) {
 	f.Add("f[!3]*-x", "f4-x")
 	f.Add("[]-a]", "]")

@@ -1,8 +1,9 @@
-// Package pemfile reads certificates in the forms that OpenSSL reads, since protonmsg's sites have them: a directory of
-// authorities, and BEGIN TRUSTED CERTIFICATE. It reads files and nothing else.
+// Package pemfile reads certificates in the forms that OpenSSL reads, since protonmsg's sites have them: a
+// directory of authorities, and BEGIN TRUSTED CERTIFICATE. It reads files and nothing else.
 package pemfile
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/asn1"
@@ -12,14 +13,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 // ErrNoCertificate is a file or directory without a certificate that may sign a server's.
 var ErrNoCertificate = errors.New("holds no certificate")
 
-// Pool gives the authorities in a PEM file, or in all PEM files of a directory. OpenSSL looks there for names made of
-// hashes only (c_rehash); here every file counts, and what is no PEM file is passed over.
+// Pool gives the authorities in a PEM file, or in all PEM files of a directory. OpenSSL looks there for names
+// made of hashes only (c_rehash); here every file counts, and what is no PEM file is passed over.
 func Pool(path string) (*x509.CertPool, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -56,10 +56,10 @@ func Pool(path string) (*x509.CertPool, error) {
 // KeyPair is tls.X509KeyPair for a certificate in any of OpenSSL's forms.
 func KeyPair(cert, key []byte) (tls.Certificate, error) { return tls.X509KeyPair(Plain(cert), key) }
 
-// Plain is text with certificates in OpenSSL's older forms as plain ones. A trusted certificate has rules behind it for
-// what it is trusted with; one that is not trusted with servers is left out.
+// Plain is text with certificates in OpenSSL's older forms as plain ones. A trusted certificate has rules
+// behind it for what it is trusted with; one that is not trusted with servers is left out.
 func Plain(text []byte) []byte {
-	if !strings.Contains(string(text), "-----BEGIN TRUSTED CERTIFICATE") && !strings.Contains(string(text), "-----BEGIN X509 CERTIFICATE") {
+	if !bytes.Contains(text, []byte("BEGIN TRUSTED CERTIFICATE")) && !bytes.Contains(text, []byte("BEGIN X509 CERTIFICATE")) {
 		return text
 	}
 	var out []byte
@@ -107,9 +107,8 @@ func trusted(data []byte) ([]byte, error) {
 	if _, err := asn1.Unmarshal(rest, &rules); err != nil {
 		return nil, fmt.Errorf("read what a certificate is trusted with: %w", err)
 	}
-	names := func(list []asn1.ObjectIdentifier) bool {
-		return slices.ContainsFunc(list, func(id asn1.ObjectIdentifier) bool { return id.Equal(serverAuth) || id.Equal(anyUse) })
-	}
+	servers := func(id asn1.ObjectIdentifier) bool { return id.Equal(serverAuth) || id.Equal(anyUse) }
+	names := func(list []asn1.ObjectIdentifier) bool { return slices.ContainsFunc(list, servers) }
 	if names(rules.Rejected) || len(rules.Trusted) > 0 && !names(rules.Trusted) {
 		return nil, errors.New("a certificate that is not trusted with servers")
 	}
