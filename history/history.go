@@ -49,8 +49,29 @@ type Store interface {
 	// Today stays.
 	Tidy(ctx context.Context, keep time.Duration, maxBytes int64) (Usage, error)
 
+	ReplayStore
+
 	// Close releases the store after running calls ended.
 	Close() error
+}
+
+// ReplayStore keeps replays, so that they outlive relays and commands.
+type ReplayStore interface {
+	// AddReplay stores a replay under a new ID, which it sets, with the messages of a file. It runs from
+	// then on.
+	AddReplay(ctx context.Context, r *inspect.Replay, lines []Row) error
+	// Replays gives those there are, oldest first.
+	Replays(ctx context.Context) ([]inspect.Replay, error)
+	// ClaimReplay gives the oldest replay that runs, unless another writer has it; nil without one. Others
+	// may have it after lease.
+	ClaimReplay(ctx context.Context, writer string, lease time.Duration) (*inspect.Replay, error)
+	// SaveReplay stores how far a replay is, and renews the lease. It is false where the replay was
+	// cancelled.
+	SaveReplay(ctx context.Context, r *inspect.Replay, writer string, lease time.Duration) (bool, error)
+	// CancelReplay ends a replay; false where it does not run.
+	CancelReplay(ctx context.Context, id int64) (bool, error)
+	// Lines gives up to n messages of a file, those behind the line after.
+	Lines(ctx context.Context, replay int64, after, n int) ([]Row, error)
 }
 
 // Usage is what the history takes.

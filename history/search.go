@@ -90,7 +90,7 @@ func Search(ctx context.Context, s Store, q inspect.HistoryQuery,
 			return err
 		}
 		for _, m := range messages {
-			if err := each(m); err != nil {
+			if err := each(&m.HistoryMessage); err != nil {
 				return err
 			}
 			if found++; found == q.Limit {
@@ -105,7 +105,7 @@ func Search(ctx context.Context, s Store, q inspect.HistoryQuery,
 }
 
 // load gives the messages of refs, without those that q does not mean.
-func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*inspect.HistoryMessage, error) {
+func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*told, error) {
 	if len(refs) == 0 {
 		return nil, nil
 	}
@@ -119,7 +119,7 @@ func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*inspect.Histor
 		return nil, err
 	}
 	known := assemble(rows, steps)
-	var messages []*inspect.HistoryMessage
+	var messages []*told
 	for i, ref := range refs {
 		m := known[ref.ID]
 		// A message that was handed over twice is given once, in the place of the first time that q covers.
@@ -132,7 +132,7 @@ func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*inspect.Histor
 				return nil, err
 			}
 		}
-		messages = append(messages, &m.HistoryMessage)
+		messages = append(messages, m)
 	}
 	return messages, nil
 }

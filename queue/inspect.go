@@ -25,6 +25,8 @@ type Inspector interface {
 	// Add stores items with their counts and ages, in one transaction, except those whose id box holds
 	// already; it gives the number stored. It is for moving a queue.
 	Add(ctx context.Context, box inspect.Box, items []Item) (int, error)
+	// Holds counts those of ids that wait in the queue.
+	Holds(ctx context.Context, ids []string) (int, error)
 }
 
 // Item is one message of the queue, or one dead letter, as it is stored.

@@ -23,7 +23,8 @@ type dayBatch struct {
 	steps []history.Step
 }
 
-// Append implements history.Store. Each file is a transaction of its own; the last one says that the writer was alive.
+// Append implements history.Store. Each file is a transaction of its own; the last one says that the writer
+// was alive.
 func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 	s.mu.RLock()
 	full := s.full
@@ -119,8 +120,8 @@ func idKey(id string) []byte {
 	return parsed[:]
 }
 
-// wordKey ends with a zero byte, which no word has, so that no word is the beginning of another. Without a word it is
-// the beginning of all words of a kind.
+// wordKey ends with a zero byte, which no word has, so that no word is the beginning of another. Without a
+// word it is the beginning of all words of a kind.
 func wordKey(kind, word string) []byte {
 	key := append([]byte(kind), 0)
 	if word == "" {
@@ -177,7 +178,8 @@ func writeRow(tx *bbolt.Tx, r *history.Row) error {
 	where := place(r.Handed, r.ID)
 	key := append(slices.Clone(where), number(rows)...)
 	errs := []error{
-		put(rows, key, storedRow{Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address, Via: r.Via,
+		put(rows, key, storedRow{Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address,
+			Via:  r.Via,
 			Keys: r.Keys, Size: r.Size, First: r.First}),
 		tx.Bucket([]byte("id")).Put(append(idKey(r.ID), key[len(where):]...), key[:8]),
 	}
@@ -222,6 +224,7 @@ func writeStep(tx *bbolt.Tx, st *history.Step) error {
 func readRow(text []byte) (history.Row, error) {
 	var r storedRow
 	err := json.Unmarshal(text, &r)
-	return history.Row{Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address, Via: r.Via, Keys: r.Keys,
+	return history.Row{Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address,
+		Via: r.Via, Keys: r.Keys,
 		Size: r.Size, First: r.First}, err
 }

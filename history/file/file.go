@@ -1,7 +1,8 @@
-// Package file keeps the history in a directory, in one bbolt file for each day: for sites that want no more load on
-// Koji's database, and for hosts without one. One process has the directory open at a time.
+// Package file keeps the history in a directory, in one bbolt file for each day: for sites that want no
+// more load on Koji's database, and for hosts without one. One process has the directory open at a time.
 //
-// A day goes by removing its file. bbolt maps files into memory, so that what is looked at is read from there.
+// A day goes by removing its file. bbolt maps files into memory, so that what is looked at is read from
+// there.
 package file
 
 import (
@@ -64,8 +65,8 @@ const (
 
 var dayBuckets = []string{"row", "content", "step", "id", "index", "word"}
 
-// Open opens the directory, which it creates in an existing one. It returns history.ErrInUse when another process
-// has it.
+// Open opens the directory, which it creates in an existing one. It returns history.ErrInUse when another
+// process has it.
 func Open(dir string) (*Store, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("create the history's directory: %w", err)

@@ -17,7 +17,8 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// Find implements history.Store. What is asked for most narrowly leads; the search loads what it gives, and filters.
+// Find implements history.Store. What is asked for most narrowly leads; the search loads what it gives, and
+// filters.
 func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n int) ([]history.Ref, error) {
 	switch {
 	case q.ID != "":

@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"testing"
+	"time"
 
 	"koji-relay/history"
 	"koji-relay/history/storetest"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/pgtest"
 	queue "koji-relay/queue/postgres"
 )
@@ -32,6 +34,28 @@ func open(tb testing.TB, conn string) *Store {
 	}
 	tb.Cleanup(func() { s.Close() })
 	return s
+}
+
+func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
+	t.Parallel()
+	s := open(t, pgtest.Database(t, schema(t)))
+	r := inspect.Replay{State: inspect.ReplayRuns}
+	if err := s.AddReplay(t.Context(), &r, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range []struct {
+		writer string
+		lease  time.Duration
+		has    bool
+	}{{"one", time.Minute, true}, {"two", time.Minute, false}, {"one", -time.Second, true}, {"two", time.Minute, true}} {
+		got, err := s.ClaimReplay(t.Context(), one.writer, one.lease)
+		if err != nil || (got != nil) != one.has {
+			t.Errorf("%s claimed %v, %v, want %v", one.writer, got, err, one.has)
+		}
+	}
+	if runs, err := s.SaveReplay(t.Context(), &r, "one", time.Minute); err != nil || runs {
+		t.Errorf("a relay that lost its replay may save it: %v, %v", runs, err)
+	}
 }
 
 func TestContract(t *testing.T) {

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) history.Store) {
 		"gaps are told":                                testGaps,
 		"a writer that did not end was killed":         testWriters,
 		"days go whole, the oldest first":              testDays,
+		"a replay outlives its relay":                  testReplays,
 		"hostile texts are kept as far as they can be": testHostile,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -381,5 +382,61 @@ func testHostile(t *testing.T, s history.Store) {
 	cancel()
 	if err := s.Append(ctx, &history.Batch{Rows: []history.Row{row}}); err == nil {
 		t.Error("an ended context did not end Append")
+	}
+}
+
+func testReplays(t *testing.T, s history.Store) {
+	ctx, lease := t.Context(), time.Minute
+	first := inspect.Replay{Query: inspect.HistoryQuery{Tag: "f40-*"}, Rate: 7, State: inspect.ReplayRuns, Total: 3}
+	must(t, s.AddReplay(ctx, &first, nil))
+	m := Tagged(1, noon())
+	row, err := history.NewRow(&m, inspect.ViaSocket, inspect.Step{Time: m.Created, Kind: inspect.Accepted})
+	must(t, err)
+	second := inspect.Replay{File: true, Rate: 8, State: inspect.ReplayRuns}
+	must(t, s.AddReplay(ctx, &second, []history.Row{row, row}))
+	if second.ID <= first.ID || first.ID == 0 {
+		t.Errorf("the ids are %d and %d", first.ID, second.ID)
+	}
+	claimed, err := s.ClaimReplay(ctx, "one", lease)
+	must(t, err)
+	if claimed == nil || claimed.ID != first.ID || claimed.Query != first.Query {
+		t.Fatalf("claimed %+v, want the oldest", claimed)
+	}
+	claimed.Done, claimed.Cursor = 2, inspect.Ref{Handed: noon(), ID: ID(1)}
+	if runs, err := s.SaveReplay(ctx, claimed, "one", lease); err != nil || !runs {
+		t.Fatalf("saving it gives %v, %v", runs, err)
+	}
+	again, err := s.ClaimReplay(ctx, "one", lease)
+	must(t, err)
+	if again.Done != 2 || again.Cursor.ID != ID(1) || !again.Cursor.Handed.Equal(noon()) {
+		t.Errorf("after a restart it is at %+v", again)
+	}
+	if ran, err := s.CancelReplay(ctx, first.ID); err != nil || !ran {
+		t.Errorf("cancelling it gives %v, %v", ran, err)
+	}
+	if runs, err := s.SaveReplay(ctx, claimed, "one", lease); err != nil || runs {
+		t.Errorf("a cancelled replay runs: %v, %v", runs, err)
+	}
+	if ran, _ := s.CancelReplay(ctx, first.ID); ran {
+		t.Error("it was cancelled twice")
+	}
+	lines, err := s.Lines(ctx, second.ID, 1, 10)
+	must(t, err)
+	if len(lines) != 1 || lines[0].ID != m.ID || lines[0].Address != m.Address || string(lines[0].Content) != string(row.Content) {
+		t.Errorf("the lines behind the first are %+v", lines)
+	}
+	second.State = inspect.ReplayDone
+	if claimed, err = s.ClaimReplay(ctx, "one", lease); err != nil || claimed == nil || claimed.ID != second.ID {
+		t.Fatalf("claimed %+v, %v, want the second", claimed, err)
+	}
+	_, err = s.SaveReplay(ctx, &second, "one", lease)
+	must(t, err)
+	if lines, err = s.Lines(ctx, second.ID, 0, 10); err != nil || len(lines) != 0 {
+		t.Errorf("a replay that is done keeps %d lines, %v", len(lines), err)
+	}
+	all, err := s.Replays(ctx)
+	must(t, err)
+	if len(all) != 2 || all[0].State != inspect.ReplayCancelled || all[1].State != inspect.ReplayDone || all[1].ID != second.ID {
+		t.Errorf("the replays are %+v", all)
 	}
 }

@@ -33,6 +33,7 @@ type Control interface {
 	// SendTest sends a test message the way that commits go, and waits for it to come back.
 	SendTest(ctx context.Context) (inspect.TestSent, error)
 	QueueControl
+	HistoryControl
 }
 
 // QueueControl looks at the queue and the dead letters, and changes them.
@@ -108,6 +109,7 @@ func (s *Server) ControlHandler() http.Handler {
 	mux.HandleFunc("POST /v1/send-test", s.action(func(r *http.Request) (any, error) { return c.SendTest(r.Context()) }))
 	s.handleTail(mux, c)
 	s.handleQueue(mux, c)
+	s.handleHistory(mux, c)
 	handlePprof(mux)
 	return mux
 }

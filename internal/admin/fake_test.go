@@ -72,6 +72,8 @@ func runningStatus() Status {
 
 // fakeControl records calls and answers as told.
 type fakeControl struct {
+	HistoryControl // tested by what uses it
+
 	mu    sync.Mutex
 	calls []string
 	err   error

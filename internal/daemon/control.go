@@ -22,17 +22,18 @@ import (
 type control struct {
 	*Daemon
 	admin.QueueControl
+	admin.HistoryControl
 }
 
 func (d *Daemon) control() admin.Control {
 	if d.store == nil {
-		return control{d, noQueue{}}
+		return control{d, noQueue{}, d.historyControl()}
 	}
 	q := queueControl{store: d.store, translate: d.current.translate, log: d.log, wake: d.drainer.Wake, history: noHistory{}}
 	if d.history != nil {
 		q.history = d.history
 	}
-	return control{d, q}
+	return control{d, q, d.historyControl()}
 }
 
 func (c control) Reload(ctx context.Context) admin.Reload {

@@ -59,8 +59,10 @@ type Daemon struct {
 	pokes    []net.PacketConn // where the hub says that something is in the outbox
 	outbox   *postgres.Outbox
 
-	underway underway          // the commits of the hub API
-	history  *history.Recorder // nil with [history] keep = 0
+	underway underway // the commits of the hub API
+	// The history; both are nil with [history] keep = 0.
+	historyStore history.Store
+	history      *history.Recorder
 
 	publishPaused atomic.Bool // by the administrator: commits are queued, nothing is sent
 	effective     atomic.Pointer[effective]
@@ -123,6 +125,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.current.exchange(s, s.run(d.fatal))
 	parts.add(part{"sending", 20 * time.Second, func(ctx context.Context) error { return d.current.part.stop(ctx) }})
 	d.startDrain(parts)
+	d.startReplays(parts)
 	d.serveAdmin(parts)
 	d.serve(listeners, parts)
 	d.serveOutbox(parts)

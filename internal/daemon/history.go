@@ -28,8 +28,9 @@ func (noHistory) Message(*message.Message, string, inspect.Step) {}
 func (noHistory) Step(string, time.Time, inspect.Step)           {}
 func (noHistory) Found(*message.Message, inspect.Step)           {}
 
-// OpenHistory opens the history of c, for serve and for the commands that look into it while no relay runs. It is nil
-// where none is kept. A database that cannot be reached is no error: it is the recorder's trouble.
+// OpenHistory opens the history of c, for serve and for the commands that look into it while no relay runs.
+// It is nil where none is kept. A database that cannot be reached is no error: it is the recorder's
+// trouble.
 func OpenHistory(c *config.Config) (history.Store, error) {
 	if !c.HistoryKept() {
 		return nil, nil
@@ -59,6 +60,7 @@ func (d *Daemon) startHistory(parts *stops) error {
 		return err
 	}
 	parts.add(part{"history store", 5 * time.Second, func(context.Context) error { return store.Close() }})
+	d.historyStore = store
 	d.history = history.NewRecorder(store, d.historyOptions(d.opts.Config))
 	d.watch.history = d.history
 	parts.add(startPart("history", 5*time.Second, d.fatal, d.history.Run))

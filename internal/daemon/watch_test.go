@@ -26,7 +26,7 @@ func scrape(t *testing.T, w *watch) string {
 	t.Helper()
 	s := admin.New(admin.Options{
 		Source:  func(context.Context) admin.Status { return admin.Status{} },
-		Metrics: w.metrics, Recent: w.recent, Control: control{&Daemon{}, noQueue{}}, Logger: slog.New(slog.DiscardHandler),
+		Metrics: w.metrics, Recent: w.recent, Control: control{&Daemon{}, noQueue{}, noHistoryControl{}}, Logger: slog.New(slog.DiscardHandler),
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -96,3 +96,51 @@ type Gap struct {
 	Reason   string    `json:"reason"`
 	Writer   string    `json:"writer,omitempty"` // the relay
 }
+
+// Replay is messages of the history that are sent again.
+type Replay struct {
+	ID      int64        `json:"id"`
+	Created time.Time    `json:"created"`
+	Query   HistoryQuery `json:"query"`          // what is sent; nothing where that is a file
+	File    bool         `json:"file,omitempty"` // the messages of a file
+	Rate    float64      `json:"rate"`           // messages a second
+	// URL and TopicPrefix say where to, if not to the brokers of the configuration. A password in URL is
+	// shown as xxxxx.
+	URL         string `json:"url,omitempty"`
+	TopicPrefix string `json:"topic_prefix,omitempty"`
+
+	State   ReplayState `json:"state"`
+	Total   int         `json:"total"`             // messages
+	Bytes   int64       `json:"bytes"`             // of their bodies
+	Done    int         `json:"done"`              // put into the queue, or accepted at URL
+	Skipped int         `json:"skipped,omitempty"` // those that waited in the queue anyway, or that cannot be sent
+	Waiting int         `json:"waiting,omitempty"` // of Done: in the queue still
+	Refused int         `json:"refused,omitempty"` // by the broker at URL
+	Cursor  Ref         `json:"cursor,omitzero"`   // the last message dealt with
+	Error   string      `json:"error,omitempty"`   // why it does not go on
+	Ended   time.Time   `json:"ended,omitzero"`
+}
+
+// Ref names a message and its place in the order of the history.
+type Ref struct {
+	Handed time.Time `json:"handed,omitzero"`
+	ID     string    `json:"id,omitempty"`
+	Line   int       `json:"line,omitempty"` // of a file, from 1
+}
+
+// ReplayState says how far a replay is.
+type ReplayState string
+
+const (
+	ReplayRuns      ReplayState = "running"
+	ReplayDone      ReplayState = "done"
+	ReplayCancelled ReplayState = "cancelled"
+)
+
+// Plan is what a replay would send.
+type Plan struct {
+	Messages int            `json:"messages"`
+	Bytes    int64          `json:"bytes"`
+	Topics   map[string]int `json:"topics"`
+	Rate     float64        `json:"rate"` // messages a second
+}

@@ -182,6 +182,19 @@ func (tx fileTx) item(box inspect.Box, id string) (queue.Item, error) {
 	return tx.queueItem(seqOf(k))
 }
 
+// Holds implements Inspector.
+func (f *Store) Holds(ctx context.Context, ids []string) (int, error) {
+	return view(ctx, f, "look for messages", func(tx fileTx) (int, error) {
+		n := 0
+		for _, id := range ids {
+			if tx.in("id").Get([]byte(id)) != nil {
+				n++
+			}
+		}
+		return n, nil
+	})
+}
+
 // Show implements Inspector.
 func (f *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Item, error) {
 	return view(ctx, f, "show "+id, func(tx fileTx) (queue.Item, error) { return tx.item(box, id) })

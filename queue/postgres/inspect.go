@@ -151,6 +151,14 @@ const (
 	fullDeadItems = `SELECT ` + deadItem + `, coalesce(d.props, ''), d.body FROM koji_relay.dead_letter d`
 )
 
+// Holds implements Inspector.
+func (p *Store) Holds(ctx context.Context, ids []string) (n int, err error) {
+	err = p.do(ctx, "look for messages in the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT count(*) FROM koji_relay.delivery WHERE message_id = ANY($1)`, ids).Scan(&n)
+	})
+	return n, err
+}
+
 // Show implements Inspector.
 func (p *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Item, error) {
 	sql := fullQueueItems

@@ -201,6 +201,13 @@ func exportAndImportMoveAQueueBetweenStores(t *testing.T, open Opener) {
 			}
 		}
 	}
+	ids := []string{"no such id"}
+	for _, it := range List(t, to, inspect.QueueBox, inspect.ListOptions{}) {
+		ids = append(ids, it.Message.ID)
+	}
+	if n, err := to.Holds(t.Context(), ids); err != nil || n != len(ids)-1 || n == 0 {
+		t.Errorf("of %d ids the queue holds %d, error %v", len(ids), n, err)
+	}
 	if done := expire(t, to, queue.Expiry{MaxAge: 24 * time.Hour}); done.Messages["build.tag"] != 1 {
 		t.Errorf("expired %v after the move, want the one that was old before", done.Messages)
 	}

@@ -1,0 +1,112 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"koji-relay/history"
+	"koji-relay/internal/inspect"
+)
+
+// AddReplay implements history.ReplayStore.
+func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []history.Row) error {
+	return s.do(ctx, "add a replay", func(ctx context.Context, conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			err := tx.QueryRow(ctx, `INSERT INTO koji_relay.replay (running, state) VALUES (true, $1) RETURNING id`, r).Scan(&r.ID)
+			if err != nil {
+				return err
+			}
+			_, err = tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "replay_line"}, []string{"replay", "line", "message", "content"},
+				pgx.CopyFromSlice(len(lines), func(i int) ([]any, error) {
+					row := lines[i]
+					row.Content = nil
+					return []any{r.ID, i + 1, row, lines[i].Content}, nil
+				}))
+			return err
+		})
+	})
+}
+
+// Replays implements history.ReplayStore.
+func (s *Store) Replays(ctx context.Context) (all []inspect.Replay, err error) {
+	err = s.do(ctx, "list the replays", func(ctx context.Context, conn *pgx.Conn) error {
+		rows, _ := conn.Query(ctx, `SELECT id, state FROM koji_relay.replay ORDER BY id`)
+		all, err = pgx.CollectRows(rows, readReplay)
+		return err
+	})
+	return all, err
+}
+
+func readReplay(row pgx.CollectableRow) (inspect.Replay, error) {
+	var r inspect.Replay
+	var id int64
+	err := row.Scan(&id, &r)
+	r.ID = id // the stored text was made before it had one
+	return r, err
+}
+
+// ClaimReplay implements history.ReplayStore.
+func (s *Store) ClaimReplay(ctx context.Context, writer string, lease time.Duration) (claimed *inspect.Replay, err error) {
+	err = s.do(ctx, "claim a replay", func(ctx context.Context, conn *pgx.Conn) error {
+		rows, _ := conn.Query(ctx, `UPDATE koji_relay.replay SET holder = $1, lease = now() + $2 * interval '1 second'
+			WHERE id = (SELECT id FROM koji_relay.replay WHERE running AND (lease < now() OR holder = $1)
+				ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+			RETURNING id, state`, writer, lease.Seconds())
+		r, err := pgx.CollectExactlyOneRow(rows, readReplay)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		claimed = &r
+		return err
+	})
+	return claimed, err
+}
+
+// SaveReplay implements history.ReplayStore. The messages of a file go when it ends.
+func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string, lease time.Duration) (runs bool, err error) {
+	err = s.do(ctx, "save a replay", func(ctx context.Context, conn *pgx.Conn) error {
+		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET state = $1, running = $2,
+				lease = now() + $3 * interval '1 second'
+			WHERE id = $4 AND running AND holder = $5`, r, r.State == inspect.ReplayRuns, lease.Seconds(), r.ID, writer)
+		runs = tag.RowsAffected() == 1
+		if err == nil && r.State != inspect.ReplayRuns {
+			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, r.ID)
+		}
+		return err
+	})
+	return runs, err
+}
+
+// CancelReplay implements history.ReplayStore.
+func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error) {
+	err = s.do(ctx, "cancel a replay", func(ctx context.Context, conn *pgx.Conn) error {
+		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET running = false,
+			state = state || jsonb_build_object('state', 'cancelled', 'ended', now()) WHERE id = $1 AND running`, id)
+		ran = tag.RowsAffected() == 1
+		if err == nil && ran {
+			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, id)
+		}
+		return err
+	})
+	return ran, err
+}
+
+// Lines implements history.ReplayStore.
+func (s *Store) Lines(ctx context.Context, replay int64, after, n int) (lines []history.Row, err error) {
+	err = s.do(ctx, "read the lines of a replay", func(ctx context.Context, conn *pgx.Conn) error {
+		rows, _ := conn.Query(ctx, `SELECT message, content FROM koji_relay.replay_line
+			WHERE replay = $1 AND line > $2 ORDER BY line LIMIT $3`, replay, after, n)
+		lines, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (history.Row, error) {
+			var r history.Row
+			var content []byte
+			err := row.Scan(&r, &content)
+			r.Content = content
+			return r, err
+		})
+		return err
+	})
+	return lines, err
+}

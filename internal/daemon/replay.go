@@ -1,0 +1,324 @@
+package daemon
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"koji-relay/config"
+	"koji-relay/history"
+	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
+	"koji-relay/internal/message"
+	"koji-relay/queue"
+	"koji-relay/relay"
+)
+
+// defaultReplayRate is used where [queue] rate_limit names none: messages a second.
+const defaultReplayRate = 100
+
+// historyControl is what commands ask of the history, in a running relay or without one.
+type historyControl struct {
+	store  history.Store
+	config func() *config.Config
+	queued bool // there is a queue
+}
+
+// NewHistoryControl is for the commands that work on the history while no relay runs.
+func NewHistoryControl(c *config.Config, s history.Store) admin.HistoryControl {
+	return historyControl{s, func() *config.Config { return c }, c.Queue.Enabled}
+}
+
+func (d *Daemon) historyControl() admin.HistoryControl {
+	if d.historyStore == nil {
+		return noHistoryControl{}
+	}
+	return historyControl{d.historyStore, func() *config.Config { return d.effective.Load().config }, d.store != nil}
+}
+
+// explainHistory gives the errors that the control socket knows their codes.
+func explainHistory(err error) error {
+	switch {
+	case errors.Is(err, history.ErrNotFound):
+		return &admin.Error{Code: admin.CodeNotFound, Text: err.Error()}
+	case errors.Is(err, history.ErrQuery):
+		return &admin.Error{Code: admin.CodeBadRequest, Text: err.Error()}
+	}
+	return err
+}
+
+func (h historyControl) History(ctx context.Context, q inspect.HistoryQuery, each func(*inspect.HistoryMessage) error) error {
+	return explainHistory(history.Search(ctx, h.store, q, each))
+}
+
+func (h historyControl) HistoryMessage(ctx context.Context, id string) (*inspect.HistoryMessage, error) {
+	m, err := history.Show(ctx, h.store, id)
+	return m, explainHistory(err)
+}
+
+func (h historyControl) HistoryGaps(ctx context.Context, since, until time.Time) ([]inspect.Gap, error) {
+	return h.store.Gaps(ctx, since, until)
+}
+
+func (h historyControl) PlanReplay(ctx context.Context, r inspect.Replay) (inspect.Plan, error) {
+	if err := h.complete(&r); err != nil {
+		return inspect.Plan{}, err
+	}
+	plan, err := history.PlanReplay(ctx, h.store, r.Query)
+	plan.Rate = r.Rate
+	return plan, explainHistory(err)
+}
+
+// complete fills in what a command left open, and refuses what cannot be done.
+func (h historyControl) complete(r *inspect.Replay) error {
+	refuse := func(text string) error { return &admin.Error{Code: admin.CodeBadRequest, Text: text} }
+	if r.URL == "" && !h.queued {
+		return &admin.Error{Code: admin.CodeRefused, Text: "there is no queue to replay through: [queue] enabled = off; give --url"}
+	}
+	if r.Rate < 0 {
+		return refuse(fmt.Sprintf("the rate is %v; give messages a second", r.Rate))
+	}
+	c := h.config()
+	if r.Rate == 0 {
+		r.Rate = defaultReplayRate
+		if c.Queue.RateLimit > 0 {
+			r.Rate = float64(c.Queue.RateLimit)
+		}
+	}
+	if r.URL != "" {
+		if u, err := url.Parse(r.URL); err != nil || u.Scheme != "amqp" && u.Scheme != "amqps" || u.Host == "" {
+			return refuse("the URL is none of a broker: write amqp://host or amqps://host")
+		}
+		if r.TopicPrefix == "" {
+			r.TopicPrefix = c.Broker.TopicPrefix
+		}
+	} else if r.TopicPrefix != "" {
+		return refuse("a topic prefix of its own needs a URL: the queue goes to the brokers of the configuration")
+	}
+	// What is handed over from now on is not part of it.
+	if r.Created = time.Now(); r.Query.Until.IsZero() || r.Query.Until.After(r.Created) {
+		r.Query.Until = r.Created
+	}
+	r.Query.Limit = 0
+	return nil
+}
+
+func (h historyControl) StartReplay(ctx context.Context, r inspect.Replay, lines io.Reader) (inspect.Replay, error) {
+	if err := h.complete(&r); err != nil {
+		return r, err
+	}
+	var rows []history.Row
+	if r.File {
+		var err error
+		if rows, err = readLines(lines); err != nil {
+			return r, &admin.Error{Code: admin.CodeBadRequest, Text: err.Error()}
+		}
+		r.Total = len(rows)
+		for i := range rows {
+			r.Bytes += int64(rows[i].Size)
+		}
+	} else {
+		plan, err := history.PlanReplay(ctx, h.store, r.Query)
+		if err != nil {
+			return r, explainHistory(err)
+		}
+		r.Total, r.Bytes = plan.Messages, plan.Bytes
+	}
+	r.State = inspect.ReplayRuns
+	if err := h.store.AddReplay(ctx, &r, rows); err != nil {
+		return r, err
+	}
+	return masked(r), nil
+}
+
+func masked(r inspect.Replay) inspect.Replay {
+	if r.URL != "" {
+		r.URL = history.MaskURL(r.URL)
+	}
+	return r
+}
+
+// readLines reads what `koji-relay history --json` wrote. Events that made no message are passed over.
+func readLines(r io.Reader) ([]history.Row, error) {
+	var rows []history.Row
+	in := bufio.NewReaderSize(r, 64<<10)
+	for n := 1; ; n++ {
+		line, err := in.ReadBytes('\n')
+		if len(bytes.TrimSpace(line)) > 0 {
+			row, err := history.FromJSON(line)
+			if err != nil {
+				return nil, fmt.Errorf("line %d is not of koji-relay history --json: %w", n, err)
+			}
+			if row.ID != "" {
+				rows = append(rows, row)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return rows, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read line %d: %w", n, err)
+		}
+	}
+}
+
+func (h historyControl) Replays(ctx context.Context) ([]inspect.Replay, error) {
+	all, err := h.store.Replays(ctx)
+	for i := range all {
+		all[i] = masked(all[i])
+	}
+	return all, err
+}
+
+func (h historyControl) CancelReplay(ctx context.Context, id int64) error {
+	ran, err := h.store.CancelReplay(ctx, id)
+	if err == nil && !ran {
+		return &admin.Error{Code: admin.CodeNotFound, Text: fmt.Sprintf("no replay %d is running", id)}
+	}
+	return err
+}
+
+// noHistoryControl answers where no history is kept.
+type noHistoryControl struct{}
+
+var errNoHistory = &admin.Error{Code: admin.CodeRefused, Text: history.ErrOff.Error()}
+
+func (noHistoryControl) History(context.Context, inspect.HistoryQuery, func(*inspect.HistoryMessage) error) error {
+	return errNoHistory
+}
+
+func (noHistoryControl) HistoryMessage(context.Context, string) (*inspect.HistoryMessage, error) {
+	return nil, errNoHistory
+}
+
+func (noHistoryControl) HistoryGaps(context.Context, time.Time, time.Time) ([]inspect.Gap, error) {
+	return nil, errNoHistory
+}
+
+func (noHistoryControl) PlanReplay(context.Context, inspect.Replay) (inspect.Plan, error) {
+	return inspect.Plan{}, errNoHistory
+}
+
+func (noHistoryControl) StartReplay(context.Context, inspect.Replay, io.Reader) (inspect.Replay, error) {
+	return inspect.Replay{}, errNoHistory
+}
+
+func (noHistoryControl) Replays(context.Context) ([]inspect.Replay, error) { return nil, errNoHistory }
+
+func (noHistoryControl) CancelReplay(context.Context, int64) error { return errNoHistory }
+
+// startReplays works through replays.
+func (d *Daemon) startReplays(parts *stops) {
+	if d.historyStore == nil {
+		return
+	}
+	r := history.NewReplayer(d.historyStore, history.ReplayerOptions{
+		Writer: d.historyOptions(d.opts.Config).Writer, Open: d.openSink, Note: d.history.Step, Logger: d.log,
+	})
+	parts.add(startPart("replays", 5*time.Second, d.fatal, r.Run))
+}
+
+func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay) (history.Sink, error) {
+	if r.URL == "" {
+		if d.store == nil {
+			return nil, errNoQueue
+		}
+		return queueSink{d.store, d.drainer.Wake}, nil
+	}
+	return openBrokerSink(ctx, d.effective.Load().config, r, d.log)
+}
+
+// queueSink puts messages into the queue as set aside and due: the drain takes those in batches of their
+// own, every fourth one while others wait, and they are no backlog that new messages would wait behind
+// (preserve_order). They are new in age, so that max_age does not take them away, and keep their
+// creation-time.
+type queueSink struct {
+	store store
+	wake  func()
+}
+
+func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []message.Message) (done, refused int, err error) {
+	if len(messages) == 0 {
+		return 0, 0, nil
+	}
+	now := time.Now()
+	items := make([]queue.Item, len(messages))
+	for i := range messages {
+		props, err := message.EncodeProps(messages[i].Props)
+		if err != nil {
+			return 0, 0, err
+		}
+		items[i] = queue.Item{Message: messages[i], Props: string(props), Body: []byte(messages[i].Body), Queued: now,
+			NextAttempt: now, Reason: fmt.Sprintf("replay %d", r.ID)}
+		items[i].Message.Body = ""
+	}
+	done, err = q.store.Add(ctx, inspect.QueueBox, items)
+	q.wake()
+	return done, 0, err
+}
+
+func (q queueSink) Waiting(ctx context.Context, ids []string) (int, error) {
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	return q.store.Holds(ctx, ids)
+}
+
+func (queueSink) Close() {}
+
+// brokerSink sends to the broker that a replay names, over a relay of its own.
+type brokerSink struct {
+	relay *relay.Relay
+	stop  func()
+	log   *slog.Logger
+}
+
+func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay, log *slog.Logger) (history.Sink, error) {
+	o := RelayOptions(c, log)
+	o.Brokers, o.TopicPrefix, o.TestMode = []relay.Broker{{URL: r.URL}}, r.TopicPrefix, false
+	sending, err := relay.New(o)
+	if err != nil {
+		return nil, fmt.Errorf("prepare sending to %s: %w", history.MaskURL(r.URL), err)
+	}
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := sending.Run(running); err != nil {
+			log.Error("the replay's connection ended", "error", err)
+		}
+	}()
+	return &brokerSink{sending, func() { cancel(); <-done }, log}, nil
+}
+
+func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []message.Message) (done, refused int, err error) {
+	var reasons []string
+	for i, o := range b.relay.SendPatiently(ctx, messages) {
+		switch o.Next {
+		case message.Done:
+			done++
+		case message.Count, message.Dead:
+			refused++
+			b.log.Warn("a replayed message was refused", "message_id", messages[i].ID, "broker", o.Broker, "reason", o.Reason)
+		default:
+			reasons = append(reasons, o.Reason)
+		}
+	}
+	if len(reasons) > 0 {
+		// All are given again, with their ids: consumers that remember those drop what they have.
+		return done, refused, fmt.Errorf("%d of %d messages were not taken: %s", len(reasons), len(messages),
+			strings.TrimSpace(reasons[0]))
+	}
+	return done, refused, nil
+}
+
+func (b *brokerSink) Waiting(context.Context, []string) (int, error) { return 0, nil }
+
+func (b *brokerSink) Close() { b.stop() }
