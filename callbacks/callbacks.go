@@ -235,11 +235,17 @@ func (r *Rules) form(commit string, event message.Event) (message.Message, verdi
 	return m, verdict{trimmed: trimmed}
 }
 
+// Wants reports whether events of this callback become messages.
+func (r *Rules) Wants(callback string) bool { return r.wants(callback) }
+
+// Excludes reports whether tag and untag events of this tag make no message.
+func (r *Rules) Excludes(tag string) bool { return fnmatch.Any(r.excluded, tag) }
+
 // excludes reports whether the message is about a tag that the administrator excluded.
 func (r *Rules) excludes(props []message.Prop) bool {
 	i := slices.IndexFunc(props, func(p message.Prop) bool { return p.Key == "tag" })
 	tag, ok := props[i].Value.(string)
-	return ok && fnmatch.Any(r.excluded, tag)
+	return ok && r.Excludes(tag)
 }
 
 // trims reports whether extra is longer than extra_limit lets it be.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"koji-relay/history/audit"
 	"koji-relay/queue/postgres"
 	"koji-relay/queue/schema"
 )
@@ -70,7 +71,7 @@ func (t dbTarget) with(ctx context.Context, f func(*postgres.Schema) error) erro
 }
 
 func dbInitCommand() *cobra.Command {
-	var print bool
+	var print, forAudit bool
 	var relay, hub string
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -86,6 +87,7 @@ owner.`,
 		Args: cobra.NoArgs,
 	}
 	target := addDatabaseFlags(cmd)
+	cmd.Flags().BoolVar(&forAudit, "audit", false, "print the grant that koji-relay audit needs as well")
 	cmd.Flags().BoolVar(&print, "print", false, "print the SQL and the grants instead of running it")
 	cmd.Flags().StringVar(&relay, "relay-role", "koji-relay", "`role` of the relay, for the printed grants")
 	cmd.Flags().StringVar(&hub, "hub-role", "koji", "`role` of the hub, for the printed grants")
@@ -94,6 +96,9 @@ owner.`,
 			grants, err := postgres.GrantsSQL(relay, hub)
 			if err != nil {
 				return usageError{err}
+			}
+			if forAudit {
+				grants += audit.Grants(relay)
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s", postgres.SchemaSQL(), grants)
 			return err

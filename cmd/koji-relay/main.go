@@ -81,8 +81,8 @@ unusable arguments or configuration, nothing was done.`,
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
 	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand(),
-		queueCommand(), deadCommand(), historyCommand(), replayCommand(), pauseCommand(), resumeCommand(), reloadCommand(),
-		logLevelCommand(), completionCommand(), sendTestCommand())
+		queueCommand(), deadCommand(), historyCommand(), replayCommand(), auditCommand(), pauseCommand(), resumeCommand(),
+		reloadCommand(), logLevelCommand(), completionCommand(), sendTestCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(strings.NewReplacer( // every terminal has 80 columns

@@ -40,9 +40,9 @@ replay goes on when this command is interrupted, and after a restart.
 The conditions are those of 'koji-relay history'; at least one is needed, or
 --from with a file of 'koji-relay history --json'. With --url the messages go to
 another broker instead, which is checked as by 'koji-relay check --connect'.`,
-		Example: `  koji-relay replay --since '2026-11-26 14:00' --until '2026-11-26 15:00' --dry-run
+		Example: `  koji-relay replay --since '2026-11-26 14:00' --until 2026-11-27 --dry-run
   koji-relay replay --tag f40-updates --since 1d --rate 50
-  koji-relay replay --since 7d --url amqps://new-broker:5671 --topic-prefix /topic/koji
+  koji-relay replay --since 7d --url amqps://new:5671 --topic-prefix /topic/koji
   koji-relay replay --from history.jsonl --yes`,
 		Args: noSubcommand,
 	}
