@@ -83,6 +83,14 @@ func writeString(b *bytes.Buffer, s string) error {
 // DecodeProps is the inverse of EncodeProps, and reads what protonmsg stored. The order is kept, and a
 // value without an AMQP form is kept as its text.
 func DecodeProps(text []byte) ([]Prop, error) {
+	if props, ok := flatProps(text); ok {
+		return props, nil
+	}
+	return decodeProps(text)
+}
+
+// decodeProps reads whatever is JSON.
+func decodeProps(text []byte) ([]Prop, error) {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.UseNumber()
 	if t, err := dec.Token(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"reflect"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -74,3 +75,46 @@ func sameFloat(a, b float64) bool { return math.Float64bits(a) == math.Float64bi
 func utf8Valid(b []byte) bool { return bytes.Equal(bytes.ToValidUTF8(b, nil), b) }
 
 func raw(s string) json.RawMessage { return json.RawMessage(s) }
+
+// What the short way reads it reads as the long one does, and it reads what most messages have.
+func TestFlatPropsAreReadAsAllOthers(t *testing.T) {
+	t.Parallel()
+	flat := 0
+	for _, text := range []string{
+		`{}`, ` { } `, `{"a": "b"}`, `{"a":1,"b" : -1, "c": null,"d":true, "e":false}`, `{"a": "café"}`, `{"a": "café"}`, `{"a": 0}`,
+		`{"a": -0}`, `{"a": 01}`, `{"a": 1.0}`, `{"a": 1e3}`, `{"a": 9223372036854775807}`, `{"a": 9223372036854775808}`, `{"a": -}`,
+		`{"a": nul}`, `{"a": nulll}`, `{"a": truefalse}`, `{"a": 1 2}`, `{"a": 1}x`, `{"a": 1,}`, `{"a"}`, `{"a": {"b": 1}}`, `{"a": [1]}`,
+		`{"a": "x`, "{\"a\": \"\xff\"}", "{\"a\": \"\n\"}", `[]`, ``, `{`, `{"a": 1--2}`, `{"a": 1, "a": 2}`, `{"type": "Tag", "tag": "f40", "n": 7}`,
+	} {
+		short, ok := flatProps([]byte(text))
+		if !ok {
+			continue
+		}
+		flat++
+		long, err := decodeProps([]byte(text))
+		if err != nil || !reflect.DeepEqual(short, long) {
+			t.Errorf("%s was read as %v, want %v, %v", text, short, long, err)
+		}
+	}
+	if flat < 9 {
+		t.Errorf("%d texts were read the short way", flat)
+	}
+}
+
+func BenchmarkDecodeProps(b *testing.B) {
+	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira", "n": 7}`)
+	for b.Loop() {
+		if _, err := DecodeProps(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecodePropsWhateverTheyAre(b *testing.B) {
+	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira", "n": 7}`)
+	for b.Loop() {
+		if _, err := decodeProps(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
