@@ -30,9 +30,6 @@ func (c ConnString) GoString() string { return c.String() }
 // MarshalText keeps encoders from printing what String masks.
 func (c ConnString) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-// libpq's keyword = value, the value in quotes or with escaped spaces.
-var keywordPair = regexp.MustCompile(`\s*[A-Za-z_]+\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\']|\\.)*)`)
-
 var keywordSecret = regexp.MustCompile(`(?i)\b(user|password|passfile|sslpassword)(\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)+)`)
 
 func isPostgresURL(text string) bool {

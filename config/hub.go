@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 )
@@ -33,7 +32,7 @@ func LoadHubDatabase(path string) (ConnString, error) {
 	}
 	// The hub takes an empty DBConnectionString for none.
 	if dsn := hubValue(doc, "DBConnectionString"); dsn != "" {
-		return ConnString(withoutLibpqOnly(dsn)), nil
+		return ConnString(dsn), nil
 	}
 	port := hubValue(doc, "DBPort")
 	if e := doc.lookup("hub", "dbport"); e != nil {
@@ -88,38 +87,4 @@ func hubValue(doc *document, name string) string {
 
 func quoteLibpq(value string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
-}
-
-// libpqOnly are keywords that tune libpq's own workings. A driver that is not libpq would hand them to the
-// server as settings, which refuses the connection.
-var libpqOnly = map[string]bool{
-	"keepalives": true, "keepalives_idle": true, "keepalives_interval": true, "keepalives_count": true,
-	"tcp_user_timeout": true, "gssencmode": true, "gsslib": true, "gssdelegation": true,
-	"fallback_application_name": true, "sslcompression": true, "sslcrl": true, "sslcrldir": true,
-	"requiressl": true, "load_balance_hosts": true, "ssl_min_protocol_version": true, "ssl_max_protocol_version": true,
-}
-
-// withoutLibpqOnly leaves out what would keep another driver from connecting.
-func withoutLibpqOnly(dsn string) string {
-	if isPostgresURL(dsn) {
-		u, err := url.Parse(dsn)
-		if err != nil {
-			return dsn // the driver will say so
-		}
-		query := u.Query()
-		for name := range query {
-			if libpqOnly[name] {
-				query.Del(name)
-			}
-		}
-		u.RawQuery = query.Encode()
-		return u.String()
-	}
-	return keywordPair.ReplaceAllStringFunc(dsn, func(pair string) string {
-		name, _, _ := strings.Cut(pair, "=")
-		if libpqOnly[strings.TrimSpace(name)] {
-			return ""
-		}
-		return pair
-	})
 }

@@ -19,6 +19,7 @@ import (
 
 	"koji-relay/history"
 	"koji-relay/internal/inspect"
+	"koji-relay/internal/libpq"
 )
 
 // Options say how to reach the database.
@@ -73,18 +74,20 @@ const sessionSettings = `
 
 // Open prepares the store. It connects at the first call: a database that cannot be reached is no error here.
 func Open(o Options) (*Store, error) {
-	config, err := pgxpool.ParseConfig(o.ConnString)
+	cc, err := libpq.Parse(o.ConnString)
 	if err != nil {
-		var parse *pgconn.ParseConfigError
-		if errors.As(err, &parse) && errors.Unwrap(parse) != nil {
-			err = errors.Unwrap(parse) // without the string, which may hold a password
-		}
 		return nil, fmt.Errorf("read the connection string of the history's database: %w", err)
 	}
+	config, err := pgxpool.ParseConfig("") // a pool's is not made otherwise
+	if err != nil {
+		return nil, fmt.Errorf("prepare connections to the history's database: %w", err)
+	}
+	config.ConnConfig = cc
 	config.MaxConns = maxConns
 	config.MaxConnLifetime = time.Hour
-	cc := config.ConnConfig
-	cc.ConnectTimeout = connectTimeout
+	if cc.ConnectTimeout == 0 {
+		cc.ConnectTimeout = connectTimeout
+	}
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = "koji-relay history"
 	}
