@@ -26,10 +26,15 @@ import (
 type Store interface {
 	// Put stores unsent messages according to their outcomes, and undeliverable events as dead letters, in
 	// one transaction: all or nothing. It is idempotent on message-id: what is queued already stays as it is. After
-	// an error nothing is stored, except that a deadline or a broken connection leaves it open whether all
-	// was; putting again is safe. A message that the store cannot hold (not JSON, not UTF-8) becomes a dead
-	// letter instead of failing its neighbours. Above the store's MaxBytes the error is ErrFull.
-	Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) error
+	// an error nothing is stored, except that a deadline or a broken connection leaves it open what was; putting
+	// again is safe. A message that the store cannot hold (not JSON, not UTF-8) becomes a dead letter instead of
+	// failing its neighbours, and so does one whose outcome says so: Stored tells. Above the store's MaxBytes the
+	// error is ErrFull.
+	Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (Stored, error)
+
+	// Probe returns nil when a Put would find what it needs: it writes, to disk, and leaves nothing behind. So it
+	// notices a server that is read-only and a disk that is full. It costs as much as a Put.
+	Probe(ctx context.Context) error
 
 	// BeginDrain starts a run over the queue that no other process of the fleet, and no protonmsg, makes at
 	// the same time; ErrBusy when another does. The caller must End it.
@@ -44,6 +49,13 @@ type Store interface {
 
 	// Close releases the store after running calls ended.
 	Close() error
+}
+
+// Stored is what one Put did.
+type Stored struct {
+	Queued int // messages that are in the queue now, also those that were there before
+	// Dead has the reason for each message and event that is a dead letter now, by its message-id.
+	Dead map[string]string
 }
 
 // Pass is one exclusive run over the queue. It is not safe for concurrent use, except for Held.

@@ -17,6 +17,18 @@ type Incoming struct {
 	Size int64
 }
 
+// Stored is what has happened once in is stored.
+func (in *Incoming) Stored() Stored {
+	s := Stored{Queued: len(in.Rows)}
+	if len(in.Dead) > 0 {
+		s.Dead = make(map[string]string, len(in.Dead))
+	}
+	for i := range in.Dead {
+		s.Dead[in.Dead[i].ID] = in.Dead[i].Reason
+	}
+	return s
+}
+
 // Row is a message ready to be stored in the queue.
 type Row struct {
 	message.Message

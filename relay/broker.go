@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
-	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -29,13 +28,13 @@ import (
 // does not show that it takes messages (RabbitMQ under a memory alarm does the one and not the other). When a broker
 // stalls, all others that have settled nothing meanwhile are stalled as well until a trial: so silence costs the hub
 // handoff_timeout once and not for each URL.
-type BrokerState = inspect.BrokerState
+type BrokerState string
 
 const (
-	Down       = inspect.Down
-	Connecting = inspect.Connecting
-	Up         = inspect.Up
-	Stalled    = inspect.Stalled
+	Down       BrokerState = "down"
+	Connecting BrokerState = "connecting"
+	Up         BrokerState = "up"      // used
+	Stalled    BrokerState = "stalled" // connected, but does not settle; not used on the hub's time
 )
 
 const (
@@ -46,6 +45,25 @@ const (
 	// trialShare of HandoffTimeout is what such a trial may cost a hub call: 50 ms of 1 s.
 	trialShare = 20
 )
+
+// BrokerStatus describes one broker for people and metrics. It holds no secret.
+type BrokerStatus struct {
+	Broker  string // host:port
+	State   BrokerState
+	Since   time.Time
+	Reason  string // why it is not up
+	Product string // as it announced itself, with Version
+	Version string
+	Dialect string
+	Login   string // SASL mechanism
+	Target  string // an example: where build.tag goes
+	// MaxMessageSize is in bytes; 0 = no limit.
+	MaxMessageSize uint64
+	// CertExpires is when the broker's certificate ends, and ClientCertExpires when ours does; zero without TLS.
+	CertExpires, ClientCertExpires time.Time
+	Links                          int
+	Unsettled                      int64 // messages that it has and has not answered
+}
 
 // broker is one amqpconn.Endpoint with its supervisor.
 type broker struct {
@@ -388,13 +406,13 @@ func (b *broker) notice(address, kind, cause string) {
 	}
 }
 
-func (b *broker) status() inspect.Broker {
+func (b *broker) status() BrokerStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := inspect.Broker{Name: b.e.Name, State: b.state, Since: b.since, Reason: b.cause, TLS: b.e.TLS}
+	s := BrokerStatus{Broker: b.e.Name, State: b.state, Since: b.since, Reason: b.cause}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
-		s.Target, s.MaxMessageSize, s.InFlight = c.Target, c.MaxSize, c.unsettled.Load()
+		s.Target, s.MaxMessageSize, s.Unsettled = c.Target, c.MaxSize, c.unsettled.Load()
 		s.CertExpires, s.ClientCertExpires = c.CertExpires()
 		c.mu.Lock()
 		s.Links = len(c.links)

@@ -39,16 +39,16 @@ func (s *slowParts) Send(ctx context.Context, msgs []message.Message) []message.
 	return outcomes
 }
 
-func (s *slowParts) Put(ctx context.Context, unsent []message.Unsent, _ []message.Undeliverable) error {
+func (s *slowParts) Put(ctx context.Context, unsent []message.Unsent, _ []message.Undeliverable) (queue.Stored, error) {
 	s.puts = append(s.puts, len(unsent))
 	if s.putErr != nil && len(s.puts) > 1 {
-		return s.putErr
+		return queue.Stored{}, s.putErr
 	}
 	select {
 	case <-time.After(s.putTakes):
-		return nil
+		return queue.Stored{Queued: len(unsent)}, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return queue.Stored{}, ctx.Err()
 	}
 }
 

@@ -22,7 +22,7 @@ type sender interface {
 
 // putter is the queue's: all of it is stored, durably, or none.
 type putter interface {
-	Put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) error
+	Put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) (queue.Stored, error)
 }
 
 // order is what the publisher needs to keep the order of first attempts; queue.Store and the outbox say how
@@ -215,8 +215,16 @@ func (h *handover) put(ctx context.Context, unsent []message.Unsent, bad []messa
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.storeTimeout)
 	defer cancel()
-	if err := h.queue.Put(ctx, unsent, bad); err != nil {
+	stored, err := h.queue.Put(ctx, unsent, bad)
+	if err != nil {
 		return err
+	}
+	for i := range unsent {
+		o := &unsent[i].Outcome
+		// The put may decide so by itself: it was the last attempt, or the store cannot hold the message.
+		if reason, dead := stored.Dead[unsent[i].Message.ID]; dead && o.Next != message.Dead {
+			o.Next, o.Reason = message.Dead, reason
+		}
 	}
 	h.stored()
 	h.watch.put(unsent, bad, h.via)

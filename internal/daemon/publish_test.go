@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"koji-relay/callbacks"
+	"koji-relay/internal/admin"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -37,15 +38,16 @@ type fakeQueue struct {
 	err    error
 	unsent []message.Unsent
 	bad    []message.Undeliverable
+	dead   map[string]string // what it makes dead letters of, by message-id
 }
 
-func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent, bad []message.Undeliverable) error {
+func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent, bad []message.Undeliverable) (queue.Stored, error) {
 	if f.err != nil {
-		return f.err
+		return queue.Stored{}, f.err
 	}
 	f.unsent = append(f.unsent, unsent...)
 	f.bad = append(f.bad, bad...)
-	return nil
+	return queue.Stored{Queued: len(unsent) - len(f.dead), Dead: f.dead}, nil
 }
 
 // fivePart is a commit of five events that become: three messages (a, b, c), one skip and one undeliverable.
@@ -115,6 +117,28 @@ func TestOnlyWhatIsDoneIsForgotten(t *testing.T) {
 		if u.Message.Created.IsZero() {
 			t.Errorf("%s has no creation time", u.Message.ID)
 		}
+	}
+}
+
+// With max_attempts = 1, or a message that the store cannot hold, the put makes a dead letter of what was to be queued.
+func TestDeadLetterMadeByThePutIsAnsweredAndCountedAsDead(t *testing.T) {
+	t.Parallel()
+	s := &fakeSender{outcomes: map[string]message.Outcome{
+		"a": done(),
+		"b": {State: message.Rejected, Next: message.Count, Reason: "not allowed"},
+		"c": {State: message.Released, Next: message.Later, Reason: "no binding"},
+	}}
+	p := newPublisher(s, &fakeQueue{dead: map[string]string{"id-b": "rejected: not allowed"}}, fivePart)
+	receipt := p.publish(context.Background(), oneCommit, func() {})
+	if diff := cmp.Diff(message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 2}, receipt); diff != "" {
+		t.Errorf("receipt (-want +got):\n%s", diff)
+	}
+	fates := map[string]admin.FateKind{}
+	for _, f := range p.watch.recent.Last() {
+		fates[f.MessageID] = f.Fate
+	}
+	if fates["id-b"] != admin.Dead || fates["id-c"] != admin.Queued {
+		t.Errorf("the page has the fates %v, want b dead and c queued", fates)
 	}
 }
 

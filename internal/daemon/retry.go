@@ -13,9 +13,8 @@ import (
 // retried is the reason in the history.
 const retried = "retried by the administrator"
 
-// retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or
-// another configuration may be able to: one that still gives no message stays a dead letter and counts as
-// missing.
+// retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or another
+// configuration may be able to: one that still gives no message stays a dead letter and counts as missing.
 func (q queueControl) retryDead(ctx context.Context, which inspect.Selection) (inspect.Changed, error) {
 	found, err := q.pick(ctx, inspect.DeadBox, which, nil)
 	done := inspect.Changed{Missing: found.missing}
@@ -37,8 +36,8 @@ func (q queueControl) retryDead(ctx context.Context, which inspect.Selection) (i
 	return q.inChunks(ctx, inspect.DeadBox, found.messages, retry, done)
 }
 
-// retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that
-// whatever fails in between loses nothing; the message-id stays the same.
+// retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that whatever
+// fails in between loses nothing; the message-id stays the same.
 func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 	it, err := q.store.Show(ctx, inspect.DeadBox, id)
 	if errors.Is(err, queue.ErrNotFound) {
@@ -59,8 +58,9 @@ func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 		return false, nil
 	}
 	t.Messages[0].Created = time.Now() // as new in age, or max_age would take it away again
-	if err := q.store.Put(ctx, []message.Unsent{{Message: t.Messages[0]}}, nil); err != nil {
-		return false, err
+	stored, err := q.store.Put(ctx, []message.Unsent{{Message: t.Messages[0]}}, nil)
+	if err != nil || len(stored.Dead) > 0 {
+		return false, err // the store cannot hold it: it stays a dead letter
 	}
 	q.history.Found(&t.Messages[0], inspect.Step{Kind: inspect.Queued, Reason: retried})
 	_, err = q.store.Drop(ctx, inspect.DeadBox, inspect.Selection{IDs: []string{id}})

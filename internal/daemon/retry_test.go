@@ -32,7 +32,7 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 		ids = append(ids, id)
 		bad = append(bad, message.Undeliverable{ID: id, Commit: deadCommit, Event: n, Callback: "postNew", Kwargs: []byte(kwargs), Reason: "an older relay did not know it"})
 	}
-	if err := store.Put(t.Context(), nil, bad); err != nil {
+	if _, err := store.Put(t.Context(), nil, bad); err != nil {
 		t.Fatal(err)
 	}
 	rules, err := callbacks.New(callbacks.Options{Events: []string{"*"}})

@@ -11,8 +11,7 @@ import (
 	"koji-relay/queue"
 )
 
-// selectionChunk is how many items one call of the store changes, so that no transaction grows with the
-// queue.
+// selectionChunk is how many items one call of the store changes, so that no transaction grows with the queue.
 const selectionChunk = 1000
 
 // Retry implements admin.QueueControl. What became due is sent at once.

@@ -81,7 +81,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	if err := store.Put(t.Context(), []message.Unsent{{Message: message.Message{
+	if _, err := store.Put(t.Context(), []message.Unsent{{Message: message.Message{
 		ID: deadCommit, Commit: deadCommit, Address: "build.tag", Body: "{}", Created: time.Now().Add(-2 * time.Hour)}}}, nil); err != nil {
 		t.Fatal(err)
 	}

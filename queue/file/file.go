@@ -233,11 +233,11 @@ func key(numbers ...uint64) []byte {
 func seqOf(k []byte) uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
 
 // Put implements Store. Puts that come together share a transaction; each waits for its fsync.
-func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) error {
+func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := f.limits.Load()
 	in := queue.SortOut(unsent, undeliverable, limits.Attempts())
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
-		return nil
+		return queue.Stored{}, nil
 	}
 	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
 	err := f.add(ctx, what, func(tx fileTx) error {
@@ -257,10 +257,23 @@ func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable 
 		failpoint.Hit("before-put-commit")
 		return nil
 	})
-	if err == nil {
-		failpoint.Hit("after-put-before-answer")
+	if err != nil {
+		return queue.Stored{}, err
 	}
-	return err
+	failpoint.Hit("after-put-before-answer")
+	return in.Stored(), nil
+}
+
+// Probe implements queue.Store. A put needs the reserve, room on the disk, and a transaction.
+func (f *Store) Probe(ctx context.Context) error {
+	return f.write(ctx, "probe the queue by writing", func() error {
+		if err := errors.Join(f.reserve.available(), roomBeside(f.path)); err != nil {
+			return err
+		}
+		return f.batch(func(tx fileTx) error {
+			return tx.in("meta").Put([]byte("probe"), key(uint64(time.Now().UnixMicro())))
+		})
+	})
 }
 
 func (tx fileTx) bytes() int64 {

@@ -83,8 +83,9 @@ func fullDiskProcess() {
 		os.Exit(1)
 	}
 	for n := 1; n < 100_000; n += 20 {
-		if err := s.Put(context.Background(), storetest.Unsent(n, n+19), nil); err != nil {
+		if _, err := s.Put(context.Background(), storetest.Unsent(n, n+19), nil); err != nil {
 			fmt.Println("refused", n, err)
+			fmt.Println("probe", s.Probe(context.Background()) != nil)
 			// What was there before can still be read, and room is made by draining.
 			pass, err := s.BeginDrain(context.Background())
 			if err != nil {
@@ -108,11 +109,42 @@ func TestFullDiskRefusesPutsAndKeepsWhatIsThere(t *testing.T) {
 	if _, scanErr := fmt.Sscanf(string(out), "refused %d", &refused); err != nil || scanErr != nil || refused < 21 {
 		t.Fatalf("%v, %v:\n%s", err, scanErr, out)
 	}
-	if !strings.Contains(string(out), "put 20 messages") || !strings.Contains(string(out), "read 100 <nil>") {
+	if !strings.Contains(string(out), "put 20 messages") || !strings.Contains(string(out), "probe true") || !strings.Contains(string(out), "read 100 <nil>") {
 		t.Errorf("the process printed:\n%s", out)
 	}
 	got := storetest.Numbers(storetest.Drained(t, openAt(t, path, queue.Limits{})))
 	if len(got) != refused-1 || got[len(got)-1] != refused-1 {
 		t.Errorf("%d messages are there, want the %d that were put and none of the put that failed", len(got), refused-1)
+	}
+}
+
+func TestReserveDoesNotFollowALink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	victim := filepath.Join(dir, "victim")
+	for name, plant := range map[string]func(path string) error{
+		"to a file":    func(path string) error { return os.Symlink(victim, path) },
+		"to nothing":   func(path string) error { return os.Symlink(filepath.Join(dir, "nothing"), path) },
+		"a hard link":  func(path string) error { return os.Link(victim, path) },
+		"a directory":  func(path string) error { return os.Mkdir(path, 0o700) },
+		"a named pipe": func(path string) error { return syscall.Mkfifo(path, 0o600) },
+	} {
+		if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, strings.ReplaceAll(name, " ", "_")+".db")
+		if err := plant(path + ".reserve"); err != nil {
+			t.Fatal(err)
+		}
+		s := openAt(t, path, queue.Limits{})
+		if _, err := s.Put(t.Context(), storetest.Unsent(1, 1), nil); err != nil && !strings.Contains(err.Error(), "remove it") {
+			t.Errorf("%s: put gave %v", name, err)
+		}
+		if text, err := os.ReadFile(victim); err != nil || string(text) != "precious" {
+			t.Errorf("%s: the file that the link leads to holds %.20q, %v", name, text, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "nothing")); err == nil {
+			t.Errorf("%s: a file was made where the link leads to", name)
+		}
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -45,13 +47,28 @@ func (r *reserve) available() error {
 	return fmt.Errorf("%w; %d bytes are kept for draining: make room on the disk", r.err, r.size)
 }
 
-// fill makes the file, unless it is there.
+// fill makes the file, unless it is there. Whatever else stands in its place is left alone: a symbolic link could lead to
+// any file of the relay's user.
 func (r *reserve) fill() error {
-	if info, err := os.Stat(r.path); err == nil && info.Size() >= int64(r.size) {
+	info, err := os.Lstat(r.path)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		return fmt.Errorf("make %s: there is something else of that name: remove it", r.path)
+	case err == nil && info.Size() >= int64(r.size):
 		return nil
+	case err == nil: // the relay was stopped while it was made
+		if err := os.Remove(r.path); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
-	err := os.WriteFile(r.path, bytes.Repeat([]byte("reserve\n"), r.size/8), 0o600)
+	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
+		return err
+	}
+	_, err = f.Write(bytes.Repeat([]byte("reserve\n"), r.size/8))
+	if err = errors.Join(err, f.Close()); err != nil {
 		err = errors.Join(err, os.Remove(r.path))
 	}
 	return err
@@ -67,6 +84,25 @@ func (r *reserve) release() bool {
 	r.held, r.next = false, time.Now().Add(time.Second)
 	r.err = syscall.ENOSPC
 	return os.Remove(r.path) == nil
+}
+
+// probeRoom is what must be free on the disk beside the reserve.
+const probeRoom = 2 << 20
+
+// roomBeside reports nil when the disk of path has room. It takes the room, writing nothing, and gives it back.
+func roomBeside(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".probe-*")
+	if err != nil {
+		return err
+	}
+	err = os.NewSyscallError("fallocate", syscall.Fallocate(int(f.Fd()), 0, 0, probeRoom))
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		err = nil // not every file system can say
+	}
+	if err != nil {
+		err = fmt.Errorf("take %d bytes on the disk: %w", probeRoom, err)
+	}
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
 
 func noSpace(err error) bool {

@@ -10,7 +10,7 @@ import (
 )
 
 // kojiTables are the tables of a hub's database that the queue touches.
-const kojiTables = createQueueTable + `;
+var kojiTables = strings.ReplaceAll(createQueueTable, "{koji}.", "") + `;
 	CREATE TABLE locks (name TEXT NOT NULL PRIMARY KEY);
 	INSERT INTO locks (name) VALUES ('protonmsg-plugin'), ('scheduler');`
 
@@ -29,11 +29,16 @@ var relaySchema = func() string {
 	}
 	var b strings.Builder
 	b.WriteString(SchemaSQL())
+	return b.String() + createRoles() + grants
+}()
+
+func createRoles() string {
+	var b strings.Builder
 	for _, role := range []string{relayRole, hubRole} {
 		fmt.Fprintf(&b, `DO $$ BEGIN CREATE ROLE %q LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`, role)
 	}
-	return b.String() + grants
-}()
+	return b.String()
+}
 
 // hubDatabase is a database as 'koji-relay db init' leaves it on a hub. The connection string is that of a superuser.
 func hubDatabase(tb testing.TB) string {

@@ -5,17 +5,66 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
-// Stats implements Inspector.
+// Counting a queue takes time that grows with it. So what was counted is shown again for a while where it is long:
+// counting takes at most 2 % of the time, however long the queue is and however often it is asked for.
+const (
+	statsLong  = 10_000 // less than that is counted each time
+	statsShare = 50
+	statsOld   = 30 * time.Second // at the most
+)
+
+// counted is the last count of the queue.
+type counted struct {
+	// mu guards the fields below.
+	mu    sync.Mutex
+	stats inspect.Statistics
+	at    time.Time
+	took  time.Duration
+}
+
+// last gives the last count, unless it is to be repeated.
+func (c *counted) last(now time.Time) (inspect.Statistics, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := c.stats
+	age := now.Sub(c.at)
+	return st, st.Depth+st.DeadLetters+st.Outbox >= statsLong && age < min(statsShare*c.took, statsOld)
+}
+
+func (c *counted) note(st inspect.Statistics, at time.Time, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stats, c.at, c.took = st, at, took
+}
+
+// forget makes the next count a new one: after an administrator's change.
+func (c *counted) forget() { c.note(inspect.Statistics{}, time.Time{}, 0) }
+
+// Stats implements Inspector. Of a long queue it may be some seconds old.
 func (p *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
+	began := time.Now()
+	if st, ok := p.counted.last(began); ok {
+		return st, nil
+	}
+	st, err := p.count(ctx)
+	if err != nil {
+		return st, err
+	}
+	p.counted.note(st, began, time.Since(began))
+	return st, nil
+}
+
+func (p *Store) count(ctx context.Context) (inspect.Statistics, error) {
 	var st inspect.Statistics
 	err := p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
@@ -35,7 +84,7 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
 	var t inspect.Topic
 	var aside int64
-	var oldest, next *time.Time
+	var oldest, next pgtype.Timestamptz
 	_, err := pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
 		t.Oldest = timeOf(oldest)
 		queue.AddTopic(st, t, aside, timeOf(next))
@@ -66,10 +115,7 @@ func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions
 	if left <= 0 {
 		left = math.MaxInt
 	}
-	at := listPlace{queueID: math.MinInt64}
-	if o.Newest {
-		at = listPlace{queueID: math.MaxInt64, died: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
-	}
+	var at listPlace
 	for left > 0 {
 		var items []queue.Item
 		err := p.do(ctx, "list "+box.Name(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
@@ -94,10 +140,11 @@ func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions
 	return nil
 }
 
-// listPlace is where a list goes on.
+// listPlace is where a list goes on; at the beginning it is not known.
 type listPlace struct {
+	known   bool
 	queueID int64
-	died    time.Time
+	died    pgtype.Timestamptz
 	id      string
 }
 
@@ -109,45 +156,49 @@ const (
 )
 
 func listSome(ctx context.Context, conn *pgx.Conn, box inspect.Box, o inspect.ListOptions, at *listPlace) ([]queue.Item, error) {
-	sql, args := `SELECT `+queueItem+`, ''::bytea, ''::bytea FROM koji_relay.delivery d
-		WHERE d.queue_id > $1 AND ($2 = '' OR d.address = $2) ORDER BY d.queue_id LIMIT $3`, []any{at.queueID, o.Address, o.Limit}
+	than, order := ">", ""
+	if o.Newest {
+		than, order = "<", " DESC"
+	}
+	sql := `SELECT ` + queueItem + `, ''::bytea, ''::bytea FROM koji_relay.delivery d
+		WHERE ($4 OR d.queue_id ` + than + ` $1) AND ($2 = '' OR d.address = $2)
+		ORDER BY d.queue_id` + order + ` LIMIT $3`
+	args := []any{at.queueID, o.Address, o.Limit, !at.known}
 	if box == inspect.DeadBox {
 		sql = `SELECT ` + deadItem + `, ''::bytea, ''::bytea FROM koji_relay.dead_letter d
-			WHERE (d.died, d.message_id) > ($1, $2) AND ($3 = '' OR d.address = $3) ORDER BY d.died, d.message_id LIMIT $4`
-		args = []any{at.died, at.id, o.Address, o.Limit}
-	}
-	if o.Newest {
-		sql = strings.NewReplacer(" > ", " < ", "queue_id LIMIT", "queue_id DESC LIMIT",
-			"d.died, d.message_id LIMIT", "d.died DESC, d.message_id DESC LIMIT").Replace(sql)
+			WHERE ($5 OR (d.died, d.message_id) ` + than + ` ($1, $2)) AND ($3 = '' OR d.address = $3)
+			ORDER BY d.died` + order + `, d.message_id` + order + ` LIMIT $4`
+		args = []any{at.died, at.id, o.Address, o.Limit, !at.known}
 	}
 	items, last, err := readItems(ctx, conn, sql, args...)
-	if n := len(items); err == nil && n > 0 {
-		*at = listPlace{queueID: last, died: items[n-1].Queued, id: items[n-1].Message.ID}
+	if err == nil && len(items) > 0 {
+		*at = last
 	}
 	return items, err
 }
 
-// readItems reads the columns of queueItem or deadItem, props and body. It also gives the queue_id of the last item.
-func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]queue.Item, int64, error) {
+// readItems reads the columns of queueItem or deadItem, props and body. It also gives the place of the last item.
+func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]queue.Item, listPlace, error) {
 	rows, _ := conn.Query(ctx, sql, args...) // CollectRows gives the error
-	var queueID int64
+	var last listPlace
 	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (queue.Item, error) {
 		var it queue.Item
-		var queued, created, next *time.Time
+		var created, next pgtype.Timestamptz
 		var props []byte
 		m := &it.Message
-		err := row.Scan(&m.ID, &queueID, &queued, &m.Commit, &m.Event, &m.Callback, &m.Address, &created, &it.Size,
+		err := row.Scan(&m.ID, &last.queueID, &last.died, &m.Commit, &m.Event, &m.Callback, &m.Address, &created, &it.Size,
 			&it.Attempts, &it.Tries, &next, &it.Reason, &it.Event, &props, &it.Body)
-		it.Queued, m.Created, it.NextAttempt = timeOf(queued), timeOf(created), timeOf(next)
+		last.known, last.id = true, m.ID
+		it.Queued, m.Created, it.NextAttempt = timeOf(last.died), timeOf(created), timeOf(next)
 		it.Props = queue.PropsText(props)
 		return it, err
 	})
-	return items, queueID, err
+	return items, last, err
 }
 
 const (
 	fullQueueItems = `SELECT ` + queueItem + `, convert_to(q.props::text, 'UTF8'), convert_to(q.body::text, 'UTF8')
-		FROM koji_relay.delivery d JOIN proton_queue q ON q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
+		FROM koji_relay.delivery d JOIN {koji}.proton_queue q ON q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
 	fullDeadItems = `SELECT ` + deadItem + `, coalesce(d.props, ''), d.body FROM koji_relay.dead_letter d`
 )
 
@@ -168,7 +219,7 @@ func (p *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Ite
 	var items []queue.Item
 	err := p.do(ctx, "show "+id, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		var err error
-		items, _, err = readItems(ctx, conn, sql+` WHERE d.message_id = $1`, id)
+		items, _, err = readItems(ctx, conn, p.sql(sql)+` WHERE d.message_id = $1`, id)
 		if err == nil && len(items) == 0 {
 			err = queue.ErrNotFound
 		}
@@ -183,6 +234,7 @@ func (p *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Ite
 // Retry implements Inspector. What is set aside becomes due rather than fresh: the drain finds it by its time, and not
 // by its place among messages that were passed long ago.
 func (p *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	defer p.counted.forget()
 	if box == inspect.DeadBox {
 		return p.retryDead(ctx, which)
 	}
@@ -194,6 +246,7 @@ func (p *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Select
 
 // Drop implements Inspector.
 func (p *Store) Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+	defer p.counted.forget()
 	if box == inspect.DeadBox {
 		return p.change(ctx, "drop dead letters", which,
 			`DELETE FROM koji_relay.dead_letter d WHERE `+where(which, "true")+` RETURNING d.message_id`)
@@ -202,7 +255,7 @@ func (p *Store) Drop(ctx context.Context, box inspect.Box, which inspect.Selecti
 		WITH gone AS (
 			DELETE FROM koji_relay.delivery d WHERE `+where(which, "true")+` RETURNING d.message_id, d.queue_id, d.created_ts
 		), deleted AS (
-			DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+			DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		)
 		SELECT message_id FROM gone`)
 	if err != nil {
@@ -227,7 +280,7 @@ func (p *Store) change(ctx context.Context, what string, which inspect.Selection
 		if ids == nil {
 			ids = []string{}
 		}
-		rows, _ := conn.Query(ctx, sql, ids) // CollectRows gives the error
+		rows, _ := conn.Query(ctx, p.sql(sql), ids) // CollectRows gives the error
 		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		changed = inspect.Changed{Count: len(found)}
 		if !which.All {
@@ -281,7 +334,7 @@ func (p *Store) retryOne(ctx context.Context, id string) error {
 	return p.do(ctx, "retry dead letter "+id, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`DELETE FROM koji_relay.dead_letter WHERE message_id = $1`, id)
-		queueRows(batch, []queue.Row{r})
+		p.queueRows(batch, []queue.Row{r})
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 			return err
 		}
@@ -292,12 +345,13 @@ func (p *Store) retryOne(ctx context.Context, id string) error {
 
 // Add implements Inspector.
 func (p *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (int, error) {
+	defer p.counted.forget()
 	in := queue.SortItems(box, items)
 	var stored int64
 	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		stored = 0
 		batch := &pgx.Batch{}
-		queueRows(batch, in.Rows)
+		p.queueRows(batch, in.Rows)
 		queueDead(batch, in.Dead)
 		results := conn.SendBatch(ctx, batch)
 		if len(in.Rows) > 0 {

@@ -45,7 +45,7 @@ func TestMessageCommittedLateIsGivenBeforeThosePutAfterIt(t *testing.T) {
 		) INSERT INTO proton_queue (id, created_ts, address, props, body) SELECT id, now(), 'build.tag', '{}', '{}' FROM n`)
 	put := func(first, last int) {
 		t.Helper()
-		if err := p.Put(t.Context(), storetest.Unsent(first, last), nil); err != nil {
+		if _, err := p.Put(t.Context(), storetest.Unsent(first, last), nil); err != nil {
 			t.Fatal(err)
 		}
 	}

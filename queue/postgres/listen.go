@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -15,13 +17,20 @@ const (
 	// end the session for its silence, and a notification that was never sent is made up for.
 	keepAlive = 2 * time.Second
 	// The server ends a session of ours that asks nothing for longer: its process is frozen. Its locks go with it.
-	silence = "20s"
+	silence = 20 * time.Second
+	// A session is given up after a while, as pooled connections are: it may lead to a server that was the primary once.
+	sessionLifetime = 30 * time.Minute
 )
+
+// errRenew ends a session that has lived for sessionLifetime. It is no trouble.
+var errRenew = errors.New("the session is old")
 
 // listener is a session outside of the pool, for what needs one of its own: LISTEN and session locks. It is not safe
 // for concurrent use, except for poke.
 type listener struct {
-	conn *pgx.Conn
+	conn  *pgx.Conn
+	names *names
+	until time.Time // then it is given up
 
 	// Where the sequences of queue and outbox stood at the last look, and what had moved then: a number is drawn before
 	// its row is committed, so that the look after that one looks at the rows once more.
@@ -48,8 +57,9 @@ func (p *Store) listen(ctx context.Context) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{conn: conn}
-	_, err = conn.Exec(ctx, `SELECT set_config(name, '`+silence+`', false) FROM pg_settings WHERE name = 'idle_session_timeout'`)
+	l := &listener{conn: conn, names: p.names.Load(), until: time.Now().Add(retry.Jitter(sessionLifetime))}
+	_, err = conn.Exec(ctx, `SELECT set_config(name, $1::text, false) FROM pg_settings WHERE name = 'idle_session_timeout'`,
+		fmt.Sprintf("%dms", p.silence.Milliseconds()))
 	if err == nil {
 		_, err = conn.Exec(ctx, "LISTEN "+channel)
 	}
@@ -69,7 +79,7 @@ func (p *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, sessionSettings); err != nil {
+	if err := p.afterConnect(ctx, conn); err != nil {
 		closeConn(conn)
 		return nil, err
 	}
@@ -114,8 +124,11 @@ func (l *listener) await(ctx context.Context, limit time.Duration) (heard, error
 
 // alive makes sure, every keepAlive, that the session lives.
 func (l *listener) alive(ctx context.Context) (heard, error) {
-	if time.Since(l.answered()) < keepAlive {
+	switch {
+	case time.Since(l.answered()) < keepAlive:
 		return heard{}, ctx.Err()
+	case time.Now().After(l.until):
+		return heard{}, errRenew
 	}
 	return l.look(ctx)
 }
@@ -135,10 +148,15 @@ func (l *listener) look(ctx context.Context) (heard, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	var queueAt, outboxAt int64
+	var readOnly string
 	asked := time.Now()
-	err := l.conn.QueryRow(ctx, `
-		SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('proton_queue', 'id')::regclass), 0),
-			coalesce(pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass), 0)`).Scan(&queueAt, &outboxAt)
+	err := l.conn.QueryRow(ctx, l.names.in(`
+		SELECT coalesce(pg_sequence_last_value('{sequence}'::regclass), 0),
+			coalesce(pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass), 0),
+			current_setting('transaction_read_only')`)).Scan(&queueAt, &outboxAt, &readOnly)
+	if err == nil && readOnly == "on" {
+		err = errReadOnly // where an advisory lock keeps nobody out
+	}
 	if err != nil {
 		return heard{}, err
 	}
@@ -207,6 +225,9 @@ func (p *Store) ListenQueue(ctx context.Context, put func()) {
 		})
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errRenew) {
+			continue
 		}
 		if trouble.Failed(err) {
 			p.log.Warn("LISTEN lost; polling the queue every interval", "error", p.explain("listen", err))

@@ -43,11 +43,11 @@ func (p *Store) Backlog(ctx context.Context) (queue.Backlog, error) {
 	p.mu.Unlock()
 	var queued, queueEnd, event, outboxEnd *int64
 	err := p.do(ctx, "look for a backlog", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `
+		return conn.QueryRow(ctx, p.sql(`
 			SELECT (SELECT queue_id FROM koji_relay.delivery WHERE next_attempt IS NULL AND queue_id > $1 ORDER BY queue_id LIMIT 1),
-				pg_sequence_last_value(pg_get_serial_sequence('proton_queue', 'id')::regclass),
+				pg_sequence_last_value('{sequence}'::regclass),
 				(SELECT id FROM koji_relay.outbox WHERE id > $2 ORDER BY id LIMIT 1),
-				pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass)`, fromQueue, fromOutbox).
+				pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass)`), fromQueue, fromOutbox).
 			Scan(&queued, &queueEnd, &event, &outboxEnd)
 	})
 	if err != nil {

@@ -114,6 +114,9 @@ func (b *Outbox) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
+		if errors.Is(err, errRenew) {
+			continue
+		}
 		if b.trouble.Failed(err) {
 			b.o.Logger.Warn("the outbox cannot be read", "error", b.store.explain("read the outbox", err))
 		}

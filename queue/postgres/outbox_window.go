@@ -58,6 +58,8 @@ const (
 	mostIntoQueue = 4
 	// mostRead bounds the pieces that are read ahead.
 	mostRead = 4 * mostUnderWay
+	// mostHeld bounds their events: each read passes over those in hand.
+	mostHeld = 2000
 	// deleteAt events that are done are deleted together; fewer after deleteWithin.
 	deleteAt     = 256
 	deleteWithin = 20 * time.Millisecond
@@ -111,7 +113,7 @@ func (w *window) run(ctx context.Context) error {
 
 // advance reads, begins and deletes what can be now.
 func (w *window) advance(ctx context.Context) error {
-	for w.more && !w.full && w.count < mostRead {
+	for w.more && !w.full && w.count < mostRead && len(w.held) < mostHeld {
 		if err := w.read(ctx); err != nil {
 			return err
 		}

@@ -60,13 +60,14 @@ func TestCommitsAboutDifferentBuildsAreTakenAtOnce(t *testing.T) {
 	pgtest.SQL(t, conn, sql.String())
 	var under, peak atomic.Int64
 	all := make(chan struct{})
+	reached := sync.OnceFunc(func() { close(all) })
 	taker := &fakeTaker{hold: func(message.Commit) {
 		n := under.Add(1)
 		defer under.Add(-1)
 		for old := peak.Load(); n > old && !peak.CompareAndSwap(old, n); old = peak.Load() {
 		}
 		if n == mostUnderWay {
-			close(all)
+			reached()
 		}
 		<-all // which takes as many at once
 	}}

@@ -56,7 +56,7 @@ const (
 // protonmsg takes this very row lock, so that either drains or the other. Where Koji's row does not exist (a database of
 // our own, or a Koji before 1.25), protonmsg cannot drain either, and an advisory lock serves the relays.
 const (
-	lockRow      = `SELECT 1 FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`
+	lockRow      = `SELECT 1 FROM {koji}.locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`
 	lockAdvisory = `SELECT 1 WHERE pg_try_advisory_xact_lock(hashtext('koji_relay'), hashtext('drain'))`
 )
 
@@ -87,7 +87,7 @@ func (s *pgPass) lock(ctx context.Context) error {
 		return err
 	}
 	s.conn = conn
-	s.lockSQL, err = chooseLock(ctx, conn.Conn())
+	s.lockSQL, err = chooseLock(ctx, conn.Conn(), s.store.names.Load())
 	if err == nil {
 		var held bool
 		if held, err = s.exec(ctx, "BEGIN; "+s.lockSQL); err == nil && !held {
@@ -101,6 +101,7 @@ func (s *pgPass) lock(ctx context.Context) error {
 	}
 	if err != nil {
 		conn.Release()
+		s.store.forget(err)
 		return err
 	}
 	s.renewed.Store(time.Now().UnixNano())
@@ -108,16 +109,25 @@ func (s *pgPass) lock(ctx context.Context) error {
 	return nil
 }
 
-func chooseLock(ctx context.Context, conn *pgx.Conn) (string, error) {
-	var table bool
-	if err := conn.QueryRow(ctx, `SELECT to_regclass('locks') IS NOT NULL`).Scan(&table); err != nil || !table {
-		return lockAdvisory, err
+// usableLocks gives nothing unless Koji's table of locks is there. It must belong to who owns proton_queue, or who may do
+// everything anyway: another one's table could run that one's functions for us.
+const usableLocks = `SELECT 1 FROM pg_class l, pg_class q
+	WHERE l.oid = to_regclass('{koji}.locks') AND q.oid = to_regclass('{koji}.proton_queue') AND l.relkind = 'r'
+	AND (l.relowner = q.relowner OR (SELECT rolsuper FROM pg_roles WHERE oid = l.relowner))`
+
+// chooseLock gives the statement that takes the drain lock here.
+func chooseLock(ctx context.Context, conn *pgx.Conn, n *names) (string, error) {
+	there := func(sql string) (bool, error) {
+		rows, _ := conn.Query(ctx, n.in(sql)) // CollectRows gives the error
+		found, err := pgx.CollectRows(rows, pgx.RowTo[int])
+		return len(found) > 0, err
 	}
-	var row bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM locks WHERE name = 'protonmsg-plugin')`).Scan(&row); err != nil || !row {
-		return lockAdvisory, err
+	for _, sql := range []string{usableLocks, `SELECT 1 FROM {koji}.locks WHERE name = 'protonmsg-plugin'`} {
+		if ok, err := there(sql); err != nil || !ok {
+			return lockAdvisory, err
+		}
 	}
-	return lockRow, nil
+	return n.in(lockRow), nil
 }
 
 // exec runs statements of which the last is a query, in one round trip, and reports whether that gave a row.
@@ -148,6 +158,7 @@ func (s *pgPass) renew(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
+			s.store.forget(err)
 			s.store.log.Warn("the drain lock was lost", "error", s.store.explain("renew the drain lock", err))
 		case !held:
 			s.store.log.Info("the drain lock went to another process", "database", s.store.name)

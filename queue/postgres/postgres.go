@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/queue"
 )
 
@@ -31,12 +32,17 @@ type Options struct {
 // Store is the store on Koji's own table proton_queue and our schema koji_relay. All processes of a fleet use the
 // same database.
 type Store struct {
-	pool   *pgxpool.Pool
-	name   string // HOST:PORT/DATABASE, for errors
-	log    *slog.Logger
-	limits atomic.Pointer[queue.Limits]
-	bytes  gauge
-	news   *news
+	pool *pgxpool.Pool
+	// silence is the constant of that name, but in tests.
+	silence time.Duration
+	name    string // HOST:PORT/DATABASE, for errors
+	log     *slog.Logger
+	names   atomic.Pointer[names] // set before the first call runs
+	pooled  atomic.Bool           // a pooler stands before the server, in session mode
+	limits  atomic.Pointer[queue.Limits]
+	bytes   gauge
+	counted counted
+	news    *news
 
 	// mu guards the fields below: what this process knows about positions in the queue between passes.
 	mu      sync.Mutex
@@ -47,37 +53,12 @@ type Store struct {
 
 const (
 	connectTimeout = 2 * time.Second
+	connLifetime   = 5 * time.Minute
 	// callTimeout bounds calls of the drain and of commands. Put has the caller's deadline, which is shorter.
 	callTimeout = 30 * time.Second
 	// lockTimeout bounds taking and renewing the drain lock.
 	lockTimeout = 5 * time.Second
 )
-
-// sessionSettings apply to every connection of ours; names that the server does not know are passed over.
-//   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it the
-//     drain lock. This also replaces a shorter timeout of the server, under which the lock could not be held.
-//   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown table.
-//   - Every statement of ours takes few rows by an index, one after the other. On tables that grow and shrink by a
-//     million rows the planner's statistics are never right, and then it reads them whole, in parallel, compiled.
-//     Where few ids are joined with a table, the condition is = ANY(ARRAY[id]) rather than = id: of a table that it
-//     believes to be empty the planner would take each row first, and look for it among the ids.
-//   - An answer 200 means on disk, whatever the database's default.
-const sessionSettings = `
-	SELECT set_config(name, value, false)
-	FROM (VALUES
-		('idle_in_transaction_session_timeout', '10s'),
-		('statement_timeout', '60s'),
-		('plan_cache_mode', 'force_custom_plan'),
-		('enable_seqscan', 'off'),
-		('enable_bitmapscan', 'off'),
-		('enable_hashjoin', 'off'),
-		('enable_mergejoin', 'off'),
-		('max_parallel_workers_per_gather', '0'),
-		('jit', 'off'),
-		('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
-			ELSE current_setting('synchronous_commit') END)
-	) AS wanted(name, value)
-	JOIN pg_settings USING (name)`
 
 // Open opens the store. It refuses what only an administrator can mend (an unusable connection string, a
 // refused login, a server before PostgreSQL 12, schema koji_relay absent or of another version), naming the remedy. A
@@ -91,7 +72,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	err = p.checkSchema(ctx)
 	switch {
 	case err == nil:
-	case errors.Is(err, queue.ErrSchema), errors.Is(err, errOldServer), refused(err):
+	case errors.Is(err, queue.ErrSchema), errors.Is(err, errOldServer), errors.Is(err, errPooler), refused(err):
 		p.pool.Close()
 		return nil, err
 	default:
@@ -102,46 +83,41 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func newStore(o Options) (*Store, error) {
-	config, err := pgxpool.ParseConfig(o.ConnString)
+	cc, err := libpq.Parse(o.ConnString)
 	if err != nil {
-		return nil, fmt.Errorf("read the connection string of the queue's database: %w", redact(err))
+		return nil, fmt.Errorf("read the connection string of the queue's database: %w", err)
 	}
+	config, err := pgxpool.ParseConfig("") // a pool's is not made otherwise
+	if err != nil {
+		return nil, fmt.Errorf("prepare connections to the queue's database: %w", err)
+	}
+	config.ConnConfig = cc
 	config.MaxConns = 8
 	if o.MaxConns > 0 {
 		config.MaxConns = int32(o.MaxConns)
 	}
-	cc := config.ConnConfig
-	cc.ConnectTimeout = connectTimeout
+	if cc.ConnectTimeout == 0 {
+		cc.ConnectTimeout = connectTimeout
+	}
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = "koji-relay"
 	}
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, sessionSettings)
-		return err
+	cc.ValidateConnect = writable(cc.ValidateConnect)
+	p := &Store{log: o.Logger, silence: silence, news: newNews(), name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
 	}
+	p.SetLimits(o.Limits)
+	config.AfterConnect = p.afterConnect
+	// An old connection may lead to a server that was the primary once.
+	config.MaxConnLifetime, config.MaxConnLifetimeJitter = connLifetime, connLifetime/10
 	// With no context that ends, only the parsed configuration can be wrong here; connecting happens on use.
 	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
 		return nil, fmt.Errorf("prepare connections to the queue's database: %w", err)
 	}
-	p := &Store{pool: pool, log: o.Logger, news: newNews(), name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
-	if p.log == nil {
-		p.log = slog.New(slog.DiscardHandler)
-	}
-	p.SetLimits(o.Limits)
+	p.pool = pool
 	return p, nil
-}
-
-// redact keeps the cause of a connection string's error without the string, which may hold a password.
-func redact(err error) error {
-	var parse *pgconn.ParseConfigError
-	if errors.As(err, &parse) {
-		if cause := errors.Unwrap(parse); cause != nil {
-			return cause
-		}
-		return errors.New("it is not understood")
-	}
-	return err
 }
 
 // SetLimits replaces the limits from the next call on.
@@ -164,26 +140,32 @@ func (p *Store) do(ctx context.Context, what string, limit time.Duration, f func
 	}
 	err := run()
 	if err != nil && ctx.Err() == nil && worthRepeating(err) {
-		// After a restart of the server every pooled connection is dead, not only this one.
-		p.pool.Reset()
+		p.forget(err)
 		err = run()
+		p.forget(err)
 	}
 	return p.explain(what, err)
 }
 
-// worthRepeating reports whether the cause is a connection that broke or a transaction that was aborted in favour of
-// another, not the statement.
-func worthRepeating(err error) bool {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code {
-		case "57P01", "57P02", "40001", "40P01": // shutdown, crash; serialization, deadlock
-			return true
-		}
-		return false
+// forget gives up the pooled connections where err says that they are of no more use: after a restart or a failover of the
+// server each of them is dead or read-only, not only the one that showed it.
+func (p *Store) forget(err error) {
+	if err != nil && (aboutServer(err) || code(err) == "") {
+		p.pool.Reset()
 	}
-	var connect *pgconn.ConnectError
-	return !errors.As(err, &connect)
+}
+
+// worthRepeating reports whether the cause is a connection that broke, a server that is the wrong one by now, or a
+// transaction that was aborted in favour of another; not the statement.
+func worthRepeating(err error) bool {
+	switch code(err) {
+	case "":
+		var connect *pgconn.ConnectError
+		return !errors.As(err, &connect)
+	case "40001", "40P01", "0A000": // serialization, deadlock, a plan that an altered table made useless
+		return true
+	}
+	return aboutServer(err)
 }
 
 // explain names the operation, the database and, where one is known, the remedy.
@@ -196,12 +178,20 @@ func (p *Store) explain(what string, err error) error {
 		switch pg.Code {
 		case "42P01", "3F000", "42703": // undefined table, schema, column
 			return fmt.Errorf("%s in %s: %w: %w; run 'koji-relay db init' or 'koji-relay db upgrade'", what, p.name, queue.ErrSchema, err)
+		case "25006":
+			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errReadOnly, err)
+		case "2200H", "22003":
+			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errUsedUp, err)
 		case "42501":
 			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name, err)
 		}
 	}
 	return fmt.Errorf("%s in %s: %w", what, p.name, err)
 }
+
+// errUsedUp is a sequence, or a column, that has no number left for a message. The queue may be empty all the same.
+var errUsedUp = errors.New("the numbers of proton_queue.id are used up; " +
+	"when the queue is empty run 'ALTER SEQUENCE proton_queue_id_seq RESTART', or make both of type bigint")
 
 // refused reports whether the server answered that it will not have us: waiting does not help.
 func refused(err error) bool {

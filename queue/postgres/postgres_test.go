@@ -288,7 +288,7 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	storetest.Put(t, s, storetest.Unsent(1, 2)...)
 	cluster.Kill()
 	began := time.Now()
-	if err := s.Put(t.Context(), storetest.Unsent(3, 3), nil); err == nil || !strings.Contains(err.Error(), "put 1 messages") {
+	if _, err := s.Put(t.Context(), storetest.Unsent(3, 3), nil); err == nil || !strings.Contains(err.Error(), "put 1 messages") {
 		t.Errorf("put without a server gave %v, want an error that names it", err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -302,7 +302,7 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	cluster.Signal(syscall.SIGSTOP)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	err := s.Put(ctx, storetest.Unsent(4, 4), nil)
+	_, err := s.Put(ctx, storetest.Unsent(4, 4), nil)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "put 1 messages") {
 		t.Errorf("put to a frozen server gave %v, want a deadline that names it", err)
 	}
@@ -332,7 +332,7 @@ func TestServerThatIsDownAtStartIsNoError(t *testing.T) {
 	pgtest.SQL(t, conn, kojiTables+relaySchema)
 	cluster.Kill()
 	s := open(t, conn, queue.Limits{})
-	if err := s.Put(t.Context(), storetest.Unsent(1, 1), nil); err == nil {
+	if _, err := s.Put(t.Context(), storetest.Unsent(1, 1), nil); err == nil {
 		t.Error("put without a server gave no error")
 	}
 	cluster.Start(t)

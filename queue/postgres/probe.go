@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -26,6 +27,10 @@ type ProbeReport struct {
 func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	var r ProbeReport
 	s, err := OpenSchema(ctx, connString)
+	if errors.Is(err, errPooler) {
+		r.Pooler = transactionMode
+		return r, nil // Remedy says the rest
+	}
 	if err != nil {
 		return r, err
 	}
@@ -40,8 +45,8 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	if err := checkServer(number, r.Server); err != nil {
 		return r, err
 	}
-	if r.Pooler, err = s.pooler(ctx, connString); err != nil {
-		return r, err
+	if s.pooled {
+		r.Pooler = sessionMode
 	}
 	if r.Missing, err = s.missingGrants(ctx); err != nil {
 		return r, err
@@ -51,45 +56,6 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	}
 	r.SchemaStatus, err = s.Status(ctx)
 	return r, err
-}
-
-// pooler tells a pooler by the process id of the server: it is not the one that was announced at login. A pooler in
-// transaction mode gives a second client the server process that the first one had.
-func (s *Schema) pooler(ctx context.Context, connString string) (string, error) {
-	pid := func(conn *pgx.Conn) (uint32, error) {
-		var id uint32
-		err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&id)
-		return id, err
-	}
-	first, err := pid(s.conn)
-	if err != nil {
-		return "", fmt.Errorf("look for a pooler before %s: %w", s.name, err)
-	}
-	if first == s.conn.PgConn().PID() {
-		return "", nil
-	}
-	other, err := OpenSchema(ctx, connString)
-	if err != nil {
-		return "", err
-	}
-	defer other.Close()
-	tx, err := other.conn.Begin(ctx)
-	if err != nil {
-		return "", fmt.Errorf("look for a pooler before %s: %w", s.name, err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	held, err := pid(other.conn)
-	if err != nil {
-		return "", fmt.Errorf("look for a pooler before %s: %w", s.name, err)
-	}
-	again, err := pid(s.conn)
-	if err != nil {
-		return "", fmt.Errorf("look for a pooler before %s: %w", s.name, err)
-	}
-	if held == first || again != first {
-		return "transaction", nil
-	}
-	return "session", nil
 }
 
 // neededGrants are those of GrantsSQL, as questions to the server: 'object' and 'privileges', each of them needed.
@@ -105,15 +71,15 @@ const neededGrants = `
 		('table', 'koji_relay.history_step', 'SELECT,INSERT'),
 		('table', 'koji_relay.history_writer', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.replay', 'SELECT,INSERT,UPDATE,DELETE'),
-		('table', 'proton_queue', 'SELECT,INSERT,DELETE'),
-		('sequence', 'proton_queue_id_seq', 'USAGE'),
+		('table', '{koji}.proton_queue', 'SELECT,INSERT,DELETE'),
+		('sequence', '{sequence}', 'USAGE'),
 		('sequence', 'koji_relay.outbox_id_seq', 'USAGE'),
-		('table', 'locks', 'SELECT,UPDATE')
+		('table', '{koji}.locks', 'SELECT,UPDATE')
 	) AS needed(kind, object, privileges), unnest(string_to_array(privileges, ',')) AS privilege`
 
 // missingGrants names the grants that are missing on what exists; what does not exist is not a matter of grants.
 func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
-	rows, _ := s.conn.Query(ctx, `
+	rows, _ := s.conn.Query(ctx, s.names.in(`
 		SELECT privilege || ' ON ' || CASE kind WHEN 'table' THEN '' ELSE upper(kind) || ' ' END || object
 		FROM (`+neededGrants+`) AS n
 		WHERE CASE kind
@@ -124,7 +90,7 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 				WHEN to_regclass(object) IS NULL THEN false
 				WHEN kind = 'table' THEN NOT has_table_privilege(to_regclass(object), privilege)
 				ELSE NOT has_sequence_privilege(to_regclass(object), privilege) END
-			END`) // CollectRows gives the error
+			END`)) // CollectRows gives the error
 	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("look at the grants in %s: %w", s.name, err)
@@ -135,8 +101,8 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 // Remedy says what makes the database usable; empty when it is.
 func (r *ProbeReport) Remedy() string {
 	switch {
-	case r.Pooler == "transaction":
-		return "LISTEN and locks do not work through a pooler in transaction mode: connect to PostgreSQL itself, or pool by session"
+	case r.Pooler == transactionMode:
+		return "the pooler before the database is in transaction mode: " + poolerRemedy
 	case len(r.Missing) > 0:
 		return fmt.Sprintf("grant %s to %s; 'koji-relay db init --print' has all grants", strings.Join(r.Missing, ", "), r.Role)
 	case r.Version == 0 || !r.QueueTable:

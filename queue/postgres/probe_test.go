@@ -52,7 +52,7 @@ func TestProbeNamesWhatIsMissingAndItsRemedy(t *testing.T) {
 	pgtest.SQL(t, owner, grants)
 	look(poor, "")
 	pgtest.SQL(t, owner, `REVOKE DELETE ON proton_queue FROM `+role)
-	if r = look(poor, "DELETE ON proton_queue"); len(r.Missing) != 1 {
+	if r = look(poor, "DELETE ON public.proton_queue"); len(r.Missing) != 1 {
 		t.Errorf("missing grants %q, want one", r.Missing)
 	}
 

@@ -2,8 +2,8 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,13 +18,13 @@ import (
 // that putting them again stores them again.
 const deleteOrphans = `
 	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
-	AND NOT EXISTS (SELECT FROM proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
+	AND NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
 // insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
 // messages then wait for one another instead of locking each other up), and inserts what was not known.
 const insertRows = `
 	WITH input AS MATERIALIZED (
-		SELECT nextval(pg_get_serial_sequence('proton_queue', 'id')) AS queue_id,
+		SELECT nextval('{sequence}'::regclass) AS queue_id,
 			now() - age * interval '1 second' AS created_ts, ordered.*
 		FROM (
 			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::bigint[],
@@ -42,7 +42,7 @@ const insertRows = `
 		ON CONFLICT (message_id) DO NOTHING
 		RETURNING queue_id
 	)
-	INSERT INTO proton_queue (id, created_ts, address, props, body)
+	INSERT INTO {koji}.proton_queue (id, created_ts, address, props, body)
 	SELECT queue_id, created_ts, address, props::json, body::json
 	FROM input WHERE queue_id = ANY (ARRAY(SELECT queue_id FROM claimed)) ORDER BY queue_id`
 
@@ -59,32 +59,45 @@ const insertDead = `
 // Put implements Store. It takes one round trip however many messages there are. The exception is a body that is JSON but
 // that this server refuses all the same (nested too deep, or a character that the database's encoding lacks): then the
 // messages are stored one by one, to find it.
-func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) error {
+func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := p.limits.Load()
 	in := queue.SortOut(unsent, undeliverable, limits.Attempts())
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
-		return nil
+		return queue.Stored{}, nil
 	}
 	if err := p.room(ctx, in.Size, limits.MaxBytes); err != nil {
-		return err
+		return queue.Stored{}, err
 	}
 	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
+	stored := in
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		err := putAll(ctx, conn, in)
+		err := p.putAll(ctx, conn, in)
 		if !refusedData(err) {
 			return err
 		}
-		return putEach(ctx, conn, in)
+		stored, err = p.putEach(ctx, conn, in)
+		return err
 	})
 	if err != nil {
-		return err
+		return queue.Stored{}, err
 	}
-	p.bytes.add(in.Size)
+	p.bytes.add(stored.Size)
 	failpoint.Hit("after-put-before-answer")
-	if len(in.Rows) > 0 {
+	if len(stored.Rows) > 0 {
 		p.news.add(notifyQueue)
 	}
-	return nil
+	return stored.Stored(), nil
+}
+
+// Probe implements queue.Store, by what a put does, on a row that is gone before it is committed.
+func (p *Store) Probe(ctx context.Context) error {
+	return p.do(ctx, "probe the queue by writing", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		batch := &pgx.Batch{}
+		batch.Queue(p.sql(`INSERT INTO {koji}.proton_queue (id, address, props, body)
+			VALUES (nextval('{sequence}'::regclass), 'koji-relay probe', '{}', 'null')`))
+		batch.Queue(p.sql(`DELETE FROM {koji}.proton_queue WHERE id = currval('{sequence}'::regclass)`))
+		return conn.SendBatch(ctx, batch).Close()
+	})
 }
 
 // room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures; later
@@ -125,50 +138,79 @@ func (p *Store) measure(ctx context.Context) error {
 }
 
 // putAll stores everything with one batch, which PostgreSQL runs as one transaction. It is committed only when
-// closing the batch gave no error.
-func putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
+// closing the batch gave no error. Ids that were known already are rare: only then it looks for those whose messages are
+// gone, with a second batch.
+func (p *Store) putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
 	batch := &pgx.Batch{}
 	// What a put does is the same for all values, so that planning it each time would be for nothing: on the hub's
 	// time that is a fifth of a put of one message.
 	batch.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
-	queueRows(batch, in.Rows)
+	inserted := int64(0)
+	if len(in.Rows) > 0 {
+		p.insertRows(batch, in.Rows).Exec(func(tag pgconn.CommandTag) error {
+			inserted = tag.RowsAffected()
+			return nil
+		})
+	}
 	queueDead(batch, in.Dead)
 	failpoint.Hit("before-put-commit")
-	return conn.SendBatch(ctx, batch).Close()
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil || inserted == int64(len(in.Rows)) {
+		return err
+	}
+	again := &pgx.Batch{}
+	p.queueRows(again, in.Rows)
+	return conn.SendBatch(ctx, again).Close()
 }
 
-// putEach stores everything in one transaction with a savepoint for each message. Those that the server refuses become
-// dead letters.
-func putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+// putEach stores everything in one transaction with a savepoint for each message, and gives what it stored. Messages
+// that the server refuses become dead letters.
+func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) (queue.Incoming, error) {
+	stored := queue.Incoming{Dead: slices.Clone(in.Dead)}
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, r := range in.Rows {
 			err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 				batch := &pgx.Batch{}
-				queueRows(batch, []queue.Row{r})
+				p.queueRows(batch, []queue.Row{r})
 				return tx.SendBatch(ctx, batch).Close()
 			})
-			if refusedData(err) {
-				in.Dead = append(in.Dead, queue.DeadMessage(r.Message, r.PropsText, r.Attempts, "cannot be stored: "+err.Error()))
-			} else if err != nil {
+			switch {
+			case refusedData(err):
+				stored.Dead = append(stored.Dead, queue.DeadMessage(r.Message, r.PropsText, r.Attempts, "cannot be stored: "+err.Error()))
+			case err != nil:
 				return err
+			default:
+				stored.Rows, stored.Size = append(stored.Rows, r), stored.Size+r.Bytes
 			}
 		}
 		batch := &pgx.Batch{}
-		queueDead(batch, in.Dead)
+		queueDead(batch, stored.Dead)
 		return tx.SendBatch(ctx, batch).Close()
 	})
+	return stored, err
 }
 
-// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54).
+// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54). A number that
+// could not be drawn is no fault of the message (errUsedUp).
 func refusedData(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && len(pg.Code) == 5 && (pg.Code[:2] == "22" || pg.Code[:2] == "54")
+	c := code(err)
+	return len(c) == 5 && (c[:2] == "22" || c[:2] == "54") && c != "2200H" && c != "22003"
 }
 
-func queueRows(batch *pgx.Batch, rows []queue.Row) {
+// queueRows adds rows to the queue, after sweeping what is known of their ids without a message.
+func (p *Store) queueRows(batch *pgx.Batch, rows []queue.Row) {
 	if len(rows) == 0 {
 		return
 	}
+	ids := make([]string, len(rows))
+	for i := range rows {
+		ids[i] = rows[i].ID
+	}
+	batch.Queue(p.sql(deleteOrphans), ids)
+	p.insertRows(batch, rows)
+}
+
+// insertRows adds those rows to the queue whose ids are not known.
+func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row) *pgx.QueuedQuery {
 	n := len(rows)
 	ids, addresses, props, bodies := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n), make([]*time.Time, n)
@@ -185,8 +227,7 @@ func queueRows(batch *pgx.Batch, rows []queue.Row) {
 			delays[i] = &seconds
 		}
 	}
-	batch.Queue(deleteOrphans, ids)
-	batch.Queue(insertRows, ids, addresses, props, bodies, events, callbacks, sizes, created, ages, attempts, tries, delays, errs, commits)
+	return batch.Queue(p.sql(insertRows), ids, addresses, props, bodies, events, callbacks, sizes, created, ages, attempts, tries, delays, errs, commits)
 }
 
 func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {

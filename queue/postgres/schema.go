@@ -9,12 +9,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/queue"
 	"koji-relay/queue/schema"
 )
 
 // createQueueTable is Koji's table, for databases without it.
-const createQueueTable = `CREATE TABLE proton_queue (
+const createQueueTable = `CREATE TABLE {koji}.proton_queue (
     id         serial      PRIMARY KEY,
     created_ts timestamptz DEFAULT now(),
     address    text        NOT NULL,
@@ -35,8 +36,11 @@ type SchemaStatus struct {
 
 // Schema manages schema koji_relay. It is not safe for concurrent use.
 type Schema struct {
-	conn *pgx.Conn
-	name string
+	conn  *pgx.Conn
+	name  string
+	names *names
+	// pooled says that a pooler stands before the server, in session mode.
+	pooled bool
 }
 
 // schemaTimeout bounds one change of the schema, including waiting for locks of others.
@@ -44,12 +48,16 @@ const schemaTimeout = time.Minute
 
 // OpenSchema connects to the database that connString names, with the rights of the role in it. The caller must Close.
 func OpenSchema(ctx context.Context, connString string) (*Schema, error) {
-	config, err := pgx.ParseConfig(connString)
+	config, err := libpq.Parse(connString)
 	if err != nil {
-		return nil, fmt.Errorf("read the connection string of the queue's database: %w", redact(err))
+		return nil, fmt.Errorf("read the connection string of the queue's database: %w", err)
 	}
-	config.ConnectTimeout = connectTimeout
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = connectTimeout
+	}
 	config.RuntimeParams["application_name"] = "koji-relay db"
+	// A pooler in transaction mode is to be recognised, not to be tripped over.
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	name := fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -57,7 +65,13 @@ func OpenSchema(ctx context.Context, connString string) (*Schema, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", name, err)
 	}
-	return &Schema{conn: conn, name: name}, nil
+	n, pooled, err := prepare(ctx, conn, "", false)
+	if err != nil {
+		closeConn(conn)
+		return nil, fmt.Errorf("prepare the connection to %s: %w", name, err)
+	}
+	s := &Schema{conn: conn, name: name, names: n, pooled: pooled}
+	return s, nil
 }
 
 // Close ends the connection.
@@ -71,7 +85,7 @@ func (s *Schema) Close() error {
 func (s *Schema) Status(ctx context.Context) (SchemaStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, schemaTimeout)
 	defer cancel()
-	st, err := readStatus(ctx, s.conn)
+	st, err := readStatus(ctx, s.conn, s.names)
 	if err != nil {
 		return st, fmt.Errorf("look at schema koji_relay in %s: %w", s.name, err)
 	}
@@ -79,14 +93,14 @@ func (s *Schema) Status(ctx context.Context) (SchemaStatus, error) {
 	return st, nil
 }
 
-func readStatus(ctx context.Context, conn *pgx.Conn) (SchemaStatus, error) {
+func readStatus(ctx context.Context, conn *pgx.Conn, n *names) (SchemaStatus, error) {
 	var st SchemaStatus
 	var err error
-	if st.Version, st.QueueTable, err = readVersion(ctx, conn); err != nil {
+	if st.Version, st.QueueTable, err = readVersion(ctx, conn, n); err != nil {
 		return st, err
 	}
 	if st.QueueTable {
-		if err := conn.QueryRow(ctx, `SELECT count(*) FROM proton_queue`).Scan(&st.Queued); err != nil {
+		if err := conn.QueryRow(ctx, n.in(`SELECT count(*) FROM {koji}.proton_queue`)).Scan(&st.Queued); err != nil {
 			return st, err
 		}
 	}
@@ -97,8 +111,8 @@ func readStatus(ctx context.Context, conn *pgx.Conn) (SchemaStatus, error) {
 			return st, err
 		}
 	}
-	sql, err := chooseLock(ctx, conn)
-	st.LockRow = sql == lockRow
+	sql, err := chooseLock(ctx, conn, n)
+	st.LockRow = sql == n.in(lockRow)
 	return st, err
 }
 
@@ -114,12 +128,13 @@ func checkServer(number int, name string) error {
 }
 
 // readVersion gives the version of the schema, 0 when it is absent, and whether proton_queue exists.
-func readVersion(ctx context.Context, conn *pgx.Conn) (version int, table bool, err error) {
+func readVersion(ctx context.Context, conn *pgx.Conn, n *names) (version int, table bool, err error) {
 	var schema bool
 	var number int
 	var name string
-	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'koji_relay'), to_regclass('proton_queue') IS NOT NULL,
-		current_setting('server_version_num')::int, current_setting('server_version')`).Scan(&schema, &table, &number, &name)
+	err = conn.QueryRow(ctx, n.in(`SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'koji_relay'),
+		to_regclass('{koji}.proton_queue') IS NOT NULL,
+		current_setting('server_version_num')::int, current_setting('server_version')`)).Scan(&schema, &table, &number, &name)
 	if err == nil {
 		err = checkServer(number, name)
 	}
@@ -133,7 +148,7 @@ func readVersion(ctx context.Context, conn *pgx.Conn) (version int, table bool, 
 // checkSchema returns an error that wraps ErrSchema and names the remedy unless the database is ready for us.
 func (p *Store) checkSchema(ctx context.Context) error {
 	return p.do(ctx, "look at schema koji_relay", 2*connectTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		version, table, err := readVersion(ctx, conn)
+		version, table, err := readVersion(ctx, conn, p.names.Load())
 		switch {
 		case err != nil:
 			return err
@@ -153,7 +168,7 @@ func (p *Store) checkSchema(ctx context.Context) error {
 func (s *Schema) Init(ctx context.Context) ([]string, error) {
 	var made []string
 	err := s.change(ctx, "create schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
-		version, table, err := readVersion(ctx, tx.Conn())
+		version, table, err := readVersion(ctx, tx.Conn(), s.names)
 		if err != nil {
 			return err
 		}
@@ -161,7 +176,7 @@ func (s *Schema) Init(ctx context.Context) ([]string, error) {
 			return fmt.Errorf("%w: it has version %d, not %d; run 'koji-relay db upgrade'", queue.ErrSchema, version, schema.Version())
 		}
 		if !table {
-			if _, err := tx.Exec(ctx, createQueueTable); err != nil {
+			if _, err := tx.Exec(ctx, s.names.in(createQueueTable)); err != nil {
 				return err
 			}
 			made = append(made, "table proton_queue")
@@ -182,7 +197,7 @@ func (s *Schema) Init(ctx context.Context) ([]string, error) {
 func (s *Schema) Upgrade(ctx context.Context) (from, to int, err error) {
 	err = s.change(ctx, "upgrade schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
 		var err error
-		if from, _, err = readVersion(ctx, tx.Conn()); err != nil {
+		if from, _, err = readVersion(ctx, tx.Conn(), s.names); err != nil {
 			return err
 		}
 		if from == 0 {
@@ -238,8 +253,8 @@ func (s *Schema) change(ctx context.Context, what string, f func(context.Context
 func SchemaSQL() string {
 	var b strings.Builder
 	b.WriteString("BEGIN;\n\n-- Koji has this table since 1.25; it is created only where it is absent.\n")
-	b.WriteString(strings.Replace(createQueueTable, "CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1))
-	b.WriteString(";\n\nCREATE SCHEMA koji_relay;\n\n")
+	b.WriteString(strings.Replace(createQueueTable, "CREATE TABLE {koji}.", "CREATE TABLE IF NOT EXISTS ", 1))
+	b.WriteString(";\n\nCREATE SCHEMA koji_relay;\n" + pinForScript)
 	writeSteps(&b, 0)
 	b.WriteString("COMMIT;\n")
 	return b.String()
@@ -251,11 +266,14 @@ func UpgradeSQL(from int) string {
 		return fmt.Sprintf("-- Nothing to do: schema koji_relay has version %d.\n", from)
 	}
 	var b strings.Builder
-	b.WriteString("BEGIN;\n\n")
+	b.WriteString("BEGIN;\n" + pinForScript)
 	writeSteps(&b, from)
 	b.WriteString("COMMIT;\n")
 	return b.String()
 }
+
+// pinForScript keeps functions that a stranger made in the schema public from running in a script of the administrator's.
+const pinForScript = "SET LOCAL search_path = pg_catalog, pg_temp;\n\n"
 
 // RemoveSQL is what Remove does.
 const RemoveSQL = "DROP SCHEMA IF EXISTS koji_relay CASCADE;\n"

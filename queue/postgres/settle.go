@@ -3,9 +3,9 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/failpoint"
 	"koji-relay/queue"
@@ -16,7 +16,7 @@ const forget = `
 		DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
 		RETURNING d.queue_id, d.created_ts, d.size
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT coalesce(sum(size), 0)::bigint FROM gone`
 
@@ -31,7 +31,7 @@ const bury = `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.*, k.reason AS why, k.attempts AS tried
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		RETURNING q.id, q.created_ts, q.address, q.props::text AS props, q.body::text AS body
 	), dead AS (
 		INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
@@ -71,10 +71,10 @@ func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 			}
 		}
 		if len(forgotten.ids) > 0 {
-			batch.Queue(forget, forgotten.ids).QueryRow(free)
+			batch.Queue(p.sql(forget), forgotten.ids).QueryRow(free)
 		}
 		if len(buried.ids) > 0 {
-			batch.Queue(buryThese, buried.ids, buried.attempts, buried.reasons).QueryRow(free)
+			batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)
 		}
 		if len(aside.ids) > 0 {
 			batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
@@ -116,7 +116,7 @@ const dropExpired = chooseExpired + `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.*
 	), deleted AS (
-		DELETE FROM proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
 
@@ -174,11 +174,11 @@ func (s *pgPass) do(ctx context.Context, what string, f func(context.Context, *p
 }
 
 func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, e queue.Expiry, counts map[string]int) (int, error) {
-	rows, _ := conn.Query(ctx, sql, e.MaxAge.Seconds(), queue.ExpiryChunk) // CollectRows gives the error
+	rows, _ := conn.Query(ctx, s.store.sql(sql), e.MaxAge.Seconds(), queue.ExpiryChunk) // CollectRows gives the error
 	type gone struct {
 		ID, Address string
 		Size        int64
-		Created     *time.Time
+		Created     pgtype.Timestamptz
 	}
 	chunk, err := pgx.CollectRows(rows, pgx.RowToStructByPos[gone])
 	if err != nil {
@@ -187,8 +187,8 @@ func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, e q
 	for _, g := range chunk {
 		counts[g.Address]++
 		s.store.bytes.add(-g.Size)
-		if e.Each != nil && g.Created != nil {
-			e.Each(g.ID, *g.Created)
+		if at := timeOf(g.Created); e.Each != nil && !at.IsZero() {
+			e.Each(g.ID, at)
 		}
 	}
 	return len(chunk), nil

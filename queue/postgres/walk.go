@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/message"
 	"koji-relay/queue"
@@ -183,7 +184,7 @@ func (s *pgPass) batch(ctx context.Context, limits queue.BatchLimits, w walk) ([
 				return err
 			}
 			heads = within(heads, int64(limits.Bytes))
-			entries, err = loadBodies(ctx, conn, heads)
+			entries, err = s.store.loadBodies(ctx, conn, heads)
 			return err
 		})
 		if err != nil || len(heads) == 0 {
@@ -210,7 +211,7 @@ func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 	rows, _ := conn.Query(ctx, sql, args...) // CollectRows gives the error
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (head, error) {
 		var h head
-		var created, next *time.Time
+		var created, next pgtype.Timestamptz
 		m := &h.Message
 		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next, &h.late)
 		m.Created, h.nextAttempt = timeOf(created), timeOf(next)
@@ -218,25 +219,28 @@ func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 	})
 }
 
-func timeOf(t *time.Time) time.Time {
-	if t == nil {
+// timeOf gives t, and the zero time for none and for what is none to us: infinity, and years that JSON has no form for.
+// Rows that others wrote may have them.
+func timeOf(t pgtype.Timestamptz) time.Time {
+	at := t.Time.UTC()
+	if !t.Valid || t.InfinityModifier != pgtype.Finite || at.Year() < 1 || at.Year() > 9999 {
 		return time.Time{}
 	}
-	return t.UTC()
+	return at
 }
 
 // loadBodies completes heads from proton_queue, in their order. OFFSET 0 keeps the planner from turning the look-ups, one
 // for each head, into a scan.
-func loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]queue.Entry, error) {
+func (p *Store) loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]queue.Entry, error) {
 	ids, at := make([]int64, len(heads)), make(map[int64]int, len(heads))
 	for i := range heads {
 		ids[i] = heads[i].queueID
 		at[ids[i]] = i
 	}
-	rows, err := conn.Query(ctx, `
+	rows, err := conn.Query(ctx, p.sql(`
 		SELECT k.id, q.* FROM unnest($1::bigint[]) AS k(id) CROSS JOIN LATERAL (
-			SELECT created_ts::text, address, props::text, body::text FROM proton_queue WHERE id = k.id OFFSET 0
-		) q`, ids)
+			SELECT created_ts::text, address, props::text, body::text FROM {koji}.proton_queue WHERE id = k.id OFFSET 0
+		) q`), ids)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +274,7 @@ func loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]queue.Entr
 		}
 	}
 	if len(orphans) > 0 {
-		if _, err := conn.Exec(ctx, deleteOrphans, orphans); err != nil {
+		if _, err := conn.Exec(ctx, p.sql(deleteOrphans), orphans); err != nil {
 			return nil, err
 		}
 	}
@@ -285,7 +289,7 @@ var protonmsgSpace = uuid.NewSHA1(uuid.NameSpaceOID, []byte("proton_queue"))
 // findForeign gives, among the rows of one window, those without a delivery row, and in a last row of its own the end of
 // the window and how many rows it has.
 const findForeign = `
-	WITH w AS MATERIALIZED (SELECT id, created_ts FROM proton_queue WHERE id > $1::bigint ORDER BY id LIMIT $2)
+	WITH w AS MATERIALIZED (SELECT id, created_ts FROM {koji}.proton_queue WHERE id > $1::bigint ORDER BY id LIMIT $2)
 	SELECT w.id::bigint, current_database() || '/' || w.id || '/' ||
 		coalesce(to_char(w.created_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), ''), 0::bigint
 	FROM w WHERE NOT EXISTS (SELECT FROM koji_relay.delivery d
@@ -296,12 +300,12 @@ const insertForeign = `
 	INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size)
 	SELECT k.message_id, q.id, q.created_ts, CASE WHEN isfinite(q.created_ts) THEN q.created_ts END, q.address,
 		octet_length(q.body::text) + octet_length(q.props::text) + octet_length(q.address) + 256
-	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN proton_queue q ON q.id = ANY(ARRAY[k.id])
+	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN {koji}.proton_queue q ON q.id = ANY(ARRAY[k.id])
 	ON CONFLICT (message_id) DO NOTHING`
 
 // adoptSome looks at one more window of proton_queue and gives each row that protonmsg wrote a delivery row.
 func (s *pgPass) adoptSome(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, findForeign, s.adopt, adoptWindow)
+	rows, err := conn.Query(ctx, s.store.sql(findForeign), s.adopt, adoptWindow)
 	if err != nil {
 		return err
 	}
@@ -329,7 +333,7 @@ func (s *pgPass) adoptSome(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	if len(ids) > 0 {
-		if _, err := conn.Exec(ctx, insertForeign, ids, queueIDs); err != nil {
+		if _, err := conn.Exec(ctx, s.store.sql(insertForeign), ids, queueIDs); err != nil {
 			return err
 		}
 	}

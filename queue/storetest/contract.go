@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -66,7 +67,7 @@ func concurrentPutsOfTheSameMessagesStoreThemOnce(t *testing.T, open Opener) {
 			if i%2 == 1 {
 				slices.Reverse(list)
 			}
-			if err := s.Put(t.Context(), list, nil); err != nil {
+			if _, err := s.Put(t.Context(), list, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -182,7 +183,7 @@ func unstorableMessageIsADeadLetterAndItsNeighboursAreQueued(t *testing.T, open 
 		{ID: "event-11", Commit: "c", Event: 11, Callback: "postTag", Kwargs: []byte("\x00\xff not json"), Reason: "no address"},
 	}
 	for range 2 { // the second time changes nothing
-		if err := s.Put(t.Context(), list, undeliverable); err != nil {
+		if _, err := s.Put(t.Context(), list, undeliverable); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -207,7 +208,7 @@ func largeBodyIsStored(t *testing.T, open Opener) {
 func fullQueueRefusesAndTakesAgainAfterDrain(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{MaxBytes: int64(10*Unsent(1, 1)[0].Message.Size() + 100)})
 	Put(t, s, Unsent(1, 9)...)
-	if err := s.Put(t.Context(), Unsent(10, 12), nil); !errors.Is(err, queue.ErrFull) {
+	if _, err := s.Put(t.Context(), Unsent(10, 12), nil); !errors.Is(err, queue.ErrFull) {
 		t.Fatalf("put above max_bytes gave %v, want ErrFull", err)
 	}
 	if got := Numbers(Drained(t, s)); len(got) != 9 {
@@ -239,7 +240,7 @@ func secondDrainIsRefusedUntilTheFirstEnds(t *testing.T, open Opener) {
 
 func endedContextIsAnErrorThatNamesTheOperation(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
-	err := s.Put(canceled(), Unsent(1, 2), nil)
+	_, err := s.Put(canceled(), Unsent(1, 2), nil)
 	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "put 2 messages") {
 		t.Errorf("put gave %v, want one that names the put and wraps context.Canceled", err)
 	}
@@ -290,5 +291,56 @@ func oldMessagesExpire(t *testing.T, open Opener) {
 				t.Errorf("left %v, want %v", got, want)
 			}
 		})
+	}
+}
+
+// putSaysWhatItDid has what a put makes a dead letter of, whether its outcome says so, its attempts are used up, the store cannot
+// hold it, or there is no message at all.
+func putSaysWhatItDid(t *testing.T, open Opener) {
+	s := open(t, queue.Limits{MaxAttempts: 1})
+	broken := Message(4)
+	broken.Body = "not JSON"
+	deep := Message(5)
+	deep.Body = strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
+	list := []message.Unsent{
+		after(Message(1), message.Wait, ""), after(Message(2), message.Later, "busy"), after(Message(3), message.Count, "not allowed"),
+		{Message: broken}, {Message: deep}, after(Message(6), message.Dead, "too large"), after(Message(7), message.Done, ""),
+	}
+	bad := []message.Undeliverable{{ID: "event-8", Commit: "c", Event: 8, Callback: "postTag", Kwargs: []byte("{}"), Reason: "no address"}}
+	for range 2 { // the second time changes nothing, and says the same
+		got, err := s.Put(t.Context(), list, bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for id, reason := range map[string]string{Message(3).ID: "not allowed", broken.ID: "not JSON", Message(6).ID: "too large", "event-8": "no address"} {
+			if !strings.Contains(got.Dead[id], reason) {
+				t.Errorf("the put says of %s that it is dead for %q, want %q", id, got.Dead[id], reason)
+			}
+		}
+		if held := got.Queued + len(got.Dead); held != 7 || got.Queued < 2 || got.Queued > 3 { // one store can hold the deep one
+			t.Errorf("the put says %d queued and %d dead, want 7 together", got.Queued, len(got.Dead))
+		}
+		queued, dead := List(t, s, inspect.QueueBox, inspect.ListOptions{}), List(t, s, inspect.DeadBox, inspect.ListOptions{})
+		if len(queued) != got.Queued || len(dead) != len(got.Dead) {
+			t.Errorf("the store holds %d and %d dead, and the put says %d and %d", len(queued), len(dead), got.Queued, len(got.Dead))
+		}
+	}
+}
+
+func probeWritesAndLeavesNothing(t *testing.T, open Opener) {
+	s := open(t, queue.Limits{})
+	for range 3 {
+		if err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, err := s.Stats(t.Context()); err != nil || st.Depth+st.DeadLetters+st.Bytes != 0 {
+		t.Errorf("after the probes the store has %+v, %v", st, err)
+	}
+	if got := Drained(t, s); len(got) != 0 {
+		t.Errorf("the drain gets %d messages of the probes", len(got))
+	}
+	if err := s.Probe(canceled()); !errors.Is(err, context.Canceled) {
+		t.Errorf("a probe without time gave %v", err)
 	}
 }

@@ -58,7 +58,7 @@ func CrashingProcess(open func(where string) (queue.Store, error)) {
 		// One of them is older than max_age, so that expiry has work.
 		old := aging(Message(n+5_000_000), 2*time.Hour)
 		for {
-			if err := store.Put(context.Background(), append(slices.Clone(list), message.Unsent{Message: old}), nil); err == nil {
+			if _, err := store.Put(context.Background(), append(slices.Clone(list), message.Unsent{Message: old}), nil); err == nil {
 				break
 			}
 			<-time.After(10 * time.Millisecond)
@@ -134,7 +134,9 @@ func KillRepeatedly(t *testing.T, where string, open func() Store) {
 		}
 		limit := time.Minute // for a failpoint that is not hit
 		if point == "" {
-			limit = time.Duration(200+rand.IntN(800)) * time.Millisecond
+			before := size(dir + "/answered")
+			Eventually(t, "the process works", func() bool { return size(dir+"/answered") > before })
+			limit = rand.N(500 * time.Millisecond)
 		}
 		kill := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait()
@@ -216,4 +218,12 @@ func scan(t *testing.T, path string, each func(string)) {
 	if err := s.Err(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func size(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }

@@ -47,7 +47,7 @@ func filled(t *testing.T, open Opener) Store {
 	five.Body = "\xff"
 	Put(t, s, Unsent(1, 1)[0], message.Unsent{Message: other}, after(Message(3), message.Dead, "too large"), message.Unsent{Message: five})
 	Settle(t, s, queue.Settlement{ID: other.ID, Action: queue.SetAside, Attempts: 2, Tries: 3, Delay: time.Hour, Reason: "no binding"})
-	err := s.Put(t.Context(), nil, []message.Undeliverable{
+	_, err := s.Put(t.Context(), nil, []message.Undeliverable{
 		{ID: "id-4", Commit: "c", Event: 4, Callback: "postTag", Kwargs: []byte(`{"x": 1}`), Reason: "no address"}})
 	if err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func after(m message.Message, next message.Next, reason string) message.Unsent {
 // Put puts list and fails the test unless it is stored.
 func Put(tb testing.TB, s queue.Store, list ...message.Unsent) {
 	tb.Helper()
-	if err := s.Put(tb.Context(), list, nil); err != nil {
+	if _, err := s.Put(tb.Context(), list, nil); err != nil {
 		tb.Fatal(err)
 	}
 }

@@ -37,6 +37,8 @@ var contract = []struct {
 	{"Full queue refuses and takes again after drain", fullQueueRefusesAndTakesAgainAfterDrain},
 	{"Second drain is refused until the first ends", secondDrainIsRefusedUntilTheFirstEnds},
 	{"Ended context is an error that names the operation", endedContextIsAnErrorThatNamesTheOperation},
+	{"Put says what it did", putSaysWhatItDid},
+	{"Probe writes and leaves nothing", probeWritesAndLeavesNothing},
 	{"Stats count the queue", statsCountTheQueue},
 	{"List narrows and keeps order", listNarrowsAndKeepsOrder},
 	{"Show gives body, props and reason", showGivesBodyPropsAndReason},
