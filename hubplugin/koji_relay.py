@@ -428,8 +428,9 @@ def insert(cursor, commit_id, events, seconds):
     try:
         if not wait:
             cursor.execute('LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT')
+        # With preserve_order koji-relay puts events there too, and may not know that it did.
         cursor.execute('INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
-                       + ', '.join(['(%s, %s, %s, %s)'] * len(events)),
+                       + ', '.join(['(%s, %s, %s, %s)'] * len(events)) + ' ON CONFLICT DO NOTHING',
                        [value for event in events for value in (commit_id,) + event])
     finally:
         if wait:

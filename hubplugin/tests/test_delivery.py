@@ -99,6 +99,19 @@ def test_only_the_events_that_a_503_names_go_by_the_outbox(load, hub, database, 
     assert [row[:3] for row in outbox(database)] == [(commit, 1, 'postTag'), (commit, 2, 'preTag')]
 
 
+def test_event_that_the_relay_itself_put_into_the_outbox_leaves_the_others_their_place(load, hub, database, relay, log):
+    """With preserve_order the relay may commit to the outbox just when it answers that it did not."""
+    def stored_and_refused(connection, request):
+        database.sql('INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES (%s, 0, %s, %s)',
+                     request.data['commit'], 'preTag', '{}')
+        connection.sendall(reply(503, {'code': 'NOT_TAKEN', 'not_taken': [0, 1], 'error': 'x'}))
+    relay.answer = stored_and_refused
+    load(delivery='direct')
+    hub.request(change('x'))
+    assert [row[1:3] for row in outbox(database)] == [(0, 'preTag'), (1, 'postTag')]
+    assert not [line for line in log() if 'lost' in line]
+
+
 def test_numbers_survive_dropped_events_on_every_way(load, hub, database, relay):
     relay.answer = reply(503, {'not_taken': [3]})
     load()
