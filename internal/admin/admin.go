@@ -53,6 +53,8 @@ type Server struct {
 	cached  atomic.Pointer[Status]
 	nudge   chan struct{}
 
+	searches chan struct{} // bounds the searches of the page at a time
+
 	readOnly, control http.Server
 	stopping          context.Context // ends with Shutdown, and so do streams that have no end of their own
 }
@@ -63,7 +65,7 @@ func New(opts Options) *Server {
 	if opts.Refresh == 0 {
 		opts.Refresh = defaultRefresh
 	}
-	s := &Server{opts: opts, nudge: make(chan struct{}, 1)}
+	s := &Server{opts: opts, nudge: make(chan struct{}, 1), searches: make(chan struct{}, maxSearches)}
 	s.cached.Store(&Status{Phase: Starting, Generated: time.Now()})
 	opts.Metrics.registry.MustRegister(newGauges(s.Status))
 	errorLog := slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug)

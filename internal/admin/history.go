@@ -98,7 +98,8 @@ func (s *Server) handleHistory(mux *http.ServeMux, c HistoryControl) {
 	mux.HandleFunc("POST /v1/replays/{id}/cancel", s.action(func(r *http.Request) (any, error) {
 		id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
 		if err != nil {
-			return nil, &Error{Code: CodeBadRequest, Text: fmt.Sprintf("%q is not the number of a replay", r.PathValue("id"))}
+			return nil, &Error{Code: CodeBadRequest, Text: fmt.Sprintf("%q is not the number of a replay",
+				r.PathValue("id"))}
 		}
 		return done{}, c.CancelReplay(r.Context(), id)
 	}))
@@ -112,7 +113,8 @@ func ignoreEOF(err error) error {
 }
 
 // History calls each for every message. Those that came before an error are good.
-func (c *Client) History(ctx context.Context, q inspect.HistoryQuery, each func(*inspect.HistoryMessage) error) error {
+func (c *Client) History(ctx context.Context, q inspect.HistoryQuery,
+	each func(*inspect.HistoryMessage) error) error {
 	resp, err := c.do(ctx, http.MethodPost, "/v1/history", q)
 	if err != nil {
 		return err

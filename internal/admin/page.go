@@ -28,7 +28,7 @@ var (
 
 	// Only the page's own style and script run, by their digests, and only this port is asked for anything.
 	pagePolicy = strings.Join([]string{"default-src 'none'", "style-src " + digest(pageCSS), "script-src " + digest(pageJS),
-		"connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"}, "; ")
+		"connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"}, "; ")
 )
 
 func digest(text string) string {

@@ -44,9 +44,10 @@ func (s *Server) handleReads(mux *http.ServeMux, status func(*http.Request) *Sta
 		MaxRequestsInFlight: 8, // scrapers, not a flood
 		Timeout:             10 * time.Second,
 	}))
+	mux.HandleFunc("GET /search", s.search)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { s.page(w, status(r)) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, &Error{Code: CodeNotFound, Text: "no such path; try /, /status, /ready, /live or /metrics"})
+		refuse(w, &Error{Code: CodeNotFound, Text: "no such path; try /, /search, /status, /ready, /live or /metrics"})
 	})
 }
 
