@@ -51,15 +51,17 @@ type Recorder struct {
 	o       Options
 	entries []entry
 	bytes   int
-	gaps    []inspect.Gap // what was missed since the last batch
+	gaps    []inspect.Gap     // what was missed since the last batch
+	waiters []chan<- struct{} // closed when what is in entries is in the store
 	stats   Stats
 	known   time.Time // messages handed over since then have a row
 
 	// Only Run uses these.
-	pending  *Batch // a batch that could not be written
+	pending  *Batch            // a batch that could not be written
+	written  []chan<- struct{} // the waiters of pending
 	trouble  retry.Trouble
 	nextTidy time.Time
-	written  time.Time
+	wroteAt  time.Time
 }
 
 // Stats say what a Recorder has done.
@@ -152,10 +154,34 @@ func (r *Recorder) add(e entry) {
 	due := r.bytes >= flushBytes
 	r.mu.Unlock()
 	if due {
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
+		r.hurry()
+	}
+}
+
+func (r *Recorder) hurry() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Flush blocks until what was recorded before is in the store, or until ctx ends. While the store is away
+// it does not wait: whoever asks has something to do.
+func (r *Recorder) Flush(ctx context.Context) error {
+	done := make(chan struct{})
+	r.mu.Lock()
+	away := r.stats.Error
+	r.waiters = append(r.waiters, done)
+	r.mu.Unlock()
+	if away != "" {
+		return errors.New(away)
+	}
+	r.hurry()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -239,7 +265,8 @@ func (r *Recorder) work(ctx context.Context) time.Duration {
 func (r *Recorder) flush(ctx context.Context) error {
 	if r.pending == nil {
 		entries, gaps := r.take()
-		if len(entries) == 0 && len(gaps) == 0 && time.Since(r.written) < aliveEvery {
+		if len(entries) == 0 && len(gaps) == 0 && time.Since(r.wroteAt) < aliveEvery {
+			r.tellWaiters()
 			return nil
 		}
 		r.pending = r.prepare(entries, gaps)
@@ -252,9 +279,17 @@ func (r *Recorder) flush(ctx context.Context) error {
 	r.mu.Lock()
 	r.stats.Recorded += int64(len(r.pending.Rows))
 	r.mu.Unlock()
-	r.pending, r.written = nil, time.Now()
+	r.pending, r.wroteAt = nil, time.Now()
+	r.tellWaiters()
 	r.works()
 	return nil
+}
+
+func (r *Recorder) tellWaiters() {
+	for _, done := range r.written {
+		close(done)
+	}
+	r.written = nil
 }
 
 // take empties the buffer.
@@ -262,7 +297,8 @@ func (r *Recorder) take() (entries []entry, gaps []inspect.Gap) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	entries, gaps = r.entries, r.gaps
-	r.entries, r.bytes, r.gaps = nil, 0, nil
+	r.written = append(r.written, r.waiters...)
+	r.entries, r.bytes, r.gaps, r.waiters = nil, 0, nil, nil
 	return entries, gaps
 }
 
@@ -367,7 +403,7 @@ func (r *Recorder) end(ctx context.Context) {
 	defer cancel()
 	err := r.flush(ctx) // perhaps what could not be written before
 	if err == nil {
-		r.written = time.Time{}
+		r.wroteAt = time.Time{}
 		err = r.flush(ctx)
 	}
 	if err == nil {

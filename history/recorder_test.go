@@ -106,6 +106,41 @@ func TestMessagesAreWrittenWithinASecond(t *testing.T) {
 	})
 }
 
+func TestFlushReturnsWhenAllIsInTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &memory{}
+		r, stop := running(t, s, Options{})
+		defer stop()
+		for n := range 3 {
+			r.Message(aMessage(n, "{}"), inspect.ViaOutbox, accepted)
+			began := time.Now()
+			if err := r.Flush(t.Context()); err != nil || time.Since(began) > 0 {
+				t.Errorf("flushing took %v, error %v", time.Since(began), err)
+			}
+			if events, _ := s.told(); len(events) != n+1 {
+				t.Errorf("after a flush %v are written", events)
+			}
+		}
+		if err := r.Flush(t.Context()); err != nil {
+			t.Errorf("with nothing to write: %v", err)
+		}
+		s.set(errors.New("no route to host"))
+		r.Message(aMessage(4, "{}"), inspect.ViaOutbox, accepted)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := r.Flush(ctx); err == nil {
+			t.Error("the store is away, and all is said to be there")
+		}
+		began := time.Now()
+		if err := r.Flush(t.Context()); err == nil || time.Since(began) > 0 {
+			t.Errorf("a store that is known to be away was waited for %v, error %v", time.Since(began), err)
+		}
+		s.set(nil)
+		time.Sleep(10 * time.Second)
+	})
+}
+
 func TestWhatIsLeftIsWrittenAtTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -29,14 +29,18 @@ const kojiTables = `
 	CREATE TABLE build (id integer PRIMARY KEY, pkg_id integer, version text, release text, state integer,
 		completion_time timestamptz, promotion_time timestamptz);
 	CREATE TABLE tag_listing (build_id integer, tag_id integer, create_event integer, revoke_event integer);
-	CREATE TABLE task (id integer PRIMARY KEY, state integer, create_time timestamptz, completion_time timestamptz);
-	CREATE TABLE repo (id integer PRIMARY KEY, state integer, creation_time timestamptz, state_time timestamptz);
-	INSERT INTO events (time) SELECT now() - (1000 - n) * interval '1 minute' FROM generate_series(1, 1000) n; -- id n
+	CREATE TABLE task (id integer PRIMARY KEY, state integer, create_time timestamptz, completion_time
+	timestamptz);
+	CREATE TABLE repo (id integer PRIMARY KEY, state integer, creation_time timestamptz, state_time
+	timestamptz);
+	INSERT INTO events (time) SELECT now() - (1000 - n) * interval '1 minute' FROM generate_series(1, 1000)
+	n; -- id n
 	INSERT INTO package VALUES (1, 'bash'), (2, 'vim');
 	INSERT INTO tag VALUES (1, 'f40'), (2, 'f40-rebuild'), (3, 'gone');
 	INSERT INTO build VALUES (1, 1, '5.2', '1.fc40', 1, now() - interval '100 minutes', NULL),
 		(2, 2, '9', '1', 3, now() - interval '90 minutes', NULL), (3, 2, '9', '2', 0, NULL, NULL),
-		(4, 2, '9', '3', 2, now() - interval '30 days', NULL), (5, 1, '6', '1', 1, now() - interval '80 minutes', now());
+		(4, 2, '9', '3', 2, now() - interval '30 days', NULL), (5, 1, '6', '1', 1, now() - interval '80
+		minutes', now());
 	INSERT INTO tag_listing VALUES
 		(1, 1, 900, 950), -- bash into f40 and out of it
 		(1, 2, 901, NULL), -- into a tag that is excluded
@@ -45,14 +49,17 @@ const kojiTables = `
 		(1, 3, 100, 981), -- the tag was deleted
 		(2, 1, 100, 101); -- long ago
 	INSERT INTO tag_config VALUES (3, 1, 981);
-	INSERT INTO task SELECT n, CASE WHEN n = 1000 THEN 1 WHEN n % 3 = 0 THEN 5 ELSE 2 END, now() - (1000 - n) * interval '1 minute',
+	INSERT INTO task SELECT n, CASE WHEN n = 1000 THEN 1 WHEN n % 3 = 0 THEN 5 ELSE 2 END, now() - (1000 -
+	n) * interval '1 minute',
 		now() - (1000 - n) * interval '1 minute' + interval '5 seconds' FROM generate_series(1, 1000) n;
-	INSERT INTO repo VALUES (7, 1, now() - interval '50 minutes', now() - interval '40 minutes'), (8, 0, now() - interval '10 minutes', now());`
+	INSERT INTO repo VALUES (7, 1, now() - interval '50 minutes', now() - interval '40 minutes'), (8, 0,
+	now() - interval '10 minutes', now());`
 
 func facts(t *testing.T, setup string) []Fact {
 	t.Helper()
 	conn := pgtest.Database(t, setup+`;
-		DO $$ BEGIN CREATE ROLE `+auditRole+` LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`+
+		DO $$ BEGIN CREATE ROLE `+auditRole+` LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation
+		THEN NULL; END $$;`+
 		Grants(auditRole))
 	hub, err := Open(t.Context(), conn+" user="+auditRole)
 	if err != nil {
@@ -85,8 +92,9 @@ func TestFactsAreThoseOfTheHubsTables(t *testing.T) {
 	t.Parallel()
 	all := facts(t, kojiTables)
 	got := count(all)
-	want := map[string]int{"postTag": 4, "postUntag": 4, "the build was deleted": 1, "it was tagged anew at once": 1,
-		"the tag was deleted": 1, "postBuildStateChange": 3, "postRepoInit": 2, "postRepoDone": 1}
+	want := map[string]int{"postTag": 4, "postUntag": 4, "the build was deleted": 1,
+		"it was tagged anew at once": 1,
+		"the tag was deleted":        1, "postBuildStateChange": 3, "postRepoInit": 2, "postRepoDone": 1}
 	for what, n := range want {
 		if got[what] != n {
 			t.Errorf("%s: %d, want %d", what, got[what], n)
@@ -104,24 +112,50 @@ func TestFactsAreThoseOfTheHubsTables(t *testing.T) {
 
 func TestAnOlderHubHasNoTimesOfRepos(t *testing.T) {
 	t.Parallel()
-	old := strings.Replace(kojiTables, "creation_time timestamptz, state_time timestamptz);", "x timestamptz, y timestamptz);", 1)
+	old := strings.Replace(kojiTables, "creation_time timestamptz, state_time timestamptz);",
+		"x timestamptz, y timestamptz);", 1)
 	old = strings.Replace(old, "promotion_time timestamptz", "z timestamptz", 1)
 	if got := count(facts(t, old)); got["postRepoInit"] != 0 || got["postTag"] != 4 {
 		t.Errorf("got %v", got)
 	}
 }
 
+func TestANewHubHasNoFacts(t *testing.T) {
+	t.Parallel()
+	tables, _, _ := strings.Cut(kojiTables, "INSERT")
+	if all := facts(t, tables); len(all) != 0 {
+		t.Errorf("got %v", all)
+	}
+}
+
 func TestWhoMayNotReadIsToldWhatToGrant(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.Database(t, kojiTables+`;
-		DO $$ BEGIN CREATE ROLE koji_relay_test_nobody LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`)
+		DO $$ BEGIN CREATE ROLE koji_relay_test_nobody LOGIN; EXCEPTION WHEN duplicate_object OR
+		unique_violation THEN NULL; END $$;`)
 	hub, err := Open(t.Context(), conn+" user=koji_relay_test_nobody")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer hub.Close()
-	if _, err := hub.Facts(t.Context(), time.Now().Add(-time.Hour), time.Now()); err == nil || !strings.Contains(err.Error(), "--audit") {
+	if _, err := hub.Facts(t.Context(), time.Now().Add(-time.Hour), time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "--audit") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAKillExplainsAbsencesOfWhatCameOverTheSocket(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for via, holes := range map[string]int{inspect.ViaSocket: 0, inspect.ViaOutbox: 1} {
+		c := NewComparison(Rules{Wanted: func(string) bool { return true }}, []inspect.Gap{{Began: now,
+			Ended: now}}, nil)
+		c.Add(&inspect.HistoryMessage{Via: via, Time: now, Callback: "postTaskStateChange",
+			Address: "task.closed", Task: 1})
+		accounts := c.Judge([]Fact{{Kind: Task, Time: now, Number: 2}})
+		if got := len(accounts[3].Holes); got != holes {
+			t.Errorf("with messages by the %s there are %d holes, want %d", via, got, holes)
+		}
 	}
 }
 
@@ -137,29 +171,40 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 	c := NewComparison(Rules{
 		Wanted:   func(callback string) bool { return callback != "postRepoInit" },
 		Excluded: excluded.Match,
-	}, []inspect.Gap{{Began: at(31), Ended: at(29)}}, map[string]int{"postUntag": 1})
+	}, []inspect.Gap{{Began: at(31), Ended: at(29), Messages: 5}, {Began: at(6), Ended: at(4)}},
+		map[string]int{"postUntag": 1})
 	tell := func(minutes int, callback, address, build, tag string, task int64, fate inspect.StepKind) {
-		c.Add(&inspect.HistoryMessage{Time: at(minutes), Callback: callback, Address: address, Build: build, Tag: tag, Task: task,
+		c.Add(&inspect.HistoryMessage{Time: at(minutes), Callback: callback, Address: address, Build: build,
+			Tag: tag, Task: task,
 			Fate: fate, Reason: "why", Props: fmt.Appendf(nil, `{"repo_id": %d}`, task)})
 	}
 	tell(100, "postTag", "build.tag", "a-1-1", "t", 0, inspect.Accepted)
-	tell(90, "preTag", "pre.build.tag", "a-1-1", "t", 0, inspect.Accepted)                       // news, no announcement
-	tell(80, "postBuildStateChange", "", "b-1-1", "", 0, inspect.Skipped)                        // another attribute
-	tell(79, "postBuildStateChange", "build.complete", "b-1-1,draft_5", "", 0, inspect.Accepted) // a draft then
+	tell(90, "preTag", "pre.build.tag", "a-1-1", "t", 0,
+		inspect.Accepted) // news, no announcement
+	tell(80, "postBuildStateChange", "", "b-1-1", "", 0,
+		inspect.Skipped) // another attribute
+	tell(79, "postBuildStateChange", "build.complete", "b-1-1,draft_5", "", 0,
+		inspect.Accepted) // a draft then
 	tell(70, "postTaskStateChange", "task.closed", "", "", 5, inspect.Queued)
 	tell(60, "postTaskStateChange", "task.closed", "", "", 6, inspect.Expired)
 	tell(50, "postRepoDone", "repo.done", "", "t", 7, inspect.Accepted)
 	accounts := c.Judge([]Fact{
 		{Kind: Tagging, Time: at(101), Build: "a-1-1", Tag: "t"},
-		{Kind: Tagging, Time: at(20), Build: "a-1-1", Tag: "t"}, // tagged again: the message above was for the first
+		{Kind: Tagging, Time: at(20), Build: "a-1-1", Tag: "t"},
+		// tagged again: the message above was for the first
 		{Kind: Tagging, Time: at(101), Build: "a-1-1", Tag: "t-rebuild"},
-		{Kind: Untagging, Time: at(30), Build: "a-1-1", Tag: "t"},                                  // waits in the outbox
-		{Kind: Untagging, Time: at(30), Build: "a-1-1", Tag: "t"},                                  // in the gap
-		{Kind: Untagging, Time: at(15), Build: "a-1-1", Tag: "t", Silent: "the build was deleted"}, // told by nobody
+		{Kind: Untagging, Time: at(30), Build: "a-1-1", Tag: "t"},
+		// waits in the outbox
+		{Kind: Untagging, Time: at(30), Build: "a-1-1", Tag: "t"},
+		// in the gap
+		{Kind: Untagging, Time: at(15), Build: "a-1-1", Tag: "t", Silent: "the build was deleted"},
+		// told by nobody
 		{Kind: Build, Time: at(80), Build: "b-1-1", Draft: "b-1-1,draft_5"},
 		{Kind: Build, Time: at(10), Build: "c-1-1"},
-		{Kind: Task, Time: at(70), Number: 5}, {Kind: Task, Time: at(61), Number: 6}, {Kind: Task, Time: at(5), Number: 9},
-		{Kind: RepoInit, Time: at(51), Number: 7}, {Kind: RepoDone, Time: at(50), Number: 7}, {Kind: RepoDone, Time: at(5), Number: 8},
+		{Kind: Task, Time: at(70), Number: 5}, {Kind: Task, Time: at(61), Number: 6}, {Kind: Task,
+			Time: at(5), Number: 9},
+		{Kind: RepoInit, Time: at(51), Number: 7}, {Kind: RepoDone, Time: at(50), Number: 7},
+		{Kind: RepoDone, Time: at(5), Number: 8},
 	})
 	var got []string
 	for _, a := range accounts {
@@ -167,7 +212,8 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 		for _, n := range a.Explained {
 			explained += n
 		}
-		line := fmt.Sprintf("%s: %d happened, %d announced, %d waiting, %d explained", a.Kind, a.Happened, a.Announced, a.Waiting, explained)
+		line := fmt.Sprintf("%s: %d happened, %d announced, %d waiting, %d explained", a.Kind, a.Happened,
+			a.Announced, a.Waiting, explained)
 		for _, h := range a.Holes {
 			line += ", hole: " + h.What
 		}

@@ -9,8 +9,8 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// clockSlack is how far the clocks of hub and relay may differ, and how long before its COMMIT a transaction may have
-// taken its time.
+// clockSlack is how far the clocks of hub and relay may differ, and how long before its COMMIT a
+// transaction may have taken its time.
 const clockSlack = time.Minute
 
 // Account is the result for one kind.
@@ -41,6 +41,7 @@ type Comparison struct {
 	gaps   []inspect.Gap
 	outbox map[string]int
 	told   map[string][]*telling // by key, oldest first
+	direct bool                  // some messages came over the socket
 }
 
 // telling is one message, or one event that made none.
@@ -58,6 +59,7 @@ func NewComparison(r Rules, gaps []inspect.Gap, outbox map[string]int) *Comparis
 
 // Add takes a message of the history, oldest first.
 func (c *Comparison) Add(m *inspect.HistoryMessage) {
+	c.direct = c.direct || m.Via == inspect.ViaSocket
 	i := slices.IndexFunc(Kinds, func(k *Kind) bool {
 		return k.Callback == m.Callback && slices.Contains(k.Addresses, m.Address)
 	})
@@ -149,10 +151,14 @@ func (c *Comparison) find(f *Fact) *telling {
 	return nil
 }
 
+// inGap reports whether a gap explains that there is no message about something of the time t. A relay that
+// was killed explains nothing where all came through the outbox: an event is recorded before it leaves
+// that.
 func (c *Comparison) inGap(t time.Time) bool {
 	const slack = 2 * time.Second
 	return slices.ContainsFunc(c.gaps, func(g inspect.Gap) bool {
-		return !t.Before(g.Began.Add(-slack)) && !t.After(g.Ended.Add(slack))
+		killed := g.Messages == 0
+		return (c.direct || !killed) && !t.Before(g.Began.Add(-slack)) && !t.After(g.Ended.Add(slack))
 	})
 }
 

@@ -1,4 +1,5 @@
-// Package audit compares what happened on a Koji hub, by the hub's own tables, with the history of its messages.
+// Package audit compares what happened on a Koji hub, by the hub's own tables, with the history of its
+// messages.
 //
 // It only reads. It never judges what the history cannot know: times before it begins, and the last minute.
 package audit
@@ -24,11 +25,13 @@ type Kind struct {
 var (
 	Tagging   = &Kind{"taggings", "postTag", []string{"build.tag"}}
 	Untagging = &Kind{"untaggings", "postUntag", []string{"build.untag"}}
-	Build     = &Kind{"finished builds", "postBuildStateChange", []string{"build.complete", "build.failed", "build.canceled"}}
-	Task      = &Kind{"finished tasks", "postTaskStateChange", []string{"task.closed", "task.canceled", "task.failed"}}
-	RepoInit  = &Kind{"new repos", "postRepoInit", []string{"repo.init"}}
-	RepoDone  = &Kind{"finished repos", "postRepoDone", []string{"repo.done"}}
-	Kinds     = []*Kind{Tagging, Untagging, Build, Task, RepoInit, RepoDone}
+	Build     = &Kind{"finished builds", "postBuildStateChange", []string{"build.complete", "build.failed",
+		"build.canceled"}}
+	Task = &Kind{"finished tasks", "postTaskStateChange", []string{"task.closed", "task.canceled",
+		"task.failed"}}
+	RepoInit = &Kind{"new repos", "postRepoInit", []string{"repo.init"}}
+	RepoDone = &Kind{"finished repos", "postRepoDone", []string{"repo.done"}}
+	Kinds    = []*Kind{Tagging, Untagging, Build, Task, RepoInit, RepoDone}
 )
 
 // Fact is one thing that happened on the hub.
@@ -69,11 +72,12 @@ func Open(ctx context.Context, connString string) (*Hub, error) {
 // Close ends the connection.
 func (h *Hub) Close() { _ = h.conn.Close(context.Background()) }
 
-// Facts gives what happened from since until until. It reads tables whole that have no index on a time, which takes
-// seconds on a large hub.
+// Facts gives what happened from since until until. It reads tables whole that have no index on a time,
+// which takes seconds on a large hub.
 func (h *Hub) Facts(ctx context.Context, since, until time.Time) ([]Fact, error) {
 	var all []Fact
-	for _, read := range []func(context.Context, time.Time, time.Time) ([]Fact, error){h.taggings, h.builds, h.tasks, h.repos} {
+	for _, read := range []func(context.Context, time.Time, time.Time) ([]Fact, error){h.taggings, h.builds,
+		h.tasks, h.repos} {
 		facts, err := read(ctx, since, until)
 		if err != nil {
 			return nil, explain(err)
@@ -99,8 +103,8 @@ const names = `p.name || '-' || b.version || '-' || b.release AS build,
 	CASE WHEN to_jsonb(b) ->> 'promotion_time' IS NOT NULL
 		THEN p.name || '-' || b.version || '-' || b.release || ',draft_' || b.id ELSE '' END AS draft`
 
-// taggings reads rows of tag_listing that appeared, and that were revoked. Koji announces no untagging of a build that is
-// tagged anew in one call, that is deleted, or whose tag is deleted.
+// taggings reads rows of tag_listing that appeared, and that were revoked. Koji announces no untagging of a
+// build that is tagged anew in one call, that is deleted, or whose tag is deleted.
 func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, error) {
 	first, err := h.firstID(ctx, "events", "time", since)
 	if err != nil {
@@ -111,23 +115,27 @@ func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, err
 				WHEN b.state = 2 THEN 'the build was deleted'
 				WHEN EXISTS (SELECT FROM tag_listing n WHERE n.build_id = l.build_id AND n.tag_id = l.tag_id
 					AND n.create_event = l.revoke_event) THEN 'it was tagged anew at once'
-				WHEN EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.revoke_event = l.revoke_event)
-					AND NOT EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.create_event = l.revoke_event)
+				WHEN EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.revoke_event =
+				l.revoke_event)
+					AND NOT EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.create_event =
+					l.revoke_event)
 					THEN 'the tag was deleted'
 				ELSE '' END AS silent
 		FROM tag_listing l JOIN events e ON e.id = l.create_event OR e.id = l.revoke_event
 		JOIN build b ON b.id = l.build_id JOIN package p ON p.id = b.pkg_id JOIN tag t ON t.id = l.tag_id
-		WHERE (l.create_event >= $1 OR l.revoke_event >= $1) AND e.id >= $1 AND e.time >= $2 AND e.time < $3`, first, since, until)
+		WHERE (l.create_event >= $1 OR l.revoke_event >= $1) AND e.id >= $1 AND e.time >= $2 AND e.time <
+		$3`, first, since, until)
 	var all []Fact
 	var f Fact
 	var added bool
-	_, err = pgx.ForEachRow(rows, []any{&f.Time, &added, &f.Build, &f.Draft, &f.Tag, &f.Silent}, func() error {
-		if f.Kind = Untagging; added {
-			f.Kind = Tagging
-		}
-		all = append(all, f)
-		return nil
-	})
+	_, err = pgx.ForEachRow(rows, []any{&f.Time, &added, &f.Build, &f.Draft, &f.Tag, &f.Silent},
+		func() error {
+			if f.Kind = Untagging; added {
+				f.Kind = Tagging
+			}
+			all = append(all, f)
+			return nil
+		})
 	return all, err
 }
 
@@ -153,7 +161,8 @@ func (h *Hub) tasks(ctx context.Context, since, until time.Time) ([]Fact, error)
 		return nil, err
 	}
 	rows, _ := h.conn.Query(ctx, `SELECT completion_time, id FROM task
-		WHERE id >= $1 AND completion_time >= $2 AND completion_time < $3 AND state IN (2, 3, 5)`, first, since, until)
+		WHERE id >= $1 AND completion_time >= $2 AND completion_time < $3 AND state IN (2, 3, 5)`, first,
+		since, until)
 	return numbered(rows, Task)
 }
 
@@ -167,7 +176,8 @@ func numbered(rows pgx.Rows, k *Kind) ([]Fact, error) {
 	return all, err
 }
 
-// repos reads when repos were begun, and when those that are ready became so. Before Koji 1.35 the hub keeps neither.
+// repos reads when repos were begun, and when those that are ready became so. Before Koji 1.35 the hub
+// keeps neither.
 func (h *Hub) repos(ctx context.Context, since, until time.Time) ([]Fact, error) {
 	var known int
 	err := h.conn.QueryRow(ctx, `SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('repo')
@@ -175,12 +185,14 @@ func (h *Hub) repos(ctx context.Context, since, until time.Time) ([]Fact, error)
 	if err != nil || known < 2 {
 		return nil, err
 	}
-	rows, _ := h.conn.Query(ctx, `SELECT creation_time, id FROM repo WHERE creation_time >= $1 AND creation_time < $2`, since, until)
+	rows, _ := h.conn.Query(ctx, `SELECT creation_time, id FROM repo WHERE creation_time >= $1 AND
+		creation_time < $2`, since, until)
 	all, err := numbered(rows, RepoInit)
 	if err != nil {
 		return nil, err
 	}
-	rows, _ = h.conn.Query(ctx, `SELECT state_time, id FROM repo WHERE state = 1 AND state_time >= $1 AND state_time < $2`, since, until)
+	rows, _ = h.conn.Query(ctx, `SELECT state_time, id FROM repo WHERE state = 1 AND state_time >= $1 AND
+		state_time < $2`, since, until)
 	done, err := numbered(rows, RepoDone)
 	return append(all, done...), err
 }
@@ -188,11 +200,13 @@ func (h *Hub) repos(ctx context.Context, since, until time.Time) ([]Fact, error)
 // firstID finds the first id of a table from a time on. The ids grow with the time, which has no index.
 func (h *Hub) firstID(ctx context.Context, table, column string, since time.Time) (int64, error) {
 	var low, high int64
-	err := h.conn.QueryRow(ctx, `SELECT coalesce(min(id), 0), coalesce(max(id), 0) + 1 FROM `+table).Scan(&low, &high)
+	err := h.conn.QueryRow(ctx, `SELECT coalesce(min(id), 0), coalesce(max(id), -1) + 1 FROM
+		`+table).Scan(&low, &high)
 	for err == nil && low < high {
 		middle := low + (high-low)/2
 		var before bool
-		err = h.conn.QueryRow(ctx, `SELECT `+column+` < $1 FROM `+table+` WHERE id >= $2 ORDER BY id LIMIT 1`, since, middle).Scan(&before)
+		err = h.conn.QueryRow(ctx, `SELECT `+column+` < $1 FROM `+table+` WHERE id >= $2 ORDER BY id LIMIT
+			1`, since, middle).Scan(&before)
 		if before {
 			low = middle + 1
 		} else {
@@ -202,14 +216,16 @@ func (h *Hub) firstID(ctx context.Context, table, column string, since time.Time
 	return low, err
 }
 
-// Begins gives when the history can begin at the earliest: when its schema was made. It is the zero time where the hub's
-// database has no schema koji_relay.
+// Begins gives when the history can begin at the earliest: when its schema was made. It is the zero time
+// where the hub's database has no schema koji_relay.
 func (h *Hub) Begins(ctx context.Context) (began time.Time, err error) {
 	var there bool
-	if err = h.conn.QueryRow(ctx, `SELECT to_regclass('koji_relay.version') IS NOT NULL`).Scan(&there); err != nil || !there {
+	if err = h.conn.QueryRow(ctx, `SELECT to_regclass('koji_relay.version') IS NOT
+		NULL`).Scan(&there); err != nil || !there {
 		return began, err
 	}
-	err = h.conn.QueryRow(ctx, `SELECT coalesce(max(applied), '-infinity') FROM koji_relay.version WHERE version = 3`).Scan(&began)
+	err = h.conn.QueryRow(ctx, `SELECT coalesce(max(applied), '-infinity') FROM koji_relay.version WHERE
+		version = 3`).Scan(&began)
 	return began, err
 }
 
@@ -217,7 +233,8 @@ func (h *Hub) Begins(ctx context.Context) (began time.Time, err error) {
 func (h *Hub) Outbox(ctx context.Context) (map[string]int, error) {
 	waiting := map[string]int{}
 	var there bool
-	if err := h.conn.QueryRow(ctx, `SELECT to_regclass('koji_relay.outbox') IS NOT NULL`).Scan(&there); err != nil || !there {
+	if err := h.conn.QueryRow(ctx, `SELECT to_regclass('koji_relay.outbox') IS NOT
+		NULL`).Scan(&there); err != nil || !there {
 		return waiting, err
 	}
 	rows, _ := h.conn.Query(ctx, `SELECT callback, count(*) FROM koji_relay.outbox GROUP BY 1`)

@@ -21,7 +21,10 @@ func open(tb testing.TB, dir string) *Store {
 
 func TestContract(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t *testing.T) history.Store { return open(t, filepath.Join(t.TempDir(), "history")) })
+	storetest.Run(t, func(t *testing.T) history.Store {
+		return open(t, filepath.Join(t.TempDir(),
+			"history"))
+	})
 }
 
 func TestOneProcessHasTheDirectoryOpen(t *testing.T) {

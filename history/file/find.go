@@ -97,7 +97,8 @@ func (s *Store) names(q *history.Query, after history.Ref) []string {
 }
 
 // walk merges the places behind prefixes, at most n from each, in the order of q.
-func walk(ctx context.Context, db *bbolt.DB, bucket string, prefixes [][]byte, q *history.Query, after history.Ref,
+func walk(ctx context.Context, db *bbolt.DB, bucket string, prefixes [][]byte, q *history.Query,
+	after history.Ref,
 	n int) ([]history.Ref, error) {
 	var places [][]byte
 	err := db.View(func(tx *bbolt.Tx) error {
@@ -183,7 +184,8 @@ func (s *Store) byID(ctx context.Context, q *history.Query, after history.Ref) (
 }
 
 // Load implements history.Store.
-func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []history.Row, steps []history.Step, err error) {
+func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []history.Row,
+	steps []history.Step, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, db := range s.days {

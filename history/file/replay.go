@@ -67,7 +67,8 @@ func (s *Store) ClaimReplay(ctx context.Context, _ string, _ time.Duration) (*in
 }
 
 // SaveReplay implements history.ReplayStore.
-func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, _ string, _ time.Duration) (runs bool, err error) {
+func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, _ string, _ time.Duration) (runs bool,
+	err error) {
 	err = s.changeReplay(ctx, r.ID, func(old *inspect.Replay) {
 		if runs = old.State == inspect.ReplayRuns; runs {
 			*old = *r

@@ -1,8 +1,11 @@
 package postgres
 
 import (
+	"context"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"koji-relay/history"
 	"koji-relay/history/storetest"
@@ -47,7 +50,8 @@ func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
 		writer string
 		lease  time.Duration
 		has    bool
-	}{{"one", time.Minute, true}, {"two", time.Minute, false}, {"one", -time.Second, true}, {"two", time.Minute, true}} {
+	}{{"one", time.Minute, true}, {"two", time.Minute, false}, {"one", -time.Second, true}, {"two",
+		time.Minute, true}} {
 		got, err := s.ClaimReplay(t.Context(), one.writer, one.lease)
 		if err != nil || (got != nil) != one.has {
 			t.Errorf("%s claimed %v, %v, want %v", one.writer, got, err, one.has)
@@ -61,4 +65,37 @@ func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) history.Store { return open(t, pgtest.Database(t, schema(t))) })
+}
+
+// A query on the oldest day that does not end holds up neither the tidying nor those who write and search.
+func TestDayIsNotDroppedUnderAQuery(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t))
+	s := open(t, conn)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	storetest.Append(t, s, inspect.Accepted, storetest.Tagged(1, today.Add(-10*24*time.Hour)),
+		storetest.Tagged(2, today))
+	reader, err := pgx.Connect(t.Context(), conn+" user="+relayRole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close(context.Background())
+	tx, err := reader.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "SELECT count(*) FROM koji_relay.history_message"); err != nil {
+		t.Fatal(err)
+	}
+	usage, err := s.Tidy(t.Context(), 7*24*time.Hour, 1<<40)
+	if code(err) != "55P03" || len(usage.Dropped) != 0 { // lock_not_available
+		t.Fatalf("under a query it dropped %v, error %v", usage.Dropped, err)
+	}
+	storetest.Append(t, s, inspect.Accepted, storetest.Tagged(3, today)) // nobody waits for the reader
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if usage, err = s.Tidy(t.Context(), 7*24*time.Hour, 1<<40); err != nil || len(usage.Dropped) != 1 {
+		t.Errorf("after the query it dropped %v, error %v", usage.Dropped, err)
+	}
 }

@@ -15,11 +15,13 @@ import (
 func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []history.Row) error {
 	return s.do(ctx, "add a replay", func(ctx context.Context, conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			err := tx.QueryRow(ctx, `INSERT INTO koji_relay.replay (running, state) VALUES (true, $1) RETURNING id`, r).Scan(&r.ID)
+			err := tx.QueryRow(ctx, `INSERT INTO koji_relay.replay (running, state) VALUES (true, $1)
+				RETURNING id`, r).Scan(&r.ID)
 			if err != nil {
 				return err
 			}
-			_, err = tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "replay_line"}, []string{"replay", "line", "message", "content"},
+			_, err = tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "replay_line"}, []string{"replay",
+				"line", "message", "content"},
 				pgx.CopyFromSlice(len(lines), func(i int) ([]any, error) {
 					row := lines[i]
 					row.Content = nil
@@ -49,9 +51,11 @@ func readReplay(row pgx.CollectableRow) (inspect.Replay, error) {
 }
 
 // ClaimReplay implements history.ReplayStore.
-func (s *Store) ClaimReplay(ctx context.Context, writer string, lease time.Duration) (claimed *inspect.Replay, err error) {
+func (s *Store) ClaimReplay(ctx context.Context, writer string,
+	lease time.Duration) (claimed *inspect.Replay, err error) {
 	err = s.do(ctx, "claim a replay", func(ctx context.Context, conn *pgx.Conn) error {
-		rows, _ := conn.Query(ctx, `UPDATE koji_relay.replay SET holder = $1, lease = now() + $2 * interval '1 second'
+		rows, _ := conn.Query(ctx, `UPDATE koji_relay.replay SET holder = $1, lease = now() + $2 * interval
+			'1 second'
 			WHERE id = (SELECT id FROM koji_relay.replay WHERE running AND (lease < now() OR holder = $1)
 				ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
 			RETURNING id, state`, writer, lease.Seconds())
@@ -66,11 +70,13 @@ func (s *Store) ClaimReplay(ctx context.Context, writer string, lease time.Durat
 }
 
 // SaveReplay implements history.ReplayStore. The messages of a file go when it ends.
-func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string, lease time.Duration) (runs bool, err error) {
+func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string,
+	lease time.Duration) (runs bool, err error) {
 	err = s.do(ctx, "save a replay", func(ctx context.Context, conn *pgx.Conn) error {
 		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET state = $1, running = $2,
 				lease = now() + $3 * interval '1 second'
-			WHERE id = $4 AND running AND holder = $5`, r, r.State == inspect.ReplayRuns, lease.Seconds(), r.ID, writer)
+			WHERE id = $4 AND running AND holder = $5`, r, r.State == inspect.ReplayRuns, lease.Seconds(),
+			r.ID, writer)
 		runs = tag.RowsAffected() == 1
 		if err == nil && r.State != inspect.ReplayRuns {
 			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, r.ID)
@@ -84,7 +90,8 @@ func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string
 func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error) {
 	err = s.do(ctx, "cancel a replay", func(ctx context.Context, conn *pgx.Conn) error {
 		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET running = false,
-			state = state || jsonb_build_object('state', 'cancelled', 'ended', now()) WHERE id = $1 AND running`, id)
+			state = state || jsonb_build_object('state', 'cancelled', 'ended', now()) WHERE id = $1 AND
+			running`, id)
 		ran = tag.RowsAffected() == 1
 		if err == nil && ran {
 			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, id)

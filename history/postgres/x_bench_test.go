@@ -84,14 +84,16 @@ func fill(tb testing.TB, s *Store, n int) {
 		for i := from; i < min(n, from+2000); i++ {
 			at := start.Add(time.Duration(float64(i) / float64(n) * float64(7*24*time.Hour))).Truncate(time.Microsecond)
 			m := another(all[i%len(all)], i, at)
-			first := inspect.Step{Time: at.Add(3 * time.Millisecond), Kind: inspect.Accepted, Broker: "broker1.example.com:5671"}
+			first := inspect.Step{Time: at.Add(3 * time.Millisecond), Kind: inspect.Accepted,
+				Broker: "broker1.example.com:5671"}
 			if i%100 == 0 {
 				first = inspect.Step{Time: at, Kind: inspect.Queued, Reason: "not sent: no broker is usable"}
 				kind := inspect.Accepted
 				if i%10_000 == 0 {
 					kind = inspect.Dead
 				}
-				b.Steps = append(b.Steps, history.Step{ID: m.ID, Handed: at, Step: inspect.Step{Time: at.Add(time.Minute), Kind: kind}})
+				b.Steps = append(b.Steps, history.Step{ID: m.ID, Handed: at,
+					Step: inspect.Step{Time: at.Add(time.Minute), Kind: kind}})
 			}
 			row, err := history.NewRow(&m, inspect.ViaSocket, first)
 			if err != nil {
@@ -127,23 +129,25 @@ func BenchmarkSearch(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Logf("%d messages: %.0f a second, %.0f bytes each with indexes", n, float64(n)/took.Seconds(), float64(usage.Bytes)/float64(n))
+	b.Logf("%d messages: %.0f a second, %.0f bytes each with indexes", n, float64(n)/took.Seconds(),
+		float64(usage.Bytes)/float64(n))
 	now := time.Now()
 	for name, q := range map[string]inspect.HistoryQuery{
-		"newest":          {Limit: 50},
-		"build":           {Build: fmt.Sprintf("package-77-1.0-%d.fc40", 20_077), Limit: 50},
-		"package":         {Build: "package-77", Limit: 50},
-		"tag":             {Tag: "f40-tag-2", Limit: 50},
-		"tags":            {Tag: "f40-*", Limit: 50},
-		"task":            {Task: int64(n / 2), Limit: 50},
-		"user":            {User: "user-7", Limit: 50},
-		"topics":          {Address: "build.*", Limit: 50},
-		"rare topic":      {Address: "build.promote", Limit: 50},
-		"dead":            {Fate: inspect.Dead, Limit: 50},
-		"queued":          {Fate: inspect.Queued, Limit: 50},
-		"tag and user":    {Tag: "f40-tag-2", User: "user-2", Limit: 50},
-		"package and day": {Build: "package-77", Since: now.Add(-4 * 24 * time.Hour), Until: now.Add(-3 * 24 * time.Hour), Limit: 50},
-		"dead in a tag":   {Fate: inspect.Dead, Tag: "f4*", Limit: 50},
+		"newest":       {Limit: 50},
+		"build":        {Build: fmt.Sprintf("package-77-1.0-%d.fc40", 20_077), Limit: 50},
+		"package":      {Build: "package-77", Limit: 50},
+		"tag":          {Tag: "f40-tag-2", Limit: 50},
+		"tags":         {Tag: "f40-*", Limit: 50},
+		"task":         {Task: int64(n / 2), Limit: 50},
+		"user":         {User: "user-7", Limit: 50},
+		"topics":       {Address: "build.*", Limit: 50},
+		"rare topic":   {Address: "build.promote", Limit: 50},
+		"dead":         {Fate: inspect.Dead, Limit: 50},
+		"queued":       {Fate: inspect.Queued, Limit: 50},
+		"tag and user": {Tag: "f40-tag-2", User: "user-2", Limit: 50},
+		"package and day": {Build: "package-77", Since: now.Add(-4 * 24 * time.Hour),
+			Until: now.Add(-3 * 24 * time.Hour), Limit: 50},
+		"dead in a tag": {Fate: inspect.Dead, Tag: "f4*", Limit: 50},
 	} {
 		b.Run(name, func(b *testing.B) {
 			var worst time.Duration

@@ -387,7 +387,8 @@ func testHostile(t *testing.T, s history.Store) {
 
 func testReplays(t *testing.T, s history.Store) {
 	ctx, lease := t.Context(), time.Minute
-	first := inspect.Replay{Query: inspect.HistoryQuery{Tag: "f40-*"}, Rate: 7, State: inspect.ReplayRuns, Total: 3}
+	first := inspect.Replay{Query: inspect.HistoryQuery{Tag: "f40-*"}, Rate: 7, State: inspect.ReplayRuns,
+		Total: 3}
 	must(t, s.AddReplay(ctx, &first, nil))
 	m := Tagged(1, noon())
 	row, err := history.NewRow(&m, inspect.ViaSocket, inspect.Step{Time: m.Created, Kind: inspect.Accepted})
@@ -422,11 +423,13 @@ func testReplays(t *testing.T, s history.Store) {
 	}
 	lines, err := s.Lines(ctx, second.ID, 1, 10)
 	must(t, err)
-	if len(lines) != 1 || lines[0].ID != m.ID || lines[0].Address != m.Address || string(lines[0].Content) != string(row.Content) {
+	if len(lines) != 1 || lines[0].ID != m.ID || lines[0].Address != m.Address ||
+		string(lines[0].Content) != string(row.Content) {
 		t.Errorf("the lines behind the first are %+v", lines)
 	}
 	second.State = inspect.ReplayDone
-	if claimed, err = s.ClaimReplay(ctx, "one", lease); err != nil || claimed == nil || claimed.ID != second.ID {
+	if claimed, err = s.ClaimReplay(ctx, "one", lease); err != nil || claimed == nil ||
+		claimed.ID != second.ID {
 		t.Fatalf("claimed %+v, %v, want the second", claimed, err)
 	}
 	_, err = s.SaveReplay(ctx, &second, "one", lease)
@@ -436,7 +439,8 @@ func testReplays(t *testing.T, s history.Store) {
 	}
 	all, err := s.Replays(ctx)
 	must(t, err)
-	if len(all) != 2 || all[0].State != inspect.ReplayCancelled || all[1].State != inspect.ReplayDone || all[1].ID != second.ID {
+	if len(all) != 2 || all[0].State != inspect.ReplayCancelled || all[1].State != inspect.ReplayDone ||
+		all[1].ID != second.ID {
 		t.Errorf("the replays are %+v", all)
 	}
 }

@@ -193,7 +193,7 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	if pg != nil {
 		d.postgres = pg
 		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{
-			Interval: c.Queue.Interval, Subjects: d.subjects, Logger: d.log})
+			Interval: c.Queue.Interval, Subjects: d.subjects, BeforeDelete: d.flushHistory, Logger: d.log})
 	}
 	return nil
 }

@@ -91,6 +91,23 @@ func step(kind inspect.StepKind, o message.Outcome) inspect.Step {
 
 // event gives an undeliverable event as the history keeps it: with its kwargs for a body.
 func event(b *message.Undeliverable) *message.Message {
-	return &message.Message{ID: b.ID, Commit: b.Commit, Event: b.Event, Callback: b.Callback, Body: string(b.Kwargs),
+	return &message.Message{ID: b.ID, Commit: b.Commit, Event: b.Event, Callback: b.Callback,
+		Body:    string(b.Kwargs),
 		Created: time.Now()}
+}
+
+// flushTime bounds how long the outbox waits for the history.
+const flushTime = time.Second
+
+// flushHistory writes what was recorded. An event leaves the outbox after that: with delivery = outbox a
+// kill costs the history nothing, since what it misses is taken again.
+func (d *Daemon) flushHistory(ctx context.Context) {
+	if d.history == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, flushTime)
+	defer cancel()
+	if err := d.history.Flush(ctx); err != nil {
+		d.log.Debug("the outbox does not wait for the history", "error", err)
+	}
 }

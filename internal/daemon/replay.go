@@ -40,7 +40,8 @@ func (d *Daemon) historyControl() admin.HistoryControl {
 	if d.historyStore == nil {
 		return noHistoryControl{}
 	}
-	return historyControl{d.historyStore, func() *config.Config { return d.effective.Load().config }, d.store != nil}
+	return historyControl{d.historyStore, func() *config.Config { return d.effective.Load().config },
+		d.store != nil}
 }
 
 // explainHistory gives the errors that the control socket knows their codes.
@@ -54,7 +55,8 @@ func explainHistory(err error) error {
 	return err
 }
 
-func (h historyControl) History(ctx context.Context, q inspect.HistoryQuery, each func(*inspect.HistoryMessage) error) error {
+func (h historyControl) History(ctx context.Context, q inspect.HistoryQuery,
+	each func(*inspect.HistoryMessage) error) error {
 	return explainHistory(history.Search(ctx, h.store, q, each))
 }
 
@@ -80,7 +82,8 @@ func (h historyControl) PlanReplay(ctx context.Context, r inspect.Replay) (inspe
 func (h historyControl) complete(r *inspect.Replay) error {
 	refuse := func(text string) error { return &admin.Error{Code: admin.CodeBadRequest, Text: text} }
 	if r.URL == "" && !h.queued {
-		return &admin.Error{Code: admin.CodeRefused, Text: "there is no queue to replay through: [queue] enabled = off; give --url"}
+		return &admin.Error{Code: admin.CodeRefused,
+			Text: "there is no queue to replay through: [queue] enabled = off; give --url"}
 	}
 	if r.Rate < 0 {
 		return refuse(fmt.Sprintf("the rate is %v; give messages a second", r.Rate))
@@ -93,7 +96,8 @@ func (h historyControl) complete(r *inspect.Replay) error {
 		}
 	}
 	if r.URL != "" {
-		if u, err := url.Parse(r.URL); err != nil || u.Scheme != "amqp" && u.Scheme != "amqps" || u.Host == "" {
+		if u, err := url.Parse(r.URL); err != nil || u.Scheme != "amqp" && u.Scheme != "amqps" ||
+			u.Host == "" {
 			return refuse("the URL is none of a broker: write amqp://host or amqps://host")
 		}
 		if r.TopicPrefix == "" {
@@ -110,7 +114,8 @@ func (h historyControl) complete(r *inspect.Replay) error {
 	return nil
 }
 
-func (h historyControl) StartReplay(ctx context.Context, r inspect.Replay, lines io.Reader) (inspect.Replay, error) {
+func (h historyControl) StartReplay(ctx context.Context, r inspect.Replay, lines io.Reader) (inspect.Replay,
+	error) {
 	if err := h.complete(&r); err != nil {
 		return r, err
 	}
@@ -190,7 +195,8 @@ type noHistoryControl struct{}
 
 var errNoHistory = &admin.Error{Code: admin.CodeRefused, Text: history.ErrOff.Error()}
 
-func (noHistoryControl) History(context.Context, inspect.HistoryQuery, func(*inspect.HistoryMessage) error) error {
+func (noHistoryControl) History(context.Context, inspect.HistoryQuery,
+	func(*inspect.HistoryMessage) error) error {
 	return errNoHistory
 }
 
@@ -244,7 +250,8 @@ type queueSink struct {
 	wake  func()
 }
 
-func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []message.Message) (done, refused int, err error) {
+func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []message.Message) (done,
+	refused int, err error) {
 	if len(messages) == 0 {
 		return 0, 0, nil
 	}
@@ -255,7 +262,8 @@ func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []messa
 		if err != nil {
 			return 0, 0, err
 		}
-		items[i] = queue.Item{Message: messages[i], Props: string(props), Body: []byte(messages[i].Body), Queued: now,
+		items[i] = queue.Item{Message: messages[i], Props: string(props), Body: []byte(messages[i].Body),
+			Queued:      now,
 			NextAttempt: now, Reason: fmt.Sprintf("replay %d", r.ID)}
 		items[i].Message.Body = ""
 	}
@@ -280,7 +288,8 @@ type brokerSink struct {
 	log   *slog.Logger
 }
 
-func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay, log *slog.Logger) (history.Sink, error) {
+func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay,
+	log *slog.Logger) (history.Sink, error) {
 	o := RelayOptions(c, log)
 	o.Brokers, o.TopicPrefix, o.TestMode = []relay.Broker{{URL: r.URL}}, r.TopicPrefix, false
 	sending, err := relay.New(o)
@@ -298,7 +307,8 @@ func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay, lo
 	return &brokerSink{sending, func() { cancel(); <-done }, log}, nil
 }
 
-func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []message.Message) (done, refused int, err error) {
+func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []message.Message) (done,
+	refused int, err error) {
 	var reasons []string
 	for i, o := range b.relay.SendPatiently(ctx, messages) {
 		switch o.Next {
@@ -306,7 +316,8 @@ func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []mes
 			done++
 		case message.Count, message.Dead:
 			refused++
-			b.log.Warn("a replayed message was refused", "message_id", messages[i].ID, "broker", o.Broker, "reason", o.Reason)
+			b.log.Warn("a replayed message was refused", "message_id", messages[i].ID, "broker", o.Broker,
+				"reason", o.Reason)
 		default:
 			reasons = append(reasons, o.Reason)
 		}

@@ -26,7 +26,10 @@ type OutboxOptions struct {
 	Subjects func(message.Commit) []string
 	// MaxBytes bounds the kwargs that are being dealt with; default 8 MiB. A larger event is dealt with alone.
 	MaxBytes int
-	Logger   *slog.Logger
+	// BeforeDelete is called before events that were dealt with are deleted: then they are remembered elsewhere. It must
+	// bound itself.
+	BeforeDelete func(ctx context.Context)
+	Logger       *slog.Logger
 }
 
 // Outbox reads the table koji_relay.outbox, into which the hub inserts events within its own transactions, or those that

@@ -191,6 +191,9 @@ func (b *Outbox) deleteDone(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
+	if b.o.BeforeDelete != nil {
+		b.o.BeforeDelete(context.WithoutCancel(ctx))
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 	defer cancel()
 	err := b.store.do(ctx, "delete events from the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
