@@ -51,7 +51,8 @@ arguments or configuration.`,
 		Args:    cobra.NoArgs,
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
-	cmd.Flags().StringVar(&since, "since", "24h", "from this `time` on: 24h, 7d, 2026-11-26, '2026-11-26 14:00'")
+	cmd.Flags().StringVar(&since, "since", "24h",
+		"from this `time` on: 24h, 7d, 2026-11-26, '2026-11-26 14:00'")
 	cmd.Flags().StringVar(&until, "until", "", "before this `time`; none = a minute ago")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		from, err := parseTime(since)
@@ -88,7 +89,8 @@ arguments or configuration.`,
 	return cmd
 }
 
-func runAudit(ctx context.Context, cfg *config.Config, h admin.HistoryControl, since, until time.Time) (*auditReport, error) {
+func runAudit(ctx context.Context, cfg *config.Config, h admin.HistoryControl, since,
+	until time.Time) (*auditReport, error) {
 	conn, err := cfg.DatabaseConn()
 	if err != nil {
 		return nil, usageError{fmt.Errorf("find the hub's database: %w", err)}
@@ -145,13 +147,14 @@ func historyBegins(ctx context.Context, hub *audit.Hub, h admin.HistoryControl) 
 		return begins, fmt.Errorf("find out when the history begins: %w", err)
 	}
 	found := false
-	err = h.History(ctx, inspect.HistoryQuery{OldestFirst: true, Limit: 1}, func(m *inspect.HistoryMessage) error {
-		found = true
-		if day := m.Time.UTC().Truncate(24 * time.Hour); day.After(begins) {
-			begins = day
-		}
-		return nil
-	})
+	err = h.History(ctx, inspect.HistoryQuery{OldestFirst: true, Limit: 1},
+		func(m *inspect.HistoryMessage) error {
+			found = true
+			if day := m.Time.UTC().Truncate(24 * time.Hour); day.After(begins) {
+				begins = day
+			}
+			return nil
+		})
 	if err == nil && !found {
 		err = errors.New("the history is empty; there is nothing to compare with")
 	}
@@ -177,7 +180,8 @@ func printAudit(cmd *cobra.Command, r *auditReport) error {
 		for _, n := range a.Explained {
 			explained += n
 		}
-		t.row(a.Kind, fmt.Sprint(a.Happened), fmt.Sprint(a.Announced), fmt.Sprint(a.Waiting), fmt.Sprint(explained),
+		t.row(a.Kind, fmt.Sprint(a.Happened), fmt.Sprint(a.Announced), fmt.Sprint(a.Waiting),
+			fmt.Sprint(explained),
 			fmt.Sprint(len(a.Holes)))
 	}
 	for _, a := range r.Accounts {

@@ -75,10 +75,13 @@ func addHistoryFlags(cmd *cobra.Command, q *inspect.HistoryQuery) historyTimes {
 	f.StringVar(&q.User, "user", "", "by the user of this `name`")
 	f.StringVar(&q.Address, "address", "", "to topics of this `pattern`, such as build.*")
 	f.StringVar(&q.ID, "id", "", "of this message-`ID`")
-	f.StringVar((*string)(&q.Fate), "fate", "", "accepted, queued, dead, expired, dropped, skipped or refused")
-	_ = cmd.RegisterFlagCompletionFunc("fate", cobra.FixedCompletions(fateNames(), cobra.ShellCompDirectiveNoFileComp))
+	f.StringVar((*string)(&q.Fate), "fate", "",
+		"accepted, queued, dead, expired, dropped, skipped or refused")
+	_ = cmd.RegisterFlagCompletionFunc("fate", cobra.FixedCompletions(fateNames(),
+		cobra.ShellCompDirectiveNoFileComp))
 	return historyTimes{
-		since: f.String("since", "", "handed over at this `time` or later: 2h, 7d, 2026-11-26, '2026-11-26 14:00'"),
+		since: f.String("since", "",
+			"handed over at this `time` or later: 2h, 7d, 2026-11-26, '2026-11-26 14:00'"),
 		until: f.String("until", "", "handed over before this `time`"),
 	}
 }
@@ -109,14 +112,16 @@ func parseTime(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04", time.DateOnly} {
+	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04:05Z07:00",
+		"2006-01-02 15:04", time.DateOnly} {
 		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
 			return t, nil
 		}
 	}
 	age, err := parseAge(text)
 	if err != nil {
-		return time.Time{}, errors.New("give how long ago it was (90m, 12h, 7d), or a time such as 2026-11-26 14:00")
+		return time.Time{},
+			errors.New("give how long ago it was (90m, 12h, 7d), or a time such as 2026-11-26 14:00")
 	}
 	return time.Now().Add(-age), nil
 }
@@ -189,7 +194,8 @@ func historyCells(m *inspect.HistoryMessage) []string {
 	if m.Reason != "" {
 		why = strings.TrimSpace(why + " " + m.Reason)
 	}
-	return []string{inspect.Time(m.Time), string(m.Fate), cmp.Or(m.Address, "("+m.Callback+")"), what, m.MessageID, why}
+	return []string{inspect.Time(m.Time), string(m.Fate), cmp.Or(m.Address, "("+m.Callback+")"), what,
+		m.MessageID, why}
 }
 
 // tellGaps names what was not recorded in the times that were asked for.
@@ -214,7 +220,8 @@ func gapText(g inspect.Gap) string {
 	if g.Messages > 0 {
 		messages = plural(g.Messages, "message")
 	}
-	return inspect.Line(fmt.Sprintf("from %s to %s %s may be missing: %s", inspect.Time(g.Began), inspect.Time(g.Ended),
+	return inspect.Line(fmt.Sprintf("from %s to %s %s may be missing: %s", inspect.Time(g.Began),
+		inspect.Time(g.Ended),
 		messages, g.Reason), 0)
 }
 
@@ -308,7 +315,8 @@ func printHistory(cmd *cobra.Command, m *inspect.HistoryMessage, body bool) erro
 	t.fact("props", string(m.Props))
 	t.line("")
 	for _, s := range m.Steps {
-		t.row(s.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(s.Kind), strings.TrimSpace(s.Broker+" "+s.Reason))
+		t.row(s.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(s.Kind),
+			strings.TrimSpace(s.Broker+" "+s.Reason))
 	}
 	if err := t.flush(); err != nil || !body {
 		return err

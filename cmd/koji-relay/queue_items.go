@@ -133,6 +133,7 @@ func printItem(out io.Writer, it inspect.Item) error {
 	t.fact("next attempt", inspect.Time(it.NextAttempt))
 	t.fact("died", inspect.Time(it.Died))
 	t.fact("reason", it.Reason)
+	t.fact("history", "koji-relay history show "+it.MessageID)
 	t.fact("props", string(it.Props))
 	t.fact("body", it.Body)
 	return t.flush()

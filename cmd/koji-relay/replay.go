@@ -48,7 +48,8 @@ another broker instead, which is checked as by 'koji-relay check --connect'.`,
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	times := addHistoryFlags(cmd, &r.Query)
-	cmd.Flags().StringVar(&f.from, "from", "", "the messages of a `file` of history --json; - is standard input")
+	cmd.Flags().StringVar(&f.from, "from", "",
+		"the messages of a `file` of history --json; - is standard input")
 	cmd.Flags().Float64Var(&r.Rate, "rate", 0, "messages a second; 0 = [queue] rate_limit, else 100")
 	cmd.Flags().StringVar(&r.URL, "url", "", "send to this broker: amqp://HOST or amqps://HOST")
 	cmd.Flags().StringVar(&r.TopicPrefix, "topic-prefix", "", "`prefix` of topics at --url, if another one")
@@ -61,7 +62,8 @@ another broker instead, which is checked as by 'koji-relay check --connect'.`,
 		}
 		r.File = f.from != ""
 		if r.File == (r.Query != inspect.HistoryQuery{}) {
-			return usageError{fmt.Errorf("give conditions, or --from FILE; see '%s --help'", cmd.CommandPath())}
+			return usageError{fmt.Errorf("give conditions, or --from FILE; see '%s --help'",
+				cmd.CommandPath())}
 		}
 		if r.URL != "" {
 			if err := checkReplayURL(cmd, *path, r); err != nil {
@@ -99,7 +101,8 @@ func checkReplayURL(cmd *cobra.Command, path string, r inspect.Replay) error {
 	return nil
 }
 
-func startReplay(cmd *cobra.Command, h admin.HistoryControl, r inspect.Replay, f replayFlags, asJSON bool) error {
+func startReplay(cmd *cobra.Command, h admin.HistoryControl, r inspect.Replay, f replayFlags,
+	asJSON bool) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	if !r.File {
 		plan, err := h.PlanReplay(ctx, r)
@@ -158,7 +161,8 @@ func openLines(cmd *cobra.Command, f replayFlags) (io.ReadCloser, error) {
 		return io.NopCloser(cmd.InOrStdin()), nil
 	}
 	if f.dryRun {
-		return nil, usageError{errors.New("--dry-run counts what the history has; a file has as many messages as lines")}
+		return nil,
+			usageError{errors.New("--dry-run counts what the history has; a file has as many messages as lines")}
 	}
 	file, err := os.Open(f.from)
 	if err != nil {
@@ -284,13 +288,15 @@ func replayCancelCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		id, err := strconv.ParseInt(args[0], 10, 64)
 		if err != nil {
-			return usageError{fmt.Errorf("%q is not the number of a replay; see 'koji-relay replay list'", args[0])}
+			return usageError{fmt.Errorf("%q is not the number of a replay; see 'koji-relay replay list'",
+				args[0])}
 		}
 		return onHistory(cmd.Context(), *path, func(h admin.HistoryControl) error {
 			if err := h.CancelReplay(cmd.Context(), id); err != nil {
 				return err
 			}
-			return printDone(cmd, *asJSON, fmt.Sprintf("cancelled replay %d", id), map[string]any{"cancelled": id})
+			return printDone(cmd, *asJSON, fmt.Sprintf("cancelled replay %d", id),
+				map[string]any{"cancelled": id})
 		})
 	}
 	return cmd
