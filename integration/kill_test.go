@@ -165,10 +165,11 @@ func killOnFullDisk(t *testing.T, broker *server) {
 	r.await(t, "ready", nil)
 	stop := l.ledger.work(t, 4, r)
 	for range 4 {
+		r.await(t, "events are refused, the hub keeps them: neither sent nor stored", map[string]string{"error": "queue.db"})
+		before := l.ledger.namedSoFar()
 		eventually(t, 40*time.Second, "the disk is full", func() error {
-			n := r.log.count("events refused: neither sent nor stored", map[string]string{"error": "queue.db"})
-			if n < 30 {
-				return fmt.Errorf("%d commits were refused", n)
+			if n := l.ledger.namedSoFar() - before; n < 30 {
+				return fmt.Errorf("%d events were refused", n)
 			}
 			return nil
 		})

@@ -30,6 +30,7 @@ type ledger struct {
 	answered int               // events answered 200
 	stored   int               // events in the outbox
 	refused  int               // events that nobody took, which the hub was told
+	named    int               // events that a relay named as not taken
 	more     chan struct{}
 }
 
@@ -124,6 +125,7 @@ func (l *ledger) handOver(r *relay, build, n int) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.named += len(a.NotTaken)
 	for i, number := range numbers {
 		switch {
 		case !slices.Contains(left, i):
@@ -142,6 +144,13 @@ func (l *ledger) handOver(r *relay, build, n int) {
 	case l.more <- struct{}{}:
 	default:
 	}
+}
+
+// namedSoFar is how many events relays named as not taken.
+func (l *ledger) namedSoFar() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.named
 }
 
 // insert puts a commit of n events into the outbox, as a hub with delivery = outbox does.

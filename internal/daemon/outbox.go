@@ -56,8 +56,8 @@ func (d *Daemon) announce(ctx context.Context) error {
 		err := d.postgres.Announce(ctx, "", d.current.events())
 		switch {
 		case ctx.Err() != nil:
-		case err != nil && trouble.Failed(err):
-			d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error", err)
+		case err != nil && trouble.Failed(root(err)):
+			d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error", oneLine(err))
 		case err == nil && trouble.Over():
 			d.log.Info("the hub is told again which callbacks make messages")
 		}

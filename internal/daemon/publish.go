@@ -70,8 +70,10 @@ func (p *publisher) publish(ctx context.Context, c message.Commit, progress func
 	}
 	if n := len(h.receipt.NotTaken); n > 0 {
 		slices.Sort(h.receipt.NotTaken)
-		h.receipt.Reason = "neither sent nor stored: " + h.failed.Error()
-		p.log.Error("events refused: neither sent nor stored", "commit", c.ID, "events", n, "error", h.failed)
+		h.receipt.Reason = "neither sent nor stored: " + oneLine(h.failed)
+		p.watch.refusals.refused(c.ID, n, h.failed)
+	} else {
+		p.watch.refusals.taken(h.receipt.Queued+h.receipt.Dead > 0)
 	}
 	p.watch.taken(c, h.receipt, time.Since(h.began))
 	failpoint.Hit("before-answer")

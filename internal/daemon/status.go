@@ -42,6 +42,7 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	for _, w := range e.config.Warnings {
 		s.Config.Warnings = append(s.Config.Warnings, w.String())
 	}
+	d.watch.brokerless.look(s.Brokers)
 	if d.store != nil {
 		s.Paused.Drain = d.drainer.Status().Paused
 		describeQueue(ctx, d.store, &s)

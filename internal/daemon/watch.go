@@ -24,13 +24,20 @@ type watch struct {
 	log     *slog.Logger
 	history recorder // set before anything is recorded
 
+	refusals   *refusals
+	brokerless *brokerless
+
 	mu   sync.Mutex
 	seen map[string]bool // brokers that were up before; guarded by mu
 }
 
 func newWatch(version string, log *slog.Logger) *watch {
 	return &watch{
-		log:     log,
+		log: log,
+
+		refusals:   &refusals{log: log},
+		brokerless: &brokerless{log: log},
+
 		metrics: admin.NewMetrics(version),
 		recent:  admin.NewRecent(rememberedFates),
 		seen:    make(map[string]bool),

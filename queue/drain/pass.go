@@ -3,6 +3,7 @@ package drain
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -56,8 +57,11 @@ func (d *Drainer) expire(ctx context.Context, o *Options, pass queue.Pass) error
 	total := 0
 	for _, address := range slices.Sorted(maps.Keys(done.Messages)) {
 		total += done.Messages[address]
-		o.Logger.Warn("messages older than max_age were taken out of the queue",
-			"address", address, "messages", done.Messages[address], "kept_as_dead_letters", o.Expiry.ToDead)
+		level, what := slog.LevelError, "messages are lost: older than max_age, and expired = drop"
+		if o.Expiry.ToDead {
+			level, what = slog.LevelWarn, "messages older than max_age became dead letters"
+		}
+		o.Logger.Log(ctx, level, what, "address", address, "messages", done.Messages[address])
 	}
 	if done.Dead > 0 {
 		o.Logger.Info("dead letters aged out", "dead_letters", done.Dead)

@@ -1,0 +1,89 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"koji-relay/internal/admin"
+)
+
+// wantLines fails unless the log has just these lines, each given by parts of it.
+func wantLines(t *testing.T, log string, want ...[]string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(log, "\n"), "\n")
+	if len(lines) != len(want) {
+		t.Fatalf("%d lines are logged, want %d:\n%s", len(lines), len(want), log)
+	}
+	for i, parts := range want {
+		for _, part := range parts {
+			if !strings.Contains(lines[i], part) {
+				t.Errorf("line %d has no %q:\n%s", i, part, lines[i])
+			}
+		}
+	}
+}
+
+func TestRefusalsAreToldOnceForEachCauseAndWithTheirEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, text := logged()
+		r := &refusals{log: log}
+		r.taken(true)
+		down := errors.New("connect: connection refused\n\tto 10.0.0.1")
+		for n := range 50 { // what is around the cause differs from commit to commit
+			r.refused("c", 2, fmt.Errorf("put %d messages in koji: %w", n, down))
+			r.taken(false) // one that needed no store
+			pass(100 * time.Millisecond)
+		}
+		r.refused("c", 3, errors.New("the queue is full"))
+		pass(time.Minute)
+		r.taken(true)
+		r.taken(true)
+		wantLines(t, text.String(),
+			[]string{"level=ERROR", "put 0 messages in koji: connect: connection refused to 10.0.0.1"},
+			[]string{"level=ERROR", "the queue is full"},
+			[]string{"level=INFO", "taken again", "refused_commits=51", "refused_events=103", "after=1m5s"})
+	})
+}
+
+func TestRefusalsEndWhenNothingNeedsTheStoreForAWhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, text := logged()
+		r := &refusals{log: log}
+		r.refused("c", 1, errors.New("down"))
+		pass(settledAfter)
+		r.taken(false)
+		wantLines(t, text.String(), []string{"down"}, []string{"taken again", "refused_commits=1"})
+	})
+}
+
+func TestHavingNoBrokerIsAnErrorWithAnEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, text := logged()
+		b := &brokerless{log: log}
+		two := func(first, second admin.BrokerState) []admin.Broker {
+			return []admin.Broker{{Name: "one:5672", State: first}, {Name: "two:5672", State: second}}
+		}
+		b.look(two(admin.Down, admin.Down)) // it has just started
+		pass(brokerlessGrace - time.Second)
+		b.look(two(admin.Down, admin.Up))
+		pass(time.Hour)
+		for range 20 {
+			b.look(two(admin.Down, admin.Down))
+			pass(2 * time.Second)
+		}
+		b.look(two(admin.Up, admin.Up))
+		b.look(nil) // test mode has none
+		pass(time.Hour)
+		b.look(nil)
+		wantLines(t, text.String(),
+			[]string{"level=ERROR", "no broker is up", `brokers="one:5672 two:5672"`},
+			[]string{"level=INFO", "a broker is up again", "broker=one:5672", "after=40s"})
+	})
+}
