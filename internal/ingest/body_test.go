@@ -283,3 +283,26 @@ func TestEveryAnswerSaysWhichEventsMakeMessages(t *testing.T) {
 		}
 	}
 }
+
+func TestRefusalsOfOneKindAreToldOnceAndCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := newServer(t, nil, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		for range 100 {
+			s.tell(s.overloaded())
+		}
+		s.tell(s.tooLarge())
+		<-time.After(tellEvery + time.Second)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "\n"); n != 3 || strings.Count(log.String(), "commits=99") != 1 {
+			t.Errorf("%d lines are logged, want one for each kind and one with commits=99:\n%s", n, &log)
+		}
+		log.Reset()
+		s.tell(s.overloaded())
+		<-time.After(tellEvery + time.Second)
+		if n := strings.Count(log.String(), "\n"); n != 1 {
+			t.Errorf("%d lines are logged for one request, want one:\n%s", n, &log)
+		}
+	})
+}

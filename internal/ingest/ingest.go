@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"koji-relay/internal/message"
@@ -41,11 +42,37 @@ type Server struct {
 	account *account
 	http    *http.Server
 	intake  intake
+
+	mu    sync.Mutex     // guards the field below
+	since map[string]int // requests refused since the last line about their code
+}
+
+// tellEvery is how often the log has a line about requests that are refused for one reason.
+const tellEvery = 10 * time.Second
+
+// tell logs the first request that is refused for a reason, and after tellEvery how many were like it.
+func (s *Server) tell(r *refusal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, told := s.since[r.Code]; told {
+		s.since[r.Code]++
+		return
+	}
+	s.opts.Logger.Warn("commit refused", "code", r.Code, "error", r.Error)
+	s.since[r.Code] = 0
+	time.AfterFunc(tellEvery, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if n := s.since[r.Code]; n > 0 {
+			s.opts.Logger.Warn("commits refused", "code", r.Code, "commits", n, "within", tellEvery)
+		}
+		delete(s.since, r.Code)
+	})
 }
 
 // New makes a Server; it listens on nothing until Serve.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, account: newAccount(opts.MaxInflightBytes)}
+	s := &Server{opts: opts, account: newAccount(opts.MaxInflightBytes), since: make(map[string]int)}
 	s.intake.busy = make(map[net.Conn]*time.Time)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/commits", s.commits)
@@ -96,7 +123,7 @@ func (s *Server) commits(w http.ResponseWriter, r *http.Request) {
 	defer hold.close()
 	commit, refused := s.read(r, hold)
 	if refused != nil {
-		s.opts.Logger.Warn("commit refused", "code", refused.Code, "error", refused.Error)
+		s.tell(refused)
 		w.Header().Set("Connection", "close") // the rest of the body is not worth reading
 		answer(w, refused.status, refused)
 		return
