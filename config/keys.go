@@ -163,7 +163,7 @@ var keys = []key{
 		doc:    "seconds between looks at the queue when nothing else wakes the relay",
 		access: into(func(c *Config) *time.Duration { return &c.Queue.Interval }, seconds(0.1, maxSeconds))},
 	{section: "queue", name: "store_timeout", def: "0.8",
-		doc:    "seconds for putting up to 2000 events of a commit into the queue; a larger commit is put in several steps",
+		doc:    "seconds for putting up to 500 events of a commit into the queue; a larger commit is put in several steps",
 		access: into(func(c *Config) *time.Duration { return &c.Queue.StoreTimeout }, seconds(0.01, maxSeconds))},
 	{section: "queue", name: "rate_limit", def: "0",
 		doc:    "most messages a second that are sent from the queue; 0 = no limit",

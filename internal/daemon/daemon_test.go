@@ -19,6 +19,7 @@ import (
 
 	"koji-relay/config"
 	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -252,8 +253,8 @@ func TestDaemonDoesNotStartWithoutSocketOrQueue(t *testing.T) {
 // blind is a store that cannot be looked at.
 type blind struct{ queue.Inspector }
 
-func (blind) Stats(context.Context) (queue.Stats, error) {
-	return queue.Stats{}, errors.New("disk gone")
+func (blind) Stats(context.Context) (inspect.Statistics, error) {
+	return inspect.Statistics{}, errors.New("disk gone")
 }
 
 func TestStatusOfAStoreThatCannotBeReadIsUnknown(t *testing.T) {
@@ -275,13 +276,13 @@ func TestEventThatCannotBeQueuedStaysADeadLetter(t *testing.T) {
 	t.Parallel()
 	q, ids := deadEvents(t)
 	q.store = full{q.store}
-	if _, err := q.Retry(t.Context(), admin.DeadBox, admin.Selection{IDs: ids}); !errors.Is(err, queue.ErrFull) {
+	if _, err := q.Retry(t.Context(), inspect.DeadBox, inspect.Selection{IDs: ids}); !errors.Is(err, queue.ErrFull) {
 		t.Errorf("retry: %v, want %v", err, queue.ErrFull)
 	}
-	if got := boxIDs(t, q, admin.DeadBox); len(got) != len(ids) {
+	if got := boxIDs(t, q, inspect.DeadBox); len(got) != len(ids) {
 		t.Errorf("dead letters are %v, want all of %v", got, ids)
 	}
-	if got := boxIDs(t, q, admin.QueueBox); len(got) != 0 {
+	if got := boxIDs(t, q, inspect.QueueBox); len(got) != 0 {
 		t.Errorf("the queue holds %v", got)
 	}
 }

@@ -20,6 +20,7 @@ type slowParts struct {
 	sendTakes, putTakes time.Duration
 	accepts             bool
 	putErr              error // of the second put and later ones
+	slowPut             int   // the number of a put that takes too long, from 1
 
 	sent, puts []int // messages of each call
 }
@@ -44,8 +45,12 @@ func (s *slowParts) Put(ctx context.Context, unsent []message.Unsent, _ []messag
 	if s.putErr != nil && len(s.puts) > 1 {
 		return queue.Stored{}, s.putErr
 	}
+	takes := s.putTakes
+	if len(s.puts) == s.slowPut {
+		takes = time.Minute
+	}
 	select {
-	case <-time.After(s.putTakes):
+	case <-time.After(takes):
 		return queue.Stored{Queued: len(unsent)}, nil
 	case <-ctx.Done():
 		return queue.Stored{}, ctx.Err()
@@ -113,7 +118,7 @@ func TestPiecesShareTheTimeForBrokers(t *testing.T) {
 	})
 }
 
-func TestStoreThatFailedIsNotAskedAgainForTheCommit(t *testing.T) {
+func TestStoreThatFailsTwiceIsNotAskedAgainForTheCommit(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		accepts, ordered bool
@@ -121,7 +126,7 @@ func TestStoreThatFailedIsNotAskedAgainForTheCommit(t *testing.T) {
 		puts             int
 	}{
 		"brokers down: the rest is named": {false, false,
-			message.Receipt{Queued: message.PieceEvents, Reason: "neither sent nor stored: full"}, 2},
+			message.Receipt{Queued: message.PieceEvents, Reason: "neither sent nor stored: full"}, 3},
 		"brokers up: nothing needs the store": {true, false,
 			message.Receipt{Sent: 4*message.PieceEvents + 1}, 0},
 		"order kept: nothing overtakes what is refused": {false, true,
@@ -157,6 +162,20 @@ func TestStoreThatFailedIsNotAskedAgainForTheCommit(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPieceThatIsTooSlowCostsOnlyItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		parts := &slowParts{slowPut: 2}
+		receipt := newPiecewise(parts).publish(t.Context(), largeCommit(), func() {})
+		if n := len(receipt.NotTaken); n != message.PieceEvents || receipt.NotTaken[0] != message.PieceEvents {
+			t.Errorf("%d events are not taken, want the %d of the second piece", n, message.PieceEvents)
+		}
+		if want := 3*message.PieceEvents + 1; receipt.Queued != want {
+			t.Errorf("%d events are queued, want %d", receipt.Queued, want)
+		}
+	})
 }
 
 func TestCommitIsNotDealtWithForever(t *testing.T) {

@@ -80,13 +80,18 @@ func (p *publisher) publish(ctx context.Context, c message.Commit, progress func
 	return h.receipt
 }
 
+// patience is how many puts of one commit may fail in a row: one may be slow, and the next one in time.
+const patience = 2
+
 // handover is one commit on its way.
 type handover struct {
 	*publisher
 	began   time.Time
 	sending bool // a piece has been given to the sender
 	receipt message.Receipt
-	failed  error // the first failure to store; the store is not asked again for this commit
+	failed  error // the first failure to store
+	// failures counts puts that failed in a row. After patience of them the store is not asked again for this commit.
+	failures int
 }
 
 // piece translates, sends and puts some events of the commit, and adds what became of them to the receipt.
@@ -212,15 +217,17 @@ func (h *handover) put(ctx context.Context, unsent []message.Unsent, bad []messa
 	if h.queue == nil {
 		return errQueueOff
 	}
-	if h.failed != nil {
+	if h.failures == patience {
 		return h.failed
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.storeTimeout)
 	defer cancel()
 	stored, err := h.queue.Put(ctx, unsent, bad)
 	if err != nil {
+		h.failures++
 		return err
 	}
+	h.failures = 0
 	for i := range unsent {
 		o := &unsent[i].Outcome
 		// The put may decide so by itself: it was the last attempt, or the store cannot hold the message.

@@ -4,7 +4,7 @@ import "iter"
 
 // A commit is dealt with in pieces, so that each step takes a bounded time and a bounded memory.
 const (
-	PieceEvents = 2000    // the most events of a piece
+	PieceEvents = 500     // the most events of a piece
 	PieceBytes  = 4 << 20 // the most bytes of kwargs, unless one event alone has more
 )
 
