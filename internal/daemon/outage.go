@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/retry"
 )
 
@@ -79,12 +79,12 @@ type brokerless struct {
 // brokerlessGrace is how long no broker may be up without a word: at a start, or while one is restarted.
 const brokerlessGrace = 5 * time.Second
 
-func (b *brokerless) look(all []admin.Broker) {
+func (b *brokerless) look(all []inspect.Broker) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	names := make([]string, 0, len(all))
 	for _, one := range all {
-		if one.State == admin.Up {
+		if one.State == inspect.Up {
 			if b.told {
 				b.log.Info("a broker is up again", "broker", one.Name, "after", time.Since(b.since).Round(time.Second))
 			}

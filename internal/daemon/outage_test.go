@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
 )
 
 // wantLines fails unless the log has just these lines, each given by parts of it.
@@ -67,18 +67,18 @@ func TestHavingNoBrokerIsAnErrorWithAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, text := logged()
 		b := &brokerless{log: log}
-		two := func(first, second admin.BrokerState) []admin.Broker {
-			return []admin.Broker{{Name: "one:5672", State: first}, {Name: "two:5672", State: second}}
+		two := func(first, second inspect.BrokerState) []inspect.Broker {
+			return []inspect.Broker{{Name: "one:5672", State: first}, {Name: "two:5672", State: second}}
 		}
-		b.look(two(admin.Down, admin.Down)) // it has just started
+		b.look(two(inspect.Down, inspect.Down)) // it has just started
 		pass(brokerlessGrace - time.Second)
-		b.look(two(admin.Down, admin.Up))
+		b.look(two(inspect.Down, inspect.Up))
 		pass(time.Hour)
 		for range 20 {
-			b.look(two(admin.Down, admin.Down))
+			b.look(two(inspect.Down, inspect.Down))
 			pass(2 * time.Second)
 		}
-		b.look(two(admin.Up, admin.Up))
+		b.look(two(inspect.Up, inspect.Up))
 		b.look(nil) // test mode has none
 		pass(time.Hour)
 		b.look(nil)
