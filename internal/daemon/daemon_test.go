@@ -268,8 +268,8 @@ func TestStatusOfAStoreThatCannotBeReadIsUnknown(t *testing.T) {
 // full is a store that takes nothing more.
 type full struct{ store }
 
-func (full) Put(context.Context, []message.Unsent, []message.Undeliverable) error {
-	return queue.ErrFull
+func (full) Put(context.Context, []message.Unsent, []message.Undeliverable) (queue.Stored, error) {
+	return queue.Stored{}, queue.ErrFull
 }
 
 func TestEventThatCannotBeQueuedStaysADeadLetter(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"koji-relay/internal/inspect"
 	"koji-relay/internal/retry"
 )
 
@@ -79,19 +78,16 @@ type brokerless struct {
 // brokerlessGrace is how long no broker may be up without a word: at a start, or while one is restarted.
 const brokerlessGrace = 5 * time.Second
 
-func (b *brokerless) look(all []inspect.Broker) {
+// look is told the names of all brokers, and the one that is used; empty for none.
+func (b *brokerless) look(all []string, used string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	names := make([]string, 0, len(all))
-	for _, one := range all {
-		if one.State == inspect.Up {
-			if b.told {
-				b.log.Info("a broker is up again", "broker", one.Name, "after", time.Since(b.since).Round(time.Second))
-			}
-			b.since, b.told = time.Time{}, false
-			return
+	if used != "" {
+		if b.told {
+			b.log.Info("a broker is up again", "broker", used, "after", time.Since(b.since).Round(time.Second))
 		}
-		names = append(names, one.Name)
+		b.since, b.told = time.Time{}, false
+		return
 	}
 	if b.since.IsZero() {
 		b.since = time.Now()
@@ -100,5 +96,5 @@ func (b *brokerless) look(all []inspect.Broker) {
 		return
 	}
 	b.told = true
-	b.log.Error("no broker is up: messages are kept in the queue until one is", "brokers", strings.Join(names, " "))
+	b.log.Error("no broker is up: messages are kept in the queue until one is", "brokers", strings.Join(all, " "))
 }

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"koji-relay/internal/inspect"
 )
 
 // wantLines fails unless the log has just these lines, each given by parts of it.
@@ -67,21 +65,19 @@ func TestHavingNoBrokerIsAnErrorWithAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, text := logged()
 		b := &brokerless{log: log}
-		two := func(first, second inspect.BrokerState) []inspect.Broker {
-			return []inspect.Broker{{Name: "one:5672", State: first}, {Name: "two:5672", State: second}}
-		}
-		b.look(two(inspect.Down, inspect.Down)) // it has just started
+		all := []string{"one:5672", "two:5672"}
+		b.look(all, "") // it has just started
 		pass(brokerlessGrace - time.Second)
-		b.look(two(inspect.Down, inspect.Up))
+		b.look(all, "two:5672")
 		pass(time.Hour)
 		for range 20 {
-			b.look(two(inspect.Down, inspect.Down))
+			b.look(all, "")
 			pass(2 * time.Second)
 		}
-		b.look(two(inspect.Up, inspect.Up))
-		b.look(nil) // test mode has none
+		b.look(all, "one:5672")
+		b.look(nil, "") // test mode has none
 		pass(time.Hour)
-		b.look(nil)
+		b.look(nil, "")
 		wantLines(t, text.String(),
 			[]string{"level=ERROR", "no broker is up", `brokers="one:5672 two:5672"`},
 			[]string{"level=INFO", "a broker is up again", "broker=one:5672", "after=40s"})

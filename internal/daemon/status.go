@@ -42,7 +42,15 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	for _, w := range e.config.Warnings {
 		s.Config.Warnings = append(s.Config.Warnings, w.String())
 	}
-	d.watch.brokerless.look(s.Brokers)
+	var names []string
+	used := ""
+	for _, b := range s.Brokers {
+		names = append(names, b.Name)
+		if b.Active {
+			used = b.Name
+		}
+	}
+	d.watch.brokerless.look(names, used)
 	if d.store != nil {
 		s.Paused.Drain = d.drainer.Status().Paused
 		describeQueue(ctx, d.store, &s)
