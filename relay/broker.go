@@ -4,30 +4,23 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"koji-relay/internal/amqpconn"
-	"koji-relay/internal/message"
 )
 
-// BrokerState is what a broker is good for at the moment.
+// BrokerState is what a broker is good for at the moment. Up and Stalled are a connection with its breaker
+// closed and open.
 //
-//	         connect                    nothing settles for handoff_timeout
-//	down --> connecting --> up ------------------------------------------> stalled
-//	 ^           |           ^   a settlement, of a late delivery or of a     |
-//	 |  refused  |           |   trial message                                |
-//	 |<----------+           +------------------------------------------------+
-//	 |                       |                                                |
-//	 +<----- connection ends, or nothing settles for send_timeout ------------+
-//
-// A broker that was stalled when its connection ended is stalled again after reconnecting: that it lets us in
-// does not show that it takes messages (RabbitMQ under a memory alarm does the one and not the other). When a broker
-// stalls, all others that have settled nothing meanwhile are stalled as well until a trial: so silence costs the hub
-// handoff_timeout once and not for each URL.
+//	         connect                     breaker opens
+//	down --> connecting --> up -------------------------------> stalled
+//	 ^           |           ^  |                                 |
+//	 |  refused  |           |  |    breaker closes               |
+//	 |<----------+           +--)---------------------------------+
+//	 |                          |                                 |
+//	 +<--- connection ends -----+---------------------------------+
 type BrokerState string
 
 const (
@@ -37,14 +30,8 @@ const (
 	Stalled    BrokerState = "stalled" // connected, but does not settle; not used on the hub's time
 )
 
-const (
-	// seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
-	seasoned = 5 * time.Second
-	// The pauses between trials of a stalled broker on the hub's time.
-	firstTrialPause, maxTrialPause = time.Second, 30 * time.Second
-	// trialShare of HandoffTimeout is what such a trial may cost a hub call: 50 ms of 1 s.
-	trialShare = 20
-)
+// seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
+const seasoned = 5 * time.Second
 
 // BrokerStatus describes one broker for people and metrics. It holds no secret.
 type BrokerStatus struct {
@@ -59,7 +46,8 @@ type BrokerStatus struct {
 	Target  string // an example: where build.tag goes
 	// MaxMessageSize is in bytes; 0 = no limit.
 	MaxMessageSize uint64
-	// CertExpires is when the broker's certificate ends, and ClientCertExpires when ours does; zero without TLS.
+	// CertExpires is when the broker's certificate ends, and ClientCertExpires when ours does; zero without
+	// TLS.
 	CertExpires, ClientCertExpires time.Time
 	Links                          int
 	Unsettled                      int64 // messages that it has and has not answered
@@ -71,27 +59,25 @@ type broker struct {
 	e   amqpconn.Endpoint
 	log *slog.Logger
 
-	// unproven and troubled keep what each settlement asks for off the mutex: whether state or doubted would
-	// change by it, and whether there are notices.
-	unproven, troubled atomic.Bool
+	// guarded keeps what each settlement asks for off the mutex: whether the breaker would close by it.
+	guarded atomic.Bool
+	notices notices
 
-	mu          sync.Mutex // guards what follows
-	state       BrokerState
-	since       time.Time
+	mu          sync.Mutex  // guards what follows
+	phase       BrokerState // of the connection: Down, Connecting or Up
+	breaker     breaker
+	shown       BrokerState // the state when enter was last called
+	since       time.Time   // of that
 	cause       string
-	conn        *conn // nil unless up or stalled
+	conn        *conn // nil unless the phase is Up
 	connectedAt time.Time
-	doubted     bool // it has to prove itself by a settlement
-	trialAt     time.Time
-	trialPause  time.Duration
-	notices     map[string]*notice // by address
-	abandoned   int                // connections that could not be ended
+	abandoned   int // connections that could not be ended
 }
 
 func newBroker(r *Relay, e amqpconn.Endpoint) *broker {
 	return &broker{
 		r: r, e: e, log: r.log.With("broker", e.Name),
-		state: Down, since: time.Now(), cause: "not connected yet", notices: map[string]*notice{},
+		phase: Down, shown: Down, since: time.Now(), cause: "not connected yet", notices: newNotices(),
 	}
 }
 
@@ -103,7 +89,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 	failures, downSince := 0, time.Now()
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
-		c, err := dial(ctx, &b.r.opts, b.e, b.log, b.hooks())
+		c, err := b.dial(ctx)
 		var lasted time.Duration
 		if err == nil {
 			logged = ""
@@ -112,7 +98,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			err = c.serve(ctx)
 			var refused *amqpconn.RefusedError
 			if errors.As(err, &refused) {
-				b.distrust()
+				b.latch()
 			}
 			failures, downSince = 0, time.Now()
 			lasted = time.Since(c.born)
@@ -145,19 +131,10 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 	b.set(Down, "relay stopped")
 }
 
-func (b *broker) hooks() connHooks {
-	return connHooks{
-		progress:  b.proven,
-		doubt:     func(d *delivery) { b.r.doubts.add(d) },
-		late:      b.r.late,
-		lost:      func(m *message.Message) { b.r.suspect.add(m.ID, b.e.Name, false) },
-		notice:    b.notice,
-		abandoned: b.abandon,
-		settled: func(d *delivery, a attempt) {
-			if f := b.r.opts.Observer.Settled; f != nil {
-				f(b.e.Name, d.msg, a.outcome(false), d.link.c.now()-d.began)
-			}
-		},
+// observeSettled tells the observer how a delivery ended that was given to the broker.
+func (b *broker) observeSettled(d *delivery, r result) {
+	if f := b.r.opts.Observer.Settled; f != nil {
+		f(b.e.Name, d.msg, r.outcome(false), d.link.c.now()-d.began)
 	}
 }
 
@@ -176,25 +153,36 @@ func (b *broker) abandon() {
 	}
 }
 
-// set changes the state and tells the observer.
-func (b *broker) set(s BrokerState, cause string) {
+// state is what the broker is good for. b.mu is held.
+func (b *broker) state() BrokerState {
+	if b.phase == Up && b.breaker.open {
+		return Stalled
+	}
+	return b.phase
+}
+
+// set changes the phase of the connection and tells the observer.
+func (b *broker) set(phase BrokerState, cause string) {
 	b.mu.Lock()
-	changed := b.state != s
-	b.setLocked(s, cause)
+	b.phase = phase
+	changed := b.enter(cause)
 	b.mu.Unlock()
 	if changed {
-		b.observe(s)
+		b.observe(phase)
 	}
 }
 
-func (b *broker) setLocked(s BrokerState, cause string) {
-	if b.state != s {
-		b.state, b.since = s, time.Now()
+// enter notes the cause of a state, and reports whether it is another one than before. b.mu is held.
+func (b *broker) enter(cause string) (changed bool) {
+	s := b.state()
+	if changed = s != b.shown; changed {
+		b.shown, b.since = s, time.Now()
 	}
-	b.unproven.Store(s == Stalled || b.doubted)
+	b.guarded.Store(b.breaker.open || b.breaker.latched)
 	if s != Connecting { // while it tries again, the last cause is what one wants to know
 		b.cause = cause
 	}
+	return changed
 }
 
 func (b *broker) observe(s BrokerState) {
@@ -203,17 +191,19 @@ func (b *broker) observe(s BrokerState) {
 	}
 }
 
-// connected puts a new connection to use; on trial if the last one ended silent. failures counts the end of the last
-// one and the attempts since.
+// connected puts a new connection to use; with its breaker open if the last one left it so. failures counts
+// the end of the last one and the attempts since.
 func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	b.mu.Lock()
-	state, cause := Up, ""
-	if b.doubted {
-		state, cause = Stalled, "was silent or broke the protocol before it reconnected; not yet proven"
-		b.trialAt, b.trialPause = time.Now(), firstTrialPause
+	b.conn, b.connectedAt, b.phase = c, time.Now(), Up
+	b.breaker.open = false
+	cause := ""
+	if b.breaker.latched {
+		cause = "connected again, and has not answered since it went silent or broke the protocol"
+		b.breaker.trip(0)
 	}
-	b.conn, b.connectedAt = c, time.Now()
-	b.setLocked(state, cause)
+	state := b.state()
+	b.enter(cause)
 	b.mu.Unlock()
 	log := b.log
 	if failures > 0 {
@@ -230,189 +220,29 @@ func (b *broker) disconnected() {
 	b.set(Down, "connection lost")
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.conn = nil
-}
-
-// proven is called at each settlement, so it is quick when there is nothing to prove.
-func (b *broker) proven() {
-	if !b.unproven.Load() {
-		return
-	}
-	b.mu.Lock()
-	was := b.state
-	b.doubted = false
-	b.unproven.Store(false)
-	if was == Stalled {
-		b.setLocked(Up, "")
-	}
-	b.mu.Unlock()
-	if was == Stalled {
-		b.log.Info("broker settles again")
-		b.observe(Up)
-		b.r.signalUp()
-	}
-}
-
-// distrust has the broker prove itself after it connects again, for what it did to this connection.
-func (b *broker) distrust() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.doubted = true
-	b.unproven.Store(true)
-}
-
-// stall takes the broker out of use on the hub's time because c has settled nothing for a while.
-func (b *broker) stall(c *conn, cause string) {
-	b.mu.Lock()
-	if b.conn != c || b.state != Up {
-		b.mu.Unlock()
-		return
-	}
-	c.stalled.Store(true)
-	b.doubted = true
-	b.setLocked(Stalled, cause)
-	b.trialAt, b.trialPause = time.Now().Add(firstTrialPause), firstTrialPause
-	b.mu.Unlock()
-	b.log.Warn("broker stalled", "cause", cause, "unsettled", c.unsettled.Load())
-	b.observe(Stalled)
+	b.conn, b.breaker.open = nil, false
 }
 
 // upWith reports whether the broker is up with connection c.
 func (b *broker) upWith(c *conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state == Up && b.conn == c
-}
-
-// doubt puts an idle broker on trial, because another has just turned out to be silent.
-func (b *broker) doubt(since time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state != Up || b.conn.born.Add(time.Duration(b.conn.settledAt.Load())).After(since) {
-		return
-	}
-	b.setLocked(Stalled, "not yet proven after another broker fell silent")
-	b.trialAt, b.trialPause = time.Now(), firstTrialPause
+	return b.state() == Up && b.conn == c
 }
 
 // usable reports whether SendPatiently would use the broker.
 func (b *broker) usable() bool {
-	_, ok := b.offer(true)
+	_, ok := b.candidate(true)
 	return ok
-}
-
-// offer is a broker that may be used now.
-type offer struct {
-	b     *broker
-	c     *conn
-	trial bool // only one message, or only for a short while
-	fresh bool // not yet seasoned
-}
-
-// rank is lower for what is to be used first: what has been connected for a while, then what is fresh, then what may still
-// be silent. The hub tries one that owes no answer in its turn, so that the first broker of the list is soon back in use.
-func (o offer) rank(patient bool) int {
-	switch {
-	case o.trial && (patient || o.c.unsettled.Load() > 0):
-		return 2
-	case o.fresh:
-		return 1
-	}
-	return 0
-}
-
-// offer says whether and how the broker may be used. A stalled one that has no message of ours is on trial whenever a
-// patient caller likes, else only now and then, and with other addresses than those that wait: it may be but one of
-// them that stands still.
-func (b *broker) offer(patient bool) (o offer, ok bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	o = offer{b: b, c: b.conn, fresh: now.Sub(b.connectedAt) < seasoned}
-	switch {
-	case b.state == Up:
-		return o, true
-	case b.state == Stalled && (!now.Before(b.trialAt) || patient && b.conn.unsettled.Load() == 0):
-		o.trial = true
-		return o, true
-	}
-	return o, false
-}
-
-// claim takes the right to a trial; false if another was quicker.
-func (b *broker) claim(o offer, patient bool) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	if b.state != Stalled || b.conn != o.c {
-		return b.state == Up && b.conn == o.c
-	}
-	if now.Before(b.trialAt) && !(patient && b.conn.unsettled.Load() == 0) {
-		return false
-	}
-	b.trialAt = now.Add(b.trialPause)
-	b.trialPause = min(2*b.trialPause, maxTrialPause)
-	return true
-}
-
-// notice is the log's state for one address.
-type notice struct {
-	kind   string // of trouble, empty = none
-	cause  string
-	logged time.Time
-	silent bool // came back soon after it was over: not logged again, nor is its end
-}
-
-// noticePause keeps an address that is in and out of trouble, such as one bad message among good ones, from filling
-// the log.
-const noticePause = time.Minute
-
-// notice logs trouble with an address once, and its end once. An empty kind is the end; kinds tell troubles apart, while
-// causes may differ from message to message.
-func (b *broker) notice(address, kind, cause string) {
-	if kind == "" && !b.troubled.Load() {
-		return
-	}
-	b.mu.Lock()
-	n := b.notices[address]
-	if n == nil {
-		n = &notice{}
-	}
-	if n.kind == kind {
-		b.mu.Unlock()
-		return
-	}
-	last := *n
-	n.kind = kind
-	if kind != "" {
-		n.cause, n.silent = cause, time.Since(n.logged) < noticePause
-		if !n.silent {
-			n.logged = time.Now()
-		}
-		if len(b.notices) > 4*maxLinks {
-			clear(b.notices)
-		}
-		b.notices[address] = n
-	}
-	silent := n.silent
-	b.troubled.Store(slices.ContainsFunc(slices.Collect(maps.Values(b.notices)), func(n *notice) bool { return n.kind != "" }))
-	b.mu.Unlock()
-	switch {
-	case silent:
-	case kind == "":
-		b.log.Info("address works again", "address", address, "cause", last.cause)
-	default:
-		b.log.Warn("address in trouble", "address", address, "cause", cause)
-	}
 }
 
 func (b *broker) status() BrokerStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := BrokerStatus{Broker: b.e.Name, State: b.state, Since: b.since, Reason: b.cause}
+	s := BrokerStatus{Broker: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
-		s.Target, s.MaxMessageSize, s.Unsettled = c.Target, c.MaxSize, c.unsettled.Load()
+		s.Target, s.MaxMessageSize, s.Unsettled = c.Target, c.MaxSize, c.unacked.Load()
 		s.CertExpires, s.ClientCertExpires = c.CertExpires()
 		c.mu.Lock()
 		s.Links = len(c.links)

@@ -12,8 +12,9 @@ import (
 	"koji-relay/internal/message"
 )
 
-// While brokers misbehave in every way, each message is handed over by one of eight workers, drained until it is done,
-// and never done without a broker having accepted it. Faults come by the number of messages sent, not by time.
+// While brokers misbehave in every way, each message is handed over by one of eight workers, drained until it
+// is done, and never done without a broker having accepted it. Faults come by the number of messages sent,
+// not by time.
 func TestDoneMeansAcceptedWhateverHappens(t *testing.T) {
 	t.Parallel()
 	const workers, commits, size = 8, 60, 5

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
-	"koji-relay/internal/message"
 )
 
 const (
@@ -22,14 +20,17 @@ const (
 	refusalTime = 30 * time.Second
 )
 
-// conn is one open connection with its links. It is made by dial, works while serve runs, and is never reopened: the
-// supervisor makes a new one.
+// conn is one open connection with its links. It is made by dial, works while serve runs, and is never
+// reopened: the supervisor makes a new one.
 type conn struct {
 	*amqpconn.Conn
-	opts  *Options
-	name  string // host:port of the broker
-	hooks connHooks
-	born  time.Time
+	b    *broker
+	opts *Options
+	name string // host:port of the broker
+	born time.Time
+	// isolated: it carries one message at a time, and what becomes of it is nobody's business but its
+	// caller's.
+	isolated bool
 
 	attach chan attachRequest
 	turns  chan struct{}  // how many links may give a message to the driver at once
@@ -37,8 +38,8 @@ type conn struct {
 
 	settledAt atomic.Int64 // time of the last settlement, in nanoseconds after born
 	stopped   atomic.Bool  // ended because the relay stops
-	stalled   atomic.Bool  // only trials and patient deliveries are taken
-	unsettled atomic.Int64 // deliveries given to the driver and not settled
+	tripped   atomic.Bool  // the breaker is open: only probes and patient deliveries are taken
+	unacked   atomic.Int64 // deliveries that are sent and not answered
 
 	mu       sync.Mutex         // guards what follows
 	links    map[string]*link   // by address
@@ -46,31 +47,19 @@ type conn struct {
 	closing  bool               // no new links
 }
 
-// connHooks are what a connection tells its owner.
-type connHooks struct {
-	progress func()                            // a delivery was settled
-	doubt    func(d *delivery)                 // its caller stops waiting though it is with the broker
-	late     func(d *delivery, a attempt)      // the answer to such a delivery, or its loss
-	lost     func(m *message.Message)          // it was unsettled when something ended
-	settled  func(d *delivery, a attempt)      // for metrics
-	notice   func(address, kind, cause string) // one address is in trouble; an empty kind ends it
-	// abandoned: goroutines of the driver could not be ended and are left behind.
-	abandoned func()
-}
-
 type refusal struct {
-	attempt attempt
-	until   time.Time
+	result result
+	until  time.Time
 }
 
-// dial connects to e and makes sure that the broker takes messages for topics.
-func dial(ctx context.Context, o *Options, e amqpconn.Endpoint, log *slog.Logger, hooks connHooks) (*conn, error) {
-	open, err := amqpconn.Dial(ctx, &o.Options, e, log)
+// dial connects to the broker and makes sure that it takes messages for topics.
+func (b *broker) dial(ctx context.Context) (*conn, error) {
+	open, err := amqpconn.Dial(ctx, &b.r.opts.Options, b.e, b.log)
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{
-		Conn: open, opts: o, name: e.Name, hooks: hooks, born: time.Now(),
+		Conn: open, b: b, opts: &b.r.opts, name: b.e.Name, born: time.Now(),
 		attach:   make(chan attachRequest),
 		links:    map[string]*link{},
 		refusals: map[string]refusal{},
@@ -97,8 +86,8 @@ func (c *conn) serve(ctx context.Context) error {
 	return err
 }
 
-// end closes the connection and waits for all that used it, within bounds: what of the driver cannot be ended is left
-// behind, and those who wait for it are told that there is no answer.
+// end closes the connection and waits for all that used it, within bounds: what of the driver cannot be ended
+// is left behind, and those who wait for it are told that there is no answer.
 func (c *conn) end() {
 	done := make(chan struct{})
 	go func() { c.wg.Wait(); close(done) }()
@@ -112,7 +101,7 @@ func (c *conn) end() {
 		}
 	case <-timer.C:
 	}
-	c.hooks.abandoned()
+	c.b.abandon()
 	for _, l := range c.allLinks() {
 		l.forsake()
 	}
@@ -137,8 +126,8 @@ func (c *conn) watch(ctx context.Context) error {
 	}
 }
 
-// overdue acts on deliveries unsettled for SendTimeout and returns when to look again. If the broker has settled
-// others meanwhile, only the link is reset; else the connection is dropped.
+// overdue acts on deliveries unsettled for SendTimeout and returns when to look again. If the broker has
+// settled others meanwhile, only the link is reset; else the connection is dropped.
 func (c *conn) overdue() time.Duration {
 	limit := c.opts.SendTimeout
 	now := c.now()
@@ -150,7 +139,7 @@ func (c *conn) overdue() time.Duration {
 		case now-oldest < limit:
 			next = min(next, limit-(now-oldest))
 		case time.Duration(c.settledAt.Load()) > oldest:
-			c.hooks.notice(l.topic, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
+			c.b.notice(l.topic, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
 			l.reset()
 		default:
 			c.Drop(fmt.Sprintf("nothing settled within %v (send_timeout)", limit))
@@ -179,8 +168,8 @@ func (c *conn) now() time.Duration { return time.Since(c.born) }
 // progress notes a settlement.
 func (c *conn) progress() {
 	c.settledAt.Store(int64(c.now()))
-	c.stalled.Store(false)
-	c.hooks.progress()
+	c.tripped.Store(false)
+	c.b.answered()
 }
 
 func (c *conn) allLinks() []*link {
@@ -193,41 +182,41 @@ func (c *conn) allLinks() []*link {
 	return all
 }
 
-// link gives the link that carries topic, new if need be. The attempt is why there is none.
-func (c *conn) link(topic string) (*link, dialect.Destination, attempt) {
+// link gives the link that carries topic, new if need be. The result is why there is none.
+func (c *conn) link(topic string) (*link, dialect.Destination, result) {
 	to, err := c.Destination(topic)
 	if err != nil {
-		return nil, to, attempt{verdict: refused, reason: err.Error()}
+		return nil, to, result{verdict: refused, reason: err.Error()}
 	}
 	l, a := c.linkTo(to.Address, topic)
 	return l, to, a
 }
 
-// linkTo gives the link to an address, new if need be. The attempt is why there is none.
-func (c *conn) linkTo(address, topic string) (*link, attempt) {
+// linkTo gives the link to an address, new if need be. The result is why there is none.
+func (c *conn) linkTo(address, topic string) (*link, result) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.links[address]; l != nil {
 		l.used = c.now()
-		return l, attempt{}
+		return l, result{}
 	}
 	if c.closing {
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+		return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	if r, ok := c.refusals[address]; ok {
 		if time.Now().Before(r.until) {
-			return nil, r.attempt
+			return nil, r.result
 		}
 		delete(c.refusals, address)
 	}
 	if len(c.links) >= maxLinks && !c.evict() {
-		return nil, attempt{verdict: stuck, reason: fmt.Sprintf("all %d links are busy", maxLinks)}
+		return nil, result{verdict: blocked, reason: fmt.Sprintf("all %d links are busy", maxLinks)}
 	}
 	l := newLink(c, topic, address)
 	l.used = c.now()
 	c.links[address] = l
 	c.wg.Go(l.run)
-	return l, attempt{}
+	return l, result{}
 }
 
 // evict closes the idle link that was used longest ago. c.mu is held.
@@ -246,18 +235,18 @@ func (c *conn) evict() bool {
 }
 
 // refuse keeps an address from being attached to for a while.
-func (c *conn) refuse(address string, a attempt) {
+func (c *conn) refuse(address string, r result) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.links, address)
 	if len(c.refusals) >= maxLinks { // as many as links: addresses are few, and forgetting one costs an attach
 		clear(c.refusals)
 	}
-	c.refusals[address] = refusal{attempt: a, until: time.Now().Add(refusalTime)}
+	c.refusals[address] = refusal{result: r, until: time.Now().Add(refusalTime)}
 }
 
-// submit queues d on the link of its address. If it cannot, the attempt says why.
-func (c *conn) submit(d *delivery) (attempt, bool) {
+// submit queues d on the link of its address. If it cannot, the result says why.
+func (c *conn) submit(d *delivery) (result, bool) {
 	for again := true; ; again = false {
 		l, to, a := c.link(d.msg.Address)
 		if l == nil {
@@ -272,9 +261,10 @@ func (c *conn) submit(d *delivery) (attempt, bool) {
 	}
 }
 
-// silentFor is for how long the broker has settled nothing though something waits; 0 if nothing does. Without overtaken,
-// links do not count on which all that waits was submitted before something that another has settled.
-func (c *conn) silentFor(overtaken bool) time.Duration {
+// quietFor is for how long the broker has settled nothing though something waits; 0 if nothing does. Without
+// overtaken, links do not count on which all that waits was submitted before something that another has
+// settled.
+func (c *conn) quietFor(overtaken bool) time.Duration {
 	links := c.allLinks()
 	var after, oldest time.Duration
 	if !overtaken {

@@ -14,8 +14,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// checkEncodable says which part of m has no AMQP form. The driver does not check all of it: it would put a list into
-// application-properties, which brokers answer by closing the connection.
+// checkEncodable says which part of m has no AMQP form. The driver does not check all of it: it would put a
+// list into application-properties, which brokers answer by closing the connection.
 func checkEncodable(m *message.Message) error {
 	if !utf8.ValidString(m.Body) {
 		return fmt.Errorf("encode body: not valid UTF-8")

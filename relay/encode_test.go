@@ -116,7 +116,9 @@ func TestBadOptionsAreNamedAllAtOnce(t *testing.T) {
 	for url, want := range map[string]string{
 		"http://u:s3cret@h": `scheme "http"`, "amqp://u:s3cret@": "names no host", "amqp://u:s3cret%zz@h": "is not a URL",
 	} {
-		_, err := New(Options{Brokers: []Broker{{URL: url}}, Options: amqpconn.Options{TopicPrefix: "koji"}})
+		o := options()
+		o.Brokers = []Broker{{URL: url}}
+		_, err := New(o)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%v does not say %s", err, want)
 		}
@@ -127,10 +129,9 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 	t.Parallel()
 	first := map[string]bool{}
 	for range 100 {
-		r, err := New(Options{
-			Options: amqpconn.Options{TopicPrefix: "koji"}, URLOrder: OrderRandom,
-			Brokers: []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}},
-		})
+		o := options()
+		o.URLOrder, o.Brokers = OrderRandom, []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}}
+		r, err := New(o)
 		if err != nil {
 			t.Fatal(err)
 		}

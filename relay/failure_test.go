@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,7 +32,9 @@ func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
 		{"connect", stopped, nil},
 		{"tls", startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: stranger.TLS.Certificates}}), nil},
 		{"sasl", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
-			func(o *Options) { o.User, o.Password = "u", "wrong" }},
+			func(o *Options) {
+				o.Brokers[0].URL = strings.Replace(o.Brokers[0].URL, "amqp://", "amqp://u:wrong@", 1)
+			}},
 		{"link", refusing, nil},
 		{"timeout", silent, func(o *Options) { o.ConnectTimeout = 100 * time.Millisecond }},
 	} {
@@ -74,8 +77,8 @@ func TestStoppingIsNoFailure(t *testing.T) {
 func TestOutcomeNamesWhatItsStateDoesNot(t *testing.T) {
 	t.Parallel()
 	for verdict, want := range map[verdict]string{tooLarge: "too_large", unencodable: "unencodable", lost: "lost",
-		silent: "timeout", stuck: "timeout", refused: "", busy: "", accepted: ""} {
-		if got := (attempt{verdict: verdict}).outcome(false).Failure; got != want {
+		unanswered: "timeout", blocked: "timeout", refused: "", busy: "", accepted: ""} {
+		if got := (result{verdict: verdict}).outcome(false).Failure; got != want {
 			t.Errorf("%v gives %q, want %q", verdict, got, want)
 		}
 	}

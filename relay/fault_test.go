@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -173,8 +172,8 @@ func TestMessageThatEndsConnectionsIsFoundAndHurtsNobody(t *testing.T) {
 	}
 }
 
-// The hub's call is not the place to find out who is to blame: what was under way goes to the queue, is not sent again
-// from the hub's calls, and is delivered by the drain.
+// The hub's call is not the place to find out who is to blame: what was under way goes to the queue, is not
+// sent again from the hub's calls, and is delivered by the drain.
 func TestHandOverLeavesSuspectsToTheDrain(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
@@ -366,10 +365,8 @@ func TestSilentBrokerAtStartCostsTheHubAMoment(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	b.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageSASL})
-	o := Options{
-		Options: amqpconn.Options{TopicPrefix: "/topic/koji", ConnectTimeout: time.Minute}, Brokers: []Broker{{b.URL()}},
-		HandoffTimeout: time.Minute,
-	}
+	o := options(b)
+	o.ConnectTimeout, o.HandoffTimeout = time.Minute, time.Minute
 	r, err := New(o)
 	if err != nil {
 		t.Fatal(err)

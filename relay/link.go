@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -34,97 +33,62 @@ type link struct {
 	wake  chan struct{} // 1: the queue is no longer empty, or the link is retired
 	slots chan struct{} // window
 
-	mu        sync.Mutex  // guards what follows
-	queue     []*delivery // withdrawn ones stay in it until their turn
-	live      int         // of the queue, not withdrawn
-	queued    int64       // bytes of those
-	unsettled map[*delivery]struct{}
-	settledAt time.Duration // since conn.born; of this link
-	settledTo time.Duration // the latest takenAt of a settled delivery
-	settledOf time.Duration // the latest began of one
-	stalledAt time.Duration // 0 = not stalled
-	sender    *sender       // nil = attach first
-	retired   bool
-}
-
-// sender is one attached driver link; a link goes through several of them.
-type sender struct {
-	*amqpconn.Sender
-	opened    time.Duration // since conn.born
-	asked     bool          // guarded by link.mu: to give its place to another address
-	left      int           // guarded by link.mu: what it may still send then
-	unsettled int           // guarded by link.mu
-	retired   bool          // guarded by link.mu: close when nothing is unsettled any more
-	dead      bool          // guarded by link.mu
-	alone     bool          // guarded by link.mu: when it died one delivery was unsettled
-	forsaken  bool          // guarded by link.mu: closed by us for silence; its deliveries are not to blame
-}
-
-// delivery is one attempt to send one message on one broker.
-type delivery struct {
-	msg     *message.Message
-	wire    *amqp.Message // as this broker gets it; nil once transferred
-	size    int64
-	patient bool
-	trial   bool // it is to find out whether a stalled broker settles
-	round   *round
-	index   int
-	link    *link
-	began   time.Duration // when it was submitted, since conn.born
-
-	finished atomic.Bool
-
-	// Guarded by link.mu.
-	taken   bool          // given to the driver
-	takenAt time.Duration // since conn.born
-	over    bool          // nothing here refers to it any more, but for a withdrawn one's place in the queue
-	doubted bool          // its caller stopped waiting while the driver had it
-	release func()        // called when it is over, if the caller has left by then
+	mu          sync.Mutex             // guards what follows
+	queue       []*delivery            // withdrawn ones stay in it until their turn
+	live        int                    // of the queue, not withdrawn
+	queuedBytes int64                  // of those
+	unacked     map[*delivery]struct{} // sent and not answered
+	settledAt   time.Duration          // since conn.born; of this link
+	settledTo   time.Duration          // the latest sentAt of a settled delivery
+	settledOf   time.Duration          // the latest began of one
+	blockedAt   time.Duration          // since when it settles nothing while others do; 0 = it does not
+	sender      *sender                // nil = attach first
+	retired     bool
 }
 
 func newLink(c *conn, topic, address string) *link {
 	return &link{
 		c: c, topic: topic, address: address,
-		wake:      make(chan struct{}, 1),
-		slots:     make(chan struct{}, window),
-		unsettled: map[*delivery]struct{}{},
+		wake:    make(chan struct{}, 1),
+		slots:   make(chan struct{}, window),
+		unacked: map[*delivery]struct{}{},
 	}
 }
 
-// submit queues d. If it cannot, the attempt says why and d is over.
-func (l *link) submit(d *delivery) (attempt, bool) {
+// submit queues d. If it cannot, the result says why.
+func (l *link) submit(d *delivery) (result, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d.link, d.began = l, l.c.now()
 	switch {
 	case l.retired:
-		return attempt{verdict: unsent, reason: "link closed"}, false
-	case l.c.stalled.Load() && !d.patient && !d.trial, d.trial && l.waitingFor(d.round):
-		return attempt{verdict: unsent, reason: noAnswer}, false
-	case l.stalledAt != 0 && !d.patient && !d.trial && (l.waiting() || d.began-l.stalledAt < l.c.opts.SendTimeout):
-		return attempt{verdict: stuck, reason: standsStill.reason}, false
-	case l.queued > 0 && l.queued+d.size > l.c.opts.MaxInflightBytes/2:
+		return result{verdict: unsent, reason: "link closed"}, false
+	case l.c.tripped.Load() && !d.patient && !d.probe, d.probe && l.waitingFor(d.results):
+		return result{verdict: unsent, reason: noAnswer}, false
+	case l.blockedAt != 0 && !d.patient && !d.probe && (l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
+		return result{verdict: blocked, reason: addressBlocked.reason}, false
+	case l.queuedBytes > 0 && l.queuedBytes+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
-		return attempt{verdict: unsent, reason: "too many bytes wait for this address"}, false
+		return result{verdict: unsent, reason: "too many bytes wait for this address"}, false
 	}
 	l.queue = append(l.queue, d)
 	l.live++
-	l.queued += d.size
+	l.queuedBytes += d.size
 	l.nudge()
-	return attempt{}, true
+	return result{}, true
 }
 
-// waiting reports whether anything is queued or unsettled. l.mu is held.
-func (l *link) waiting() bool { return l.live > 0 || len(l.unsettled) > 0 }
+// waiting reports whether anything is queued or unacked. l.mu is held.
+func (l *link) waiting() bool { return l.live > 0 || len(l.unacked) > 0 }
 
-// waitingFor reports whether anything but r's own is queued or unsettled. l.mu is held.
-func (l *link) waitingFor(r *round) bool {
-	for d := range l.unsettled {
-		if d.round != r {
+// waitingFor reports whether anything but r's own is queued or unacked. l.mu is held.
+func (l *link) waitingFor(r *results) bool {
+	for d := range l.unacked {
+		if d.results != r {
 			return true
 		}
 	}
-	return slices.ContainsFunc(l.queue, func(d *delivery) bool { return !d.over && d.round != r })
+	return slices.ContainsFunc(l.queue, func(d *delivery) bool { return d.state() == deliveryQueued && d.results != r })
 }
 
 func (l *link) nudge() {
@@ -139,7 +103,7 @@ func (l *link) run() {
 	defer l.abandon()
 	for l.await() {
 		s, a := l.attached()
-		if s == nil && a == (attempt{}) {
+		if s == nil && a == (result{}) {
 			l.forget()
 			continue
 		}
@@ -198,43 +162,43 @@ func (l *link) await() bool {
 	}
 }
 
-// attached gives the sender, attaching if need be. Without one the attempt says why.
-func (l *link) attached() (*sender, attempt) {
+// attached gives the sender, attaching if need be. Without one the result says why.
+func (l *link) attached() (*sender, result) {
 	l.mu.Lock()
 	s := l.sender
 	l.mu.Unlock()
 	if s != nil {
-		return s, attempt{}
+		return s, result{}
 	}
 	reply := make(chan attachReply, 1)
 	select {
 	case l.c.attach <- attachRequest{link: l, reply: reply}:
 	case <-l.c.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+		return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	var r attachReply
 	select {
 	case r = <-reply:
 	case <-l.c.Done():
-		return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+		return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 	}
 	if r.err != nil {
 		if errors.Is(r.err, amqpconn.ErrNoPlace) {
-			return nil, attempt{}
+			return nil, result{}
 		}
 		var gone *amqp.ConnError
 		if errors.As(r.err, &gone) || l.c.Dropped() || l.c.stopped.Load() {
-			return nil, attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+			return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
 		}
 		return nil, judgeRefusal(r.err, l.c.Peer)
 	}
-	return r.sender, attempt{}
+	return r.sender, result{}
 }
 
 // refuse gives all that is queued the reason for which the broker did not let us attach.
-func (l *link) refuse(a attempt) {
+func (l *link) refuse(a result) {
 	l.c.refuse(l.address, a)
-	l.c.hooks.notice(l.topic, "refused link", a.reason)
+	l.c.b.notice(l.topic, "refused link", a.reason)
 	l.mu.Lock()
 	l.retired = true
 	l.mu.Unlock()
@@ -247,31 +211,31 @@ func (l *link) abandon() {
 	l.retired = true
 	s := l.sender
 	l.sender = nil
-	closing := s != nil && s.unsettled == 0
+	closing := s != nil && s.unacked == 0
 	if s != nil {
 		s.retired = true
 	}
 	l.mu.Unlock()
-	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
+	l.flush(result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
 	if closing {
 		_ = s.Close()
 	}
 }
 
-// flush ends all that is queued with a.
-func (l *link) flush(a attempt) {
+// flush withdraws all that is queued, with a.
+func (l *link) flush(a result) {
 	l.mu.Lock()
 	queue := l.queue
-	l.queue, l.live, l.queued = nil, 0, 0
-	var ending []*delivery
+	l.queue = nil
+	leaving := queue[:0]
 	for _, d := range queue {
-		if !d.over {
-			ending = append(ending, d)
+		if d.move(deliveryWithdrawn) {
+			leaving = append(leaving, d)
 		}
 	}
 	l.mu.Unlock()
-	for _, d := range ending {
-		l.finish(d, a)
+	for _, d := range leaving {
+		d.ended(a)
 	}
 }
 
@@ -284,7 +248,7 @@ func (l *link) forget() {
 	}
 }
 
-// take moves the head of the queue to the unsettled ones; nil if all were withdrawn meanwhile, or s was.
+// take gives the head of the queue, which is sent by s then; nil if all were withdrawn meanwhile, or s was.
 func (l *link) take(s *sender) *delivery {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -300,109 +264,42 @@ func (l *link) take(s *sender) *delivery {
 		d := l.queue[0]
 		l.queue[0] = nil
 		l.queue = l.queue[1:]
-		if d.over {
-			continue
+		d.sender = s
+		if !d.move(deliverySent) {
+			continue // withdrawn
 		}
-		l.live--
-		l.queued -= d.size
-		d.taken, d.takenAt = true, l.c.now()
-		l.unsettled[d] = struct{}{}
-		s.unsettled++
 		s.left = max(s.left-1, 0)
-		l.c.unsettled.Add(1)
 		return d
 	}
 	l.queue, s.left = nil, 0 // lets go of the array
 	return nil
 }
 
-// forsake ends all that waits here without an answer, because the connection has ended and the driver has not.
+// forsake ends all that waits here without an answer, because the connection has ended and the driver has
+// not.
 func (l *link) forsake() {
+	l.flush(result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
 	l.mu.Lock()
 	l.retired = true
-	unsettled := make([]*delivery, 0, len(l.unsettled))
-	for d := range l.unsettled {
-		unsettled = append(unsettled, d)
-	}
-	l.mu.Unlock()
-	l.flush(attempt{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
-	for _, d := range unsettled {
-		l.finish(d, attempt{verdict: silent, state: message.Unknown, reason: noAnswer})
-	}
-}
-
-// finish reports d's end, once, to its round, or to whom it concerns when the round has been left.
-func (l *link) finish(d *delivery, a attempt) {
-	a.broker = l.c.name
-	if d.finished.Swap(true) {
-		return
-	}
-	if d.taken {
-		l.c.hooks.settled(d, a)
-	}
-	if a.verdict == lost {
-		l.c.hooks.lost(d.msg) // before the caller can send it again
-	}
-	d.round.finish(d.index, a)
-	l.mu.Lock()
-	d.over = true
-	doubted, release := d.doubted, d.release
-	l.mu.Unlock()
-	if doubted {
-		l.c.hooks.late(d, a)
-	}
-	if release != nil {
-		release()
-	}
-}
-
-// giveUp ends the wait for d: it is withdrawn and unsent if the driver does not have it yet, else unknown. In both
-// cases its round learns a's verdict and reason.
-func (l *link) giveUp(d *delivery, a attempt) {
-	a.broker, a.state = l.c.name, message.NotSent
-	l.mu.Lock()
-	switch {
-	case d.over:
-		l.mu.Unlock()
-		return
-	case d.taken:
-		a.state = message.Unknown
-		if !d.doubted {
-			d.doubted = true
-			l.c.hooks.doubt(d)
-		}
-	default:
-		d.over = true
-		l.live--
-		l.queued -= d.size
-		if a.verdict == silent {
-			a.verdict = unsent
+	var left []*delivery
+	for d := range l.unacked {
+		if d.move(deliveryLost) {
+			left = append(left, d)
 		}
 	}
 	l.mu.Unlock()
-	d.round.finish(d.index, a)
-}
-
-// disown is called when the caller leaves: release runs when nothing here refers to d any more, maybe at once.
-func (l *link) disown(d *delivery, release func()) {
-	l.mu.Lock()
-	over := d.over
-	if !over {
-		d.release = release
-	}
-	l.mu.Unlock()
-	if over {
-		release()
+	for _, d := range left {
+		d.ended(result{verdict: unanswered, state: message.Unknown, reason: noAnswer})
 	}
 }
 
-// oldest is since when the oldest unsettled delivery has been with the driver.
+// oldest is since when the oldest unacked delivery has been with the broker.
 func (l *link) oldest() (since time.Duration, any bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for d := range l.unsettled {
-		if !any || d.takenAt < since {
-			since, any = d.takenAt, true
+	for d := range l.unacked {
+		if !any || d.sentAt < since {
+			since, any = d.sentAt, true
 		}
 	}
 	return since, any
@@ -427,32 +324,32 @@ func (l *link) retire() bool {
 	return true
 }
 
-// stall gives up on what waits here, except for patient callers: the queued are withdrawn, the unsettled reported
-// as a says. Until the link settles something, impatient messages are turned away.
-func (l *link) stall(a attempt) {
+// block gives up on what waits here, except for patient callers: what is queued is withdrawn, what is sent
+// gets a as its result. Until the link settles something, impatient messages are turned away.
+func (l *link) block(a result) {
 	l.mu.Lock()
-	if l.stalledAt == 0 {
-		l.stalledAt = max(l.c.now(), 1)
+	if l.blockedAt == 0 {
+		l.blockedAt = max(l.c.now(), 1)
 	}
 	var leaving []*delivery
 	for _, d := range l.queue {
-		if !d.patient && !d.over {
+		if !d.patient {
 			leaving = append(leaving, d)
 		}
 	}
-	for d := range l.unsettled {
+	for d := range l.unacked {
 		if !d.patient {
 			leaving = append(leaving, d)
 		}
 	}
 	l.mu.Unlock()
 	for _, d := range leaving {
-		l.giveUp(d, a)
+		d.giveUp(a)
 	}
 }
 
-// waitingSince is when the oldest that waits here was submitted. What has been overtaken by later settlements does not
-// count: it says something about that message, not about the link.
+// waitingSince is when the oldest that waits here was submitted. What has been overtaken by later settlements
+// does not count: it says something about that message, not about the link.
 func (l *link) waitingSince() (since time.Duration, any bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -462,13 +359,13 @@ func (l *link) waitingSince() (since time.Duration, any bool) {
 		}
 	}
 	for _, d := range l.queue {
-		if !d.over {
+		if d.state() == deliveryQueued {
 			note(d) // and the rest is younger
 			break
 		}
 	}
-	for d := range l.unsettled {
-		if d.takenAt >= l.settledTo {
+	for d := range l.unacked {
+		if d.sentAt >= l.settledTo {
 			note(d)
 		}
 	}
@@ -482,8 +379,8 @@ func (l *link) lastSettled() time.Duration {
 	return l.settledOf
 }
 
-// silentFor is for how long the link has settled nothing though something waits; 0 if nothing does.
-func (l *link) silentFor() time.Duration {
+// quietFor is for how long the link has settled nothing though something waits; 0 if nothing does.
+func (l *link) quietFor() time.Duration {
 	since, any := l.waitingSince()
 	if !any {
 		return 0
@@ -497,7 +394,7 @@ func (l *link) silentFor() time.Duration {
 func (l *link) overtaken(d *delivery, wait time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return d.taken && !d.over && d.takenAt < l.settledTo && l.c.now()-d.takenAt >= wait/2
+	return d.state() == deliverySent && d.sentAt < l.settledTo && l.c.now()-d.sentAt >= wait/2
 }
 
 // reset ends the sender, whose deliveries the broker does not settle. They are not to blame.
@@ -505,7 +402,7 @@ func (l *link) reset() {
 	l.mu.Lock()
 	s := l.sender
 	l.sender = nil
-	l.stalledAt = max(l.c.now(), 1)
+	l.blockedAt = max(l.c.now(), 1)
 	if s != nil {
 		s.forsaken = true
 	}
@@ -519,10 +416,10 @@ func (l *link) reset() {
 	}
 }
 
-func (l *link) stalled() bool {
+func (l *link) isBlocked() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stalledAt != 0
+	return l.blockedAt != 0
 }
 
 func (l *link) isRetired() bool {

@@ -36,9 +36,6 @@ func TestLoginOnABroker(t *testing.T) {
 		{name: "user from files", broker: devbroker.Options{Users: users}, login: "PLAIN", adjust: func(o *Options) {
 			o.UserFile, o.PasswordFile = file("user", "koji\n"), file("password", "s3cret\n")
 		}},
-		{name: "user from options", broker: devbroker.Options{Users: users}, login: "PLAIN", adjust: func(o *Options) {
-			o.User, o.Password = "koji", "s3cret"
-		}},
 		{name: "file missing", broker: devbroker.Options{Users: users}, reason: "read user_file: open", adjust: func(o *Options) {
 			o.UserFile = filepath.Join(dir, "absent")
 		}},

@@ -72,7 +72,7 @@ func TestMessageWithoutAnswerStopsThoseBehindIt(t *testing.T) {
 	if outs[0].Next != message.Done || outs[1].State != message.Unknown {
 		t.Errorf("the first two are %+v, %+v", outs[0], outs[1])
 	}
-	if outs[2].State != message.NotSent || outs[2].Next != message.Wait || outs[2].Reason != behindDoubt {
+	if outs[2].State != message.NotSent || outs[2].Next != message.Wait || outs[2].Reason != behindUnknown {
 		t.Errorf("the one behind is %+v", outs[2])
 	}
 	if n := len(a.Received()) + len(b.Received()); n != 2 {

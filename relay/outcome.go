@@ -12,7 +12,7 @@ import (
 	"koji-relay/internal/message"
 )
 
-// verdict is what one attempt on one broker says about a message. Higher ones decide when brokers differ.
+// verdict is what one broker says about a message. Higher ones decide when brokers differ.
 type verdict int
 
 const (
@@ -21,8 +21,8 @@ const (
 	refused                    // for itself: the same again will be refused again
 	busy                       // in passing
 	unroutable                 // nobody has bound the topic
-	stuck                      // its address stands still while others move
-	silent                     // the broker has not answered
+	blocked                    // its address stands still while others move
+	unanswered                 // the broker has not answered
 	lost                       // connection, session or link ended before the broker answered
 	unencodable                // it has no AMQP form, so no broker was asked
 	dropped                    // unroutable, and nobody wants to know
@@ -30,12 +30,12 @@ const (
 )
 
 func (v verdict) String() string {
-	return [...]string{"unsent", "too large", "refused", "busy", "unroutable", "stuck", "silent", "lost", "unencodable",
+	return [...]string{"unsent", "too large", "refused", "busy", "unroutable", "blocked", "unanswered", "lost", "unencodable",
 		"dropped", "accepted"}[v]
 }
 
-// attempt is a verdict with what a person needs to understand it.
-type attempt struct {
+// result is a verdict with what a person needs to understand it.
+type result struct {
 	verdict verdict
 	state   message.State
 	broker  string
@@ -65,8 +65,8 @@ var rules = []rule{
 	{message.Released, "*", false, "", busy},
 	{message.Modified, "*", false, "", busy},
 
-	// RabbitMQ from 4.3 says in the error's info map what a queue has against a message: it is full, or has no leader
-	// (a quorum queue or stream that lacks a majority).
+	// RabbitMQ from 4.3 says in the error's info map what a queue has against a message: it is full, or has
+	// no leader (a quorum queue or stream that lacks a majority).
 	{message.Rejected, "*", true, "maxlen", busy},
 	{message.Rejected, "*", true, "unavailable", busy},
 
@@ -110,9 +110,9 @@ func infoText(err *amqp.Error, key string) string {
 	return ""
 }
 
-// judgeDisposition turns a broker's answer into an attempt.
-func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) attempt {
-	a := attempt{state: message.Unknown, reason: "settled without an outcome"}
+// judgeDisposition turns a broker's answer into an result.
+func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
+	a := result{state: message.Unknown, reason: "settled without an outcome"}
 	var condition amqp.ErrCond
 	var why string
 	switch s := s.(type) {
@@ -141,9 +141,9 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) attempt {
 	return a
 }
 
-// judgeRefusal turns a refused link into an attempt for a message that was to go over it.
-func judgeRefusal(err error, p dialect.Peer) attempt {
-	a := attempt{verdict: busy, state: message.NotSent, reason: "address refused: " + amqpconn.ErrorText(err), failure: amqpconn.FailedLink}
+// judgeRefusal turns a refused link into an result for a message that was to go over it.
+func judgeRefusal(err error, p dialect.Peer) result {
+	a := result{verdict: busy, state: message.NotSent, reason: "address refused: " + amqpconn.ErrorText(err), failure: amqpconn.FailedLink}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
 		a.verdict = judgeError(remote, p)
@@ -155,8 +155,8 @@ func judgeRefusal(err error, p dialect.Peer) attempt {
 	return a
 }
 
-// failed gives the word of docs/metrics.md for an attempt; empty where its state says it.
-func (a attempt) failed() string {
+// failed gives the word of docs/metrics.md for an result; empty where its state says it.
+func (a result) failed() string {
 	if a.failure != "" {
 		return a.failure
 	}
@@ -167,20 +167,20 @@ func (a attempt) failed() string {
 		return "unencodable"
 	case lost:
 		return amqpconn.FailedLost
-	case stuck, silent:
+	case blocked, unanswered:
 		return amqpconn.FailedTimeout
 	}
 	return ""
 }
 
-// outcome makes the last word on a message from the deciding attempt. all tells whether every configured broker
-// was asked.
-func (a attempt) outcome(all bool) message.Outcome {
+// outcome makes the last word on a message from the deciding result. all tells whether every configured
+// broker was asked.
+func (a result) outcome(all bool) message.Outcome {
 	o := message.Outcome{State: a.state, Broker: a.broker, Reason: a.reason, Failure: a.failed()}
 	switch a.verdict {
 	case accepted, dropped:
 		o.Next = message.Done
-	case unroutable, busy, stuck:
+	case unroutable, busy, blocked:
 		o.Next = message.Later
 	case refused, unencodable:
 		o.Next = message.Count
@@ -196,8 +196,8 @@ func (a attempt) outcome(all bool) message.Outcome {
 	return o
 }
 
-// worse gives the attempt that decides when a message was tried on several brokers.
-func worse(a, b attempt) attempt {
+// worse gives the result that decides when a message was tried on several brokers.
+func worse(a, b result) result {
 	if b.verdict >= a.verdict {
 		return b
 	}

@@ -210,7 +210,8 @@ func TestTooLargeIsDeadOnlyWhenEveryBrokerSaysSo(t *testing.T) {
 	wantAll(t, w.Send(t.Context(), msgs), message.NotSent, message.Later)
 }
 
-// Where brokers differ, the answer that gives the message the most chances decides, and one that may have it above all.
+// Where brokers differ, the answer that gives the message the most chances decides, and one that may have it
+// above all.
 func TestTheMostHopefulAnswerDecides(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -220,11 +221,11 @@ func TestTheMostHopefulAnswerDecides(t *testing.T) {
 		{refused, busy, busy},
 		{busy, unroutable, unroutable},
 		{busy, unsent, busy},
-		{silent, refused, silent},
-		{silent, accepted, accepted},
+		{unanswered, refused, unanswered},
+		{unanswered, accepted, accepted},
 	} {
 		for _, swap := range []bool{false, true} {
-			a, b := attempt{verdict: row.first}, attempt{verdict: row.second}
+			a, b := result{verdict: row.first}, result{verdict: row.second}
 			if swap {
 				a, b = b, a
 			}

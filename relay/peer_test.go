@@ -139,7 +139,8 @@ func TestRelayLivesWithinWhatThePeerAllows(t *testing.T) {
 	}
 }
 
-// Where links are few, those that are open give way to others, even if the broker leaves some without an answer.
+// Where links are few, those that are open give way to others, even if the broker leaves some without an
+// answer.
 func TestFewLinksAreShared(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{MaxLinks: 3, MaxSessions: 1})

@@ -1,9 +1,18 @@
 // Package relay publishes messages on AMQP 1.0 brokers.
 //
-// It promises that a caller never waits longer than it asked for, that only an accepted message is reported as
-// accepted, that a message keeps its message-id through every resend, and that one broker, address or message
-// that misbehaves does not hold up the others. It never touches the queue: what becomes of a message that no
-// broker took is the caller's business, told by its message.Outcome. It never logs a body or a credential.
+//	Send --> batch --> pick a broker --> conn --> link --> delivery --> amqpconn.Sender --> broker
+//	           ^        (breaker)                             |
+//	           +---------------- results ---------------------+--> unacked, poison: what outlives the call
+//
+// Locks are taken in this order: broker.mu, conn.mu, link.mu. All others (of results, unackedSet, poisonSet,
+// notices) are held for a few lines that take no lock, except that link.mu may be held when a delivery moves,
+// which takes none. No function of another part is called under any of them, and none is held across I/O.
+//
+// It promises that a caller never waits longer than it asked for, that only an accepted message is reported
+// as accepted, that a message keeps its message-id through every resend, and that one broker, address or
+// message that misbehaves does not hold up the others. It never touches the queue: what becomes of a message
+// that no broker took is the caller's business, told by its message.Outcome. It never logs a body or a
+// credential.
 package relay
 
 import (
@@ -12,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +30,7 @@ import (
 	"koji-relay/internal/message"
 )
 
-// Values of Options.URLOrder, Unroutable and BodySection. The zero value of each means the first.
+// Values of Options.URLOrder, Unroutable and BodySection.
 const (
 	OrderListed = "listed"
 	OrderRandom = "random"
@@ -37,19 +47,19 @@ type Broker struct {
 	URL string // amqp:// or amqps://; may carry user and password, which no output shows
 }
 
-// Options says where and how to publish. Except for Brokers, TopicPrefix and Priority the zero value of a field
-// is a working default.
+// Options says where and how to publish. Except for Brokers, TopicPrefix and Priority the zero value of a
+// field is a working default.
 type Options struct {
 	Brokers          []Broker // in order of preference
 	amqpconn.Options          // SendTimeout is also how long a connection may settle nothing
 
-	HandoffTimeout time.Duration // the most that Send waits; 1 s
+	HandoffTimeout time.Duration // the most that Send waits
 
 	URLOrder   string
 	Unroutable string
-	// PreserveOrder keeps the order of the messages of one call also where they go to different addresses. Each change
-	// of address costs a round trip then, and a message of which it is not known whether a broker has it stops
-	// those behind it, which are reported as not sent.
+	// PreserveOrder keeps the order of the messages of one call also where they go to different addresses.
+	// Each change of address costs a round trip then, and a message of which it is not known whether a broker
+	// has it stops those behind it, which are reported as not sent.
 	PreserveOrder bool
 	TTL           time.Duration // 0 = messages do not expire
 	Durable       bool
@@ -59,25 +69,25 @@ type Options struct {
 	TestMode     bool // log instead of sending; counts as accepted
 	TestModeFail int  // percentage of messages that test mode pretends to fail
 
-	// MaxInflightBytes bounds what all calls together have in memory here; 128 MiB. Above it messages are
+	// MaxInflightBytes bounds what all calls together have in memory here. Above it messages are
 	// not sent. One message above it goes out when nothing else is in flight.
 	MaxInflightBytes int64
 
-	Logger   *slog.Logger
+	Logger   *slog.Logger // nil = none
 	Observer Observer
 }
 
-// Observer is told what happens, for metrics. Any field may be nil. The functions are called synchronously from
-// sending goroutines: they must not block.
+// Observer is told what happens, for metrics. Any field may be nil. The functions are called synchronously
+// from sending goroutines: they must not block.
 type Observer struct {
-	// Settled is called once for each message that was given to a broker, when it has answered or its answer will
-	// not come, with the time since Send put it into the queue for its address. The outcome is that broker's; what
-	// becomes of the message may be decided by another.
+	// Settled is called once for each message that was given to a broker, when it has answered or its answer
+	// will not come, with the time since Send put it into the queue for its address. The outcome is that
+	// broker's; what becomes of the message may be decided by another.
 	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)
-	// Failed is called for each attempt to connect that failed and each connection that ended by itself, with a word
-	// of docs/metrics.md: connect, tls, sasl, link, timeout, lost.
+	// Failed is called for each attempt to connect that failed and each connection that ended by itself, with
+	// a word of docs/metrics.md: connect, tls, sasl, link, timeout, lost.
 	Failed func(broker, failure string)
 }
 
@@ -87,30 +97,30 @@ type Relay struct {
 	log     *slog.Logger
 	brokers []*broker // in order of preference
 	up      chan struct{}
-	suspect *suspects
-	doubts  *doubts
+	poison  *poisonSet
+	unacked *unackedSet
 
 	inflight   atomic.Int64  // bytes
 	startGrace time.Duration // see startGrace
 
-	settleOnce sync.Once
-	settled    chan struct{} // closed when the first connect attempts have ended, one way or the other
-	running    atomic.Bool
+	startOnce sync.Once
+	started   chan struct{} // closed when the first connect attempts have ended, one way or the other
+	running   atomic.Bool
 }
 
-// New checks opts and prepares a Relay. Nothing is started or opened, except that no file named in opts has to
-// exist yet: files are read at each connect.
+// New checks opts and prepares a Relay. Nothing is started or opened, except that no file named in opts has
+// to exist yet: files are read at each connect.
 func New(opts Options) (*Relay, error) {
-	if err := opts.complete(); err != nil {
+	if err := opts.check(); err != nil {
 		return nil, err
 	}
 	r := &Relay{
 		opts:    opts,
 		log:     opts.Logger,
 		up:      make(chan struct{}, 1),
-		settled: make(chan struct{}),
-		suspect: newSuspects(),
-		doubts:  newDoubts(),
+		started: make(chan struct{}),
+		poison:  newPoisonSet(),
+		unacked: newUnackedSet(),
 
 		startGrace: startGrace,
 	}
@@ -132,43 +142,31 @@ func New(opts Options) (*Relay, error) {
 	return r, nil
 }
 
-// complete fills in defaults and refuses values that nothing could be done with.
-func (o *Options) complete() error {
-	setDefault(&o.URLOrder, OrderListed)
-	setDefault(&o.Unroutable, UnroutableQueue)
-	setDefault(&o.BodySection, BodyValue)
-	setDefault(&o.HandoffTimeout, time.Second)
-	setDefault(&o.MaxInflightBytes, 128<<20)
-	setDefault(&o.Logger, slog.New(slog.DiscardHandler))
-
-	var errs []error
+// check refuses values that nothing could be done with, all at once.
+func (o *Options) check() error {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	errs := []error{o.Options.Check()}
 	if len(o.Brokers) == 0 && !o.TestMode {
 		errs = append(errs, errors.New("no broker URL: set urls to one or more amqp:// or amqps:// URLs"))
 	}
-	errs = append(errs, o.Options.Complete())
 	oneOf := func(key, value string, allowed ...string) {
-		for _, a := range allowed {
-			if value == a {
-				return
-			}
+		if !slices.Contains(allowed, value) {
+			errs = append(errs, fmt.Errorf("%s = %q is not one of %q", key, value, allowed))
 		}
-		errs = append(errs, fmt.Errorf("%s = %q is not one of %q", key, value, allowed))
 	}
 	oneOf("url_order", o.URLOrder, OrderListed, OrderRandom)
 	oneOf("unroutable", o.Unroutable, UnroutableQueue, UnroutableDrop)
 	oneOf("body_section", o.BodySection, BodyValue, BodyData)
+	if o.HandoffTimeout <= 0 || o.MaxInflightBytes <= 0 {
+		errs = append(errs, errors.New("handoff_timeout and max_inflight_bytes must be above 0"))
+	}
 	return errors.Join(errs...)
 }
 
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
-
-// startGrace is for how long after the start Send waits for the first connection. A broker that is silent from the
-// beginning costs the hub no more.
+// startGrace is for how long after the start Send waits for the first connection. A broker that does not
+// answer costs the hub no more.
 const startGrace = 100 * time.Millisecond
 
 // Run connects to the brokers and keeps them connected until ctx ends. It blocks, leaves nothing behind, and
@@ -198,7 +196,7 @@ func (r *Relay) Run(ctx context.Context) error {
 }
 
 // endStart ends the grace in which Send waits for the first connection.
-func (r *Relay) endStart() { r.settleOnce.Do(func() { close(r.settled) }) }
+func (r *Relay) endStart() { r.startOnce.Do(func() { close(r.started) }) }
 
 func (r *Relay) signalUp() {
 	select {

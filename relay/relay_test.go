@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -46,28 +47,41 @@ type world struct {
 	stop    func() // ends Run and waits for it
 }
 
-// startRelay runs a relay on the brokers until the test ends. Timeouts are long: a test that is about one sets it.
-func startRelay(t testing.TB, adjust func(*Options), brokers ...*devbroker.Broker) *world {
-	t.Helper()
-	w := &world{t: t, states: map[string][]BrokerState{}, changed: make(chan struct{}, 1)}
+// connection are good values for all that a test is not about.
+func connection() amqpconn.Options {
+	return amqpconn.Options{
+		TopicPrefix: "/topic/koji", Dialect: dialect.Auto, SASL: amqpconn.SASLAuto,
+		ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second, IdleTimeout: 30 * time.Second,
+	}
+}
+
+// options are connection and more of the kind.
+func options(brokers ...*devbroker.Broker) Options {
 	o := Options{
-		Options: amqpconn.Options{
-			TopicPrefix: "/topic/koji", ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second,
-		},
-		Priority: 4, HandoffTimeout: 10 * time.Second,
-		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Observer: Observer{BrokerState: func(broker string, s BrokerState) {
-			w.mu.Lock()
-			w.states[broker] = append(w.states[broker], s)
-			w.mu.Unlock()
-			select {
-			case w.changed <- struct{}{}:
-			default:
-			}
-		}},
+		Options: connection(), Priority: 4, HandoffTimeout: 10 * time.Second, MaxInflightBytes: 128 << 20,
+		URLOrder: OrderListed, Unroutable: UnroutableQueue, BodySection: BodyValue, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, b := range brokers {
 		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})
+	}
+	return o
+}
+
+// startRelay runs a relay on the brokers until the test ends. Timeouts are long: a test that is about one
+// sets it.
+func startRelay(t testing.TB, adjust func(*Options), brokers ...*devbroker.Broker) *world {
+	t.Helper()
+	w := &world{t: t, states: map[string][]BrokerState{}, changed: make(chan struct{}, 1)}
+	o := options(brokers...)
+	o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.Observer.BrokerState = func(broker string, s BrokerState) {
+		w.mu.Lock()
+		w.states[broker] = append(w.states[broker], s)
+		w.mu.Unlock()
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
 	}
 	if adjust != nil {
 		adjust(&o)

@@ -20,15 +20,16 @@ import (
 // subscribeCredit is how many messages a broker may have on their way to us.
 const subscribeCredit = 200
 
-// Subscribe receives on all brokers of o what matches the patterns (of topics without prefix: * is one word, # any
-// number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends, which is no
-// error, or deliver returns an error, which is returned. It connects again to brokers that go away, and logs why.
+// Subscribe receives on all brokers of o what matches the patterns (of topics without prefix: * is one word,
+// # any number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends,
+// which is no error, or deliver returns an error, which is returned. It connects again to brokers that go
+// away, and logs why.
 //
 // Nothing is kept on a broker for a subscriber that is away, except that RabbitMQ 3 leaves a queue amq.gen-…
-// for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission to declare a queue of its
-// own and to bind it; RabbitMQ 3 the same for its plugin's sake.
+// for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission
+// to declare a queue of its own and to bind it; RabbitMQ 3 the same for its plugin's sake.
 func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(inspect.Arrival) error) error {
-	if err := o.complete(); err != nil {
+	if err := o.check(); err != nil {
 		return err
 	}
 	if len(patterns) == 0 {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/Azure/go-amqp"
 
-	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
@@ -19,10 +18,7 @@ import (
 func subscribe(t *testing.T, patterns []string, brokers ...*devbroker.Broker) <-chan inspect.Arrival {
 	t.Helper()
 	arrivals := make(chan inspect.Arrival, 100)
-	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}}
-	for _, b := range brokers {
-		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})
-	}
+	o := options(brokers...)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -93,7 +89,7 @@ func TestSubscriberEndsWithItsReader(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	enough := errors.New("enough")
-	o := Options{Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []Broker{{b.URL()}}}
+	o := options(b)
 	done := make(chan error, 1)
 	go func() {
 		done <- Subscribe(context.Background(), o, nil, func(inspect.Arrival) error { return enough })

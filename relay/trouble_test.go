@@ -220,7 +220,8 @@ func TestDrainIsNotHeldUpByOneAddress(t *testing.T) {
 	}
 }
 
-// One message to an address that stands still, and nothing else for a while: it looks as if the broker were silent.
+// One message to an address that stands still, and nothing else for a while: it looks as if the broker were
+// silent.
 func TestBrokerIsSoonUsedAgainWhenOneAddressMadeItLookSilent(t *testing.T) {
 	t.Parallel()
 	for name, again := range map[string]func(*world) message.Outcome{
@@ -263,7 +264,7 @@ func TestSilentBrokerIsLeftAloneWhileAnotherWorks(t *testing.T) {
 	a.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
 	poll(t, "the other broker has proven itself", func() bool { return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done })
-	for began := time.Now(); time.Since(began) < 2*firstTrialPause; <-time.After(10 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 2*firstProbePause; <-time.After(10 * time.Millisecond) {
 		wantAll(t, w.Send(t.Context(), fresh("task.open")), message.Accepted, message.Done)
 	}
 	if n := a.Stats().Messages; n != 1 {

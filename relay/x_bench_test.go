@@ -12,15 +12,15 @@ import (
 
 	"github.com/Azure/go-amqp"
 
-	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
 
-// The benchmarks model the production load of a Koji hub: commits of one message (a tag, a task state), and commits
-// of 100 (a mass tag, an import) from four hub workers; bodies of 0.9 kB. The raw ones are the same work done with the
-// driver directly, as the measure. They run on the scripted broker, or on the one that KOJI_RELAY_BENCH_AMQP names.
+// The benchmarks model the production load of a Koji hub: commits of one message (a tag, a task state), and
+// commits of 100 (a mass tag, an import) from four hub workers; bodies of 0.9 kB. The raw ones are the same
+// work done with the driver directly, as the measure. They run on the scripted broker, or on the one that
+// KOJI_RELAY_BENCH_AMQP names.
 
 func benchBroker(b *testing.B) string {
 	if url := os.Getenv("KOJI_RELAY_BENCH_AMQP"); url != "" {
@@ -30,11 +30,10 @@ func benchBroker(b *testing.B) string {
 }
 
 func benchRelay(b *testing.B) *Relay {
-	r, err := New(Options{
-		Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []Broker{{URL: benchBroker(b)}},
-		Priority: 4, HandoffTimeout: 20 * time.Second,
-		Unroutable: UnroutableDrop, // nobody subscribes
-	})
+	o := options()
+	o.Brokers, o.HandoffTimeout = []Broker{{URL: benchBroker(b)}}, 20*time.Second
+	o.Unroutable = UnroutableDrop // nobody subscribes
+	r, err := New(o)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/daemon"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 	"koji-relay/relay"
@@ -32,9 +33,12 @@ func TestTailShowsWhatArrives(t *testing.T) {
 		t.Fatal(err)
 	}
 	send := func(n int) {
-		r, err := relay.New(relay.Options{
-			Options: amqpconn.Options{TopicPrefix: "/topic/koji"}, Brokers: []relay.Broker{{URL: b.URL()}}, Priority: 4,
-		})
+		cfg, err := loadConfig(conf)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		r, err := relay.New(daemon.RelayOptions(cfg, slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Error(err)
 			return
@@ -42,6 +46,7 @@ func TestTailShowsWhatArrives(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
+		<-r.Up()
 		for range n {
 			r.Send(ctx, []message.Message{{
 				ID: "id-1", Address: "build.tag", Body: `{"a": "<b>"}`, Created: time.Now(),

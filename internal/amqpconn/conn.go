@@ -1,7 +1,7 @@
-// Package amqpconn is one connection to one AMQP 1.0 broker: TCP, TLS, SASL, the open frame, the dialect, sessions and
-// links. It promises that every step ends in bounded time and that an error says which step it was and what to do.
-// It never prints a credential. What a message says and what becomes of it is its users' business: sending, `tail`
-// and the probe of `check --connect`.
+// Package amqpconn is one connection to one AMQP 1.0 broker: TCP, TLS, SASL, the open frame, the dialect,
+// sessions and links. It promises that every step ends in bounded time and that an error says which step it
+// was and what to do. It never prints a credential. What a message says and what becomes of it is its users'
+// business: sending, `tail` and the probe of `check --connect`.
 //
 // What the AMQP driver needs to be kept from is in driver.go, and in docs/upstream.md for its authors.
 package amqpconn
@@ -41,8 +41,8 @@ const (
 // every message is found then and not by messages.
 const sampleTopic = "build.tag"
 
-// Conn is one connection. It is made by Dial, or by New and Open, and never reopened. Its exported fields are set by
-// then and do not change; after an error they tell how far it got.
+// Conn is one connection. It is made by Dial, or by New and Open, and never reopened. Its exported fields are
+// set by then and do not change; after an error they tell how far it got.
 type Conn struct {
 	Peer      dialect.Peer
 	Dialect   *dialect.Dialect
@@ -74,8 +74,9 @@ func New(o *Options, e Endpoint, log *slog.Logger) *Conn {
 	return &Conn{opts: o, endpoint: e, log: log, sessions: sessions{freed: make(chan struct{}, 1)}}
 }
 
-// Dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx and ConnectTimeout
-// bound all of it; after it the connection does not depend on ctx. An error is a *DialError, and then nothing is open.
+// Dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx and
+// ConnectTimeout bound all of it; after it the connection does not depend on ctx. An error is a *DialError,
+// and then nothing is open.
 func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
 	defer cancel()
@@ -94,7 +95,8 @@ func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn,
 	return c, nil
 }
 
-// Open does TCP, TLS, SASL and the AMQP open frame, and chooses the dialect. After an error nothing is left open.
+// Open does TCP, TLS, SASL and the AMQP open frame, and chooses the dialect. After an error nothing is left
+// open.
 func (c *Conn) Open(ctx context.Context) (err error) {
 	c.stage = stageLogin
 	who := login{policy: c.opts.SASL}

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
 )
 
@@ -28,7 +29,10 @@ func startBroker(t testing.TB, o devbroker.Options) *devbroker.Broker {
 }
 
 func testOptions() Options {
-	return Options{TopicPrefix: "/topic/koji", ConnectTimeout: 5 * time.Second}
+	return Options{
+		TopicPrefix: "/topic/koji", Dialect: dialect.Auto, SASL: SASLAuto,
+		ConnectTimeout: 5 * time.Second, SendTimeout: time.Minute, IdleTimeout: 30 * time.Second,
+	}
 }
 
 // connect dials b; what is open is closed at the end of the test.
@@ -37,9 +41,6 @@ func connect(t *testing.T, b *devbroker.Broker, adjust func(*Options)) (*Conn, e
 	o := testOptions()
 	if adjust != nil {
 		adjust(&o)
-	}
-	if err := o.Complete(); err != nil {
-		t.Fatal(err)
 	}
 	e, err := ParseEndpoint(b.URL())
 	if err != nil {

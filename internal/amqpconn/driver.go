@@ -10,11 +10,11 @@ import (
 	"github.com/Azure/go-amqp"
 )
 
-// This file gathers what we do because the driver, github.com/Azure/go-amqp v1.7.0, is as it is. Each has its number in
-// docs/upstream.md, with the smallest case.
+// This file gathers what we do because the driver, github.com/Azure/go-amqp v1.7.0, is as it is. Each has its
+// number in docs/upstream.md, with the smallest case.
 
-// BigMessage is the size from which on a link should be opened anew afterwards: the driver's sender keeps a buffer as
-// large as its largest message (upstream 1).
+// BigMessage is the size from which on a link should be opened anew afterwards: the driver's sender keeps a
+// buffer as large as its largest message (upstream 1).
 const BigMessage = 1 << 20
 
 // Sender is an attached link.
@@ -38,8 +38,9 @@ func (s *Sender) Close() error {
 	return s.note(err)
 }
 
-// awaitHandle waits until the driver has freed the handle of a link that it calls closed, which it does right afterwards
-// and tells nobody (upstream 13). Where a session has room for more, one place is left free instead.
+// awaitHandle waits until the driver has freed the handle of a link that it calls closed, which it does right
+// afterwards and tells nobody (upstream 13). Where a session has room for more, one place is left free
+// instead.
 func (s *session) awaitHandle() {
 	if s.narrow {
 		time.Sleep(20 * time.Millisecond)
@@ -67,12 +68,12 @@ func (s *Sender) note(err error) error {
 	return err
 }
 
-// unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has ended
-// for that. It is the one way to ask (upstream 2).
+// unsendable is refused by the driver, before anything is sent, for its delivery tag; but on a link that has
+// ended for that. It is the one way to ask (upstream 2).
 var unsendable = &amqp.Message{DeliveryTag: make([]byte, 33)}
 
-// Ended gives the error that ended the link, session or connection; nil while messages can be sent. It blocks only while
-// a message is being sent.
+// Ended gives the error that ended the link, session or connection; nil while messages can be sent. It blocks
+// only while a message is being sent.
 func (s *Sender) Ended() error {
 	_, err := s.driver.SendWithReceipt(context.Background(), unsendable, nil)
 	var (
@@ -92,13 +93,15 @@ type Receipt struct {
 	driver amqp.SendReceipt
 }
 
-// Send gives m to the broker, its application-properties in the order of keys, and blocks until there is credit for it.
-// One goroutine at a time may call it. It has no context, since a send that is cancelled would leave half a message on
-// the link (upstream 3): the end of the link or of the connection is what ends it.
+// Send gives m to the broker, its application-properties in the order of keys, and blocks until there is
+// credit for it. One goroutine at a time may call it. It has no context, since a send that is cancelled would
+// leave half a message on the link (upstream 3): the end of the link or of the connection is what ends it.
 func (s *Sender) Send(m *amqp.Message, keys []string) (Receipt, error) {
-	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, s.c.tags.Add(1))
+	tag := s.c.tags.Add(1)
+	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, tag)
 	if len(keys) > 1 {
-		defer s.c.guard.order(m.DeliveryTag, keys)()
+		s.c.guard.order(tag, keys)
+		defer s.c.guard.forget(tag)
 	}
 	r, err := s.driver.SendWithReceipt(context.Background(), m, nil)
 	return Receipt{s, r}, s.note(err)
@@ -107,17 +110,18 @@ func (s *Sender) Send(m *amqp.Message, keys []string) (Receipt, error) {
 // Wait blocks until the broker answers or the link ends.
 func (r *Receipt) Wait() (amqp.DeliveryState, error) {
 	state, err := r.driver.Wait(context.Background())
-	// When the answer and the end of the link are both there, the driver picks at random; an answer is worth asking
-	// again for (upstream 4).
+	// When the answer and the end of the link are both there, the driver picks at random; an answer is worth
+	// asking again for (upstream 4).
 	for again := 0; err != nil && again < 8; again++ {
 		state, err = r.driver.Wait(context.Background())
 	}
 	return state, r.s.note(err)
 }
 
-// creditWithin reports whether the broker lets us send within that time. The driver does not tell a link's credit. But
-// it takes a message only when there is credit, and looks at the context once more before it writes: so this sends
-// nothing, and returns if the broker would take it (upstream 5). After false the link is good for nothing else.
+// creditWithin reports whether the broker lets us send within that time. The driver does not tell a link's
+// credit. But it takes a message only when there is credit, and looks at the context once more before it
+// writes: so this sends nothing, and returns if the broker would take it (upstream 5). After false the link
+// is good for nothing else.
 func (s *Sender) creditWithin(ctx context.Context, limit time.Duration) (bool, error) {
 	granted := make(chan struct{})
 	s.c.spawn(func() {
@@ -152,9 +156,10 @@ const (
 	endTime   = 5 * time.Second
 )
 
-// Close ends the connection and waits for all that used it. The driver's own Close waits for writes to a peer that may
-// not read, so the socket goes first where the peer is known to be in trouble (upstream 6). It returns within endTime and
-// reports whether all has ended: false means that goroutines of the driver are left behind, with what they hold.
+// Close ends the connection and waits for all that used it. The driver's own Close waits for writes to a peer
+// that may not read, so the socket goes first where the peer is known to be in trouble (upstream 6). It
+// returns within endTime and reports whether all has ended: false means that goroutines of the driver are
+// left behind, with what they hold.
 func (c *Conn) Close() bool {
 	c.mu.Lock()
 	c.closing = true

@@ -20,7 +20,8 @@ type Endpoint struct {
 	password    string
 }
 
-// ParseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a password.
+// ParseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a
+// password.
 func ParseEndpoint(raw string) (Endpoint, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -29,18 +30,19 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 			"with special characters of user and password percent-encoded")
 	}
 	var e Endpoint
-	port := u.Port()
+	port := "5672"
 	switch u.Scheme {
 	case "amqp":
-		setDefault(&port, "5672")
 	case "amqps":
-		setDefault(&port, "5671")
-		e.TLS = true
+		port, e.TLS = "5671", true
 	default:
 		return Endpoint{}, fmt.Errorf("parse broker URL: scheme %q is not amqp or amqps", u.Scheme)
 	}
 	if e.Host = u.Hostname(); e.Host == "" {
 		return Endpoint{}, errors.New("parse broker URL: it names no host")
+	}
+	if u.Port() != "" {
+		port = u.Port()
 	}
 	e.Address = net.JoinHostPort(e.Host, port)
 	e.Name = e.Address
@@ -54,12 +56,11 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 	return e, nil
 }
 
-// credentials gives the user and password for e: the URL's own, else the files', else the given ones.
+// credentials gives the user and password for e: the URL's own, else the files'.
 func (o *Options) credentials(e Endpoint) (user, password string, err error) {
 	if e.user != "" {
 		return e.user, e.password, nil
 	}
-	user, password = o.User, o.Password
 	if o.UserFile != "" {
 		if user, err = readSecret("user_file", o.UserFile); err != nil {
 			return "", "", err

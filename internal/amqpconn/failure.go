@@ -75,7 +75,8 @@ func (c *Conn) InTime(ctx context.Context, err error) error {
 	return err
 }
 
-// timeOver reports whether ctx has come to its deadline. A socket with the same deadline may notice before ctx does.
+// timeOver reports whether ctx has come to its deadline. A socket with the same deadline may notice before
+// ctx does.
 func timeOver(ctx context.Context) bool {
 	end, limited := ctx.Deadline()
 	return limited && !time.Now().Before(end)

@@ -17,25 +17,27 @@ const (
 	minFrame = 512
 	// lastDelivery is the highest delivery-id that is used: the driver does not know that they go round.
 	lastDelivery = math.MaxUint32 - 1<<20
-	// maxBehind is how many frames a peer may send while it does not read ours. It may settle all that it has of us.
+	// maxBehind is how many frames a peer may send while it does not read ours. It may settle all that it has
+	// of us.
 	maxBehind = 100_000
 	// maxEchoes is how many answers to a flow frame a peer may wait for.
 	maxEchoes = 1000
-	// A peer settles each delivery once, most of them in ranges. Some name deliveries in a range that are settled
-	// already. So each delivery allows for several namings, and some are allowed from the beginning.
+	// A peer settles each delivery once, most of them in ranges. Some name deliveries in a range that are
+	// settled already. So each delivery allows for several namings, and some are allowed from the beginning.
 	firstAllowance, maxAllowance, allowanceEach = 1 << 16, 1 << 20, 8
-	// maxConfirm bounds a range that is not settled: the driver answers each delivery of it with the whole range.
+	// maxConfirm bounds a range that is not settled: the driver answers each delivery of it with the whole
+	// range.
 	maxConfirm = 1024
 )
 
-// guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on it, since the
-// driver trusts its peer (upstream 8 to 12, 15 and 16):
+// guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on
+// it, since the driver trusts its peer (upstream 8 to 12, 15 and 16):
 //
 //	socket --> guard: refuses, drops, remembers --> driver
 //	socket <-- guard: counts, puts properties in order <-- driver
 //
-// A frame that is refused ends the connection. Nothing of a peer costs more than maxFrame bytes before it is checked,
-// and what the driver then does with it is bounded.
+// A frame that is refused ends the connection. Nothing of a peer costs more than maxFrame bytes before it is
+// checked, and what the driver then does with it is bounded.
 type guard struct {
 	net.Conn
 	in     *bufio.Reader
@@ -49,9 +51,10 @@ type guard struct {
 	channels map[uint16]*channel // by our number
 	incoming map[uint16]*channel // by the peer's number
 	writing  bool
-	behind   int // frames read while one write is under way
-	echoes   int // answers that the peer waits for
-	orders   map[string][]string
+	behind   int                 // frames read while one write is under way
+	echoes   int                 // answers that the peer waits for
+	orders   map[uint64][]string // of the properties of deliveries, by tag
+	sorter   sorter
 }
 
 // Limits are what a peer allows on a connection.
@@ -71,7 +74,7 @@ type channel struct {
 func newGuard(nc net.Conn) *guard {
 	return &guard{
 		Conn: nc, in: bufio.NewReaderSize(nc, maxFrame),
-		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[string][]string{},
+		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[uint64][]string{},
 	}
 }
 
@@ -130,16 +133,17 @@ func (g *guard) lastBegun() uint32 {
 	return g.begun.links
 }
 
-// order has the properties of the message with this delivery tag sent in the order of keys; forget ends that.
-func (g *guard) order(tag []byte, keys []string) (forget func()) {
+// order has the properties of the delivery with this tag sent in the order of keys, until forget.
+func (g *guard) order(tag uint64, keys []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.orders[string(tag)] = keys
-	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		delete(g.orders, string(tag))
-	}
+	g.orders[tag] = keys
+}
+
+func (g *guard) forget(tag uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.orders, tag)
 }
 
 // refused is the refusal that ended reading; nil without one.
@@ -310,7 +314,8 @@ func (g *guard) flow(p performative) error {
 	return nil
 }
 
-// disposition bounds the range of one, which the driver walks number by number, and drops one that ends nothing.
+// disposition bounds the range of one, which the driver walks number by number, and drops one that ends
+// nothing.
 func (g *guard) disposition(c *channel, p performative) (pass bool, err error) {
 	if c == nil {
 		return true, nil // the driver ends the connection
@@ -355,8 +360,8 @@ func (g *guard) disposition(c *channel, p performative) (pass bool, err error) {
 	return true, nil
 }
 
-// isOutcome reports whether an encoded delivery state ends a delivery (messaging, section 3.4). The others tell how far
-// the peer has come.
+// isOutcome reports whether an encoded delivery state ends a delivery (messaging, section 3.4). The others
+// tell how far the peer has come.
 func isOutcome(state []byte) bool {
 	p, err := parsePerformative(state)
 	return err == nil && p.code >= codeAccepted && p.code <= codeModified
@@ -418,12 +423,15 @@ func (g *guard) transferring(c *channel, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if order := g.orders[string(tag[min(2, len(tag)):])]; order != nil { // it is short, so its length is one byte
+	if len(tag) != 2+8 { // it is not one of ours
+		return nil
+	}
+	if order := g.orders[binary.BigEndian.Uint64(tag[2:])]; order != nil {
 		size, err := valueSize(body)
 		if err != nil {
 			return err
 		}
-		orderProperties(body[size:], order)
+		g.sorter.orderProperties(body[size:], order)
 	}
 	return nil
 }

@@ -275,7 +275,7 @@ func FuzzGuard(f *testing.F) {
 		if len(passed) > len(frames) {
 			t.Errorf("%d bytes of %d passed", len(passed), len(frames))
 		}
-		orderProperties(frames, []string{"type", "id"})
+		new(sorter).orderProperties(frames, []string{"type", "id"})
 	})
 }
 

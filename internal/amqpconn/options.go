@@ -9,7 +9,7 @@ import (
 	"koji-relay/internal/amqpconn/dialect"
 )
 
-// Values of Options.SASL. The zero value means the first.
+// Values of Options.SASL.
 const (
 	SASLAuto      = "auto"
 	SASLPlain     = "plain"
@@ -17,7 +17,7 @@ const (
 	SASLAnonymous = "anonymous"
 )
 
-// Options says how to connect to any of the brokers. The zero value of a field but TopicPrefix is a working default.
+// Options says how to connect to any of the brokers. The configuration has the defaults; nothing is filled in here.
 type Options struct {
 	TopicPrefix string
 	Dialect     string // one of dialect.Names(); auto chooses by what the broker says of itself
@@ -26,27 +26,20 @@ type Options struct {
 	VirtualHost string
 
 	SASL string
-	// User and Password are used for URLs that carry none. The files, read at each connect, go before them.
-	User, Password         string
+	// The files are read at each connect, for URLs that carry no user.
 	UserFile, PasswordFile string
 	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well; CACert may be a directory.
 	Cert, Key, CACert string
 	// LegacyTLS takes server certificates with a common name only, and RSA key exchange.
 	LegacyTLS bool
 
-	ConnectTimeout time.Duration // for one connection from TCP to a link that takes messages; 10 s
-	SendTimeout    time.Duration // for one write; 60 s
-	IdleTimeout    time.Duration // silence after which a connection is dead; 30 s
+	ConnectTimeout time.Duration // for one connection from TCP to a link that takes messages
+	SendTimeout    time.Duration // for one write
+	IdleTimeout    time.Duration // silence after which a connection is dead
 }
 
-// Complete fills in defaults and refuses values that nothing could be done with.
-func (o *Options) Complete() error {
-	setDefault(&o.Dialect, dialect.Auto)
-	setDefault(&o.SASL, SASLAuto)
-	setDefault(&o.ConnectTimeout, 10*time.Second)
-	setDefault(&o.SendTimeout, 60*time.Second)
-	setDefault(&o.IdleTimeout, 30*time.Second)
-
+// Check refuses what nothing could be done with, all of it at once.
+func (o *Options) Check() error {
 	var errs []error
 	if o.TopicPrefix == "" {
 		errs = append(errs, errors.New("topic_prefix is empty: set it to the address that topics begin with"))
@@ -57,12 +50,8 @@ func (o *Options) Complete() error {
 	if words := []string{SASLAuto, SASLPlain, SASLExternal, SASLAnonymous}; !slices.Contains(words, o.SASL) {
 		errs = append(errs, fmt.Errorf("sasl = %q is not one of %q", o.SASL, words))
 	}
-	return errors.Join(errs...)
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
+	if min(o.ConnectTimeout, o.SendTimeout, o.IdleTimeout) <= 0 {
+		errs = append(errs, errors.New("connect_timeout, send_timeout and idle_timeout must be above 0"))
 	}
+	return errors.Join(errs...)
 }

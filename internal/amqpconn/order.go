@@ -1,8 +1,17 @@
 package amqpconn
 
-// orderProperties puts the application-properties of a message into the given order of keys, in place. A map that does
-// not stand in this first part of the message as a whole stays as it is.
-func orderProperties(message []byte, order []string) {
+// sorter has memory to work in. One goroutine at a time uses it.
+type sorter struct {
+	pairs   []pair
+	ordered []byte
+}
+
+// pair is an entry of an encoded map.
+type pair struct{ key, whole []byte }
+
+// orderProperties puts the application-properties of a message into the given order of keys, in place. A map
+// that does not stand in this first part of the message as a whole stays as it is.
+func (s *sorter) orderProperties(message []byte, order []string) {
 	const properties = 0x74
 	for len(message) > 3 && message[0] == 0 && message[1] == 0x53 && message[2] <= properties {
 		n, err := valueSize(message)
@@ -10,7 +19,7 @@ func orderProperties(message []byte, order []string) {
 			return
 		}
 		if message[2] == properties {
-			orderMap(message[3:n], order)
+			s.orderMap(message[3:n], order)
 			return
 		}
 		message = message[n:]
@@ -18,13 +27,12 @@ func orderProperties(message []byte, order []string) {
 }
 
 // orderMap puts the pairs of an encoded map into the given order of keys, which must be all of them.
-func orderMap(encoded []byte, order []string) {
+func (s *sorter) orderMap(encoded []byte, order []string) {
 	content, count, ok := items(encoded)
 	if !ok || count != 2*len(order) {
 		return
 	}
-	type pair struct{ key, whole []byte }
-	pairs := make([]pair, 0, len(order))
+	s.pairs = s.pairs[:0]
 	for rest := content; len(rest) > 0; {
 		k, err := valueSize(rest)
 		if err != nil {
@@ -41,18 +49,18 @@ func orderMap(encoded []byte, order []string) {
 		case 0xb1:
 			key = key[5:]
 		}
-		pairs = append(pairs, pair{key, rest[:k+v]})
+		s.pairs = append(s.pairs, pair{key, rest[:k+v]})
 		rest = rest[k+v:]
 	}
-	ordered := make([]byte, 0, len(content))
+	s.ordered = s.ordered[:0]
 	for _, key := range order {
-		for _, p := range pairs {
+		for _, p := range s.pairs {
 			if string(p.key) == key {
-				ordered = append(ordered, p.whole...)
+				s.ordered = append(s.ordered, p.whole...)
 			}
 		}
 	}
-	if len(ordered) == len(content) {
-		copy(content, ordered)
+	if len(s.ordered) == len(content) {
+		copy(content, s.ordered)
 	}
 }

@@ -56,11 +56,11 @@ const (
 	expirySoon = 21 * 24 * time.Hour
 )
 
-// Probe connects to one broker, the way Dial does, and goes as far as a link that may send; it sends no message. It
-// blocks for at most ConnectTimeout and a few seconds.
+// Probe connects to one broker, the way Dial does, and goes as far as a link that may send; it sends no
+// message. It blocks for at most ConnectTimeout and a few seconds.
 func Probe(ctx context.Context, o Options, url string) Report {
 	r := Report{Stage: "read options"}
-	if err := o.Complete(); err != nil {
+	if err := o.Check(); err != nil {
 		r.Err = err
 		return r
 	}

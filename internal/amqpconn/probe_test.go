@@ -2,6 +2,8 @@ package amqpconn
 
 import (
 	"crypto/tls"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +46,13 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 	a := newAuthority(t)
 	stopped := startBroker(t, devbroker.Options{})
 	stopped.Stop()
+	secret := func(text string) string {
+		path := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
 	for _, row := range []struct {
 		name, stage, want string
 		broker            *devbroker.Broker
@@ -56,7 +65,7 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}),
 			func(o *Options) { o.Cert = "/nonexistent" }},
 		{"login", stageSASL, "refused the credentials", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
-			func(o *Options) { o.User, o.Password = "u", "wrong-s3cret" }},
+			func(o *Options) { o.UserFile, o.PasswordFile = secret("u"), secret("wrong-s3cret") }},
 		{"prefix", stagePrefix, "set topic_prefix = /topic/koji", startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "3.10.8"}),
 			func(o *Options) { o.TopicPrefix = "koji" }},
 		{"options", "read options", "topic_prefix is empty", stopped, func(o *Options) { o.TopicPrefix = "" }},

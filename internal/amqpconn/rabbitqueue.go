@@ -12,9 +12,9 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// RabbitMQ 4 receives from queues only. A subscriber declares one of its own, which goes with its connection, by way of
-// the broker's management node: a pair of links under one name, one for requests that look like HTTP and one for the
-// answers. https://www.rabbitmq.com/docs/amqp, HTTP over AMQP 1.0.
+// RabbitMQ 4 receives from queues only. A subscriber declares one of its own, which goes with its connection,
+// by way of the broker's management node: a pair of links under one name, one for requests that look like
+// HTTP and one for the answers. https://www.rabbitmq.com/docs/amqp, HTTP over AMQP 1.0.
 const managementNode = "/management"
 
 // temporaryQueue declares an exclusive queue, binds it, and gives the address to receive from.

@@ -25,8 +25,8 @@ func (r *Receiver) Accept(ctx context.Context, m *amqp.Message) error {
 	return r.driver.AcceptMessage(ctx, m)
 }
 
-// Subscribe opens links for the patterns of topics, in which * is one word and # any number of them. credit is how many
-// messages the broker may have on their way to us. ctx bounds it.
+// Subscribe opens links for the patterns of topics, in which * is one word and # any number of them. credit
+// is how many messages the broker may have on their way to us. ctx bounds it.
 func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) ([]*Receiver, error) {
 	options := &amqp.ReceiverOptions{
 		Credit: credit, SourceCapabilities: c.Dialect.Capabilities, MaxMessageSize: maxReceived,

@@ -21,9 +21,10 @@ func (e *AddressTooLongError) Error() string {
 	return fmt.Sprintf("address of %d bytes: the broker takes frames of %d bytes (max-frame-size)", e.Size, e.Limit)
 }
 
-// sessions are those of one connection. Links that send live in main ones: one where the broker allows enough links in
-// it, else several. An address is first attached to in the scratch session, where the broker allows more than one: RabbitMQ
-// answers an attach that it refuses by ending the session, with all links and unsettled deliveries in it.
+// sessions are those of one connection. Links that send live in main ones: one where the broker allows enough
+// links in it, else several. An address is first attached to in the scratch session, where the broker allows
+// more than one: RabbitMQ answers an attach that it refuses by ending the session, with all links and
+// unsettled deliveries in it.
 //
 // Those that open belong to one goroutine at a time: the one that dials, then the one that attaches.
 type sessions struct {
@@ -163,8 +164,9 @@ func (c *Conn) fits(address string) error {
 	return nil
 }
 
-// try attaches to address in the scratch session, where a refusal hurts nobody. RabbitMQ 3 refuses an address by ending the
-// session; one that had ended before says nothing about the address, which is tried again in a fresh one.
+// try attaches to address in the scratch session, where a refusal hurts nobody. RabbitMQ 3 refuses an address
+// by ending the session; one that had ended before says nothing about the address, which is tried again in a
+// fresh one.
 func (c *Conn) try(ctx context.Context, address string) (err error) {
 	if c.guard.allowed().Sessions == 1 || time.Since(c.sessions.tried[address]) < triedTime {
 		return nil
@@ -223,9 +225,9 @@ func (c *Conn) bounded(end func(context.Context) error) error {
 	return end(ctx)
 }
 
-// OpenSender opens a link to address. It blocks for at most ConnectTimeout; a broker that does not answer in it loses the
-// connection. The error is ErrNoPlace where a link has to be closed before, which Freed then tells, and
-// an *AddressTooLongError where the address can have no link. One goroutine at a time may call it.
+// OpenSender opens a link to address. It blocks for at most ConnectTimeout; a broker that does not answer in
+// it loses the connection. The error is ErrNoPlace where a link has to be closed before, which Freed then
+// tells, and an *AddressTooLongError where the address can have no link. One goroutine at a time may call it.
 func (c *Conn) OpenSender(ctx context.Context, address string) (*Sender, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.ConnectTimeout)
 	defer cancel()

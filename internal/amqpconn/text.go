@@ -23,8 +23,8 @@ const (
 	maxName      = 80 // of products, versions, mechanisms
 )
 
-// socketAddresses are part of the errors of sockets. Ours has another port each time, so that no cause would be like the
-// one before, and the broker's is said anyway.
+// socketAddresses are part of the errors of sockets. Ours has another port each time, so that no cause would
+// be like the one before, and the broker's is said anyway.
 var socketAddresses = regexp.MustCompile(`\b(read|write) (tcp|udp)[46]? \S+->\S+: `)
 
 // pointers are what the driver prints of a link handle (upstream 14).

@@ -49,7 +49,7 @@ func dialText(t *testing.T, url string, adjust func(*Options)) string {
 	if adjust != nil {
 		adjust(&o)
 	}
-	if err := o.Complete(); err != nil {
+	if err := o.Check(); err != nil {
 		t.Fatal(err)
 	}
 	e, err := ParseEndpoint(url)

@@ -10,8 +10,8 @@ import (
 	"koji-relay/internal/pemfile"
 )
 
-// tlsConfig reads the certificate files anew, so that a renewed certificate is used from the next connection on.
-// The server must have a certificate for the URL's host name.
+// tlsConfig reads the certificate files anew, so that a renewed certificate is used from the next connection
+// on. The server must have a certificate for the URL's host name.
 func (o *Options) tlsConfig(serverName string) (cfg *tls.Config, client *tls.Certificate, err error) {
 	cfg = &tls.Config{ServerName: serverName, MinVersion: tls.VersionTLS12}
 	if o.CACert != "" {

@@ -33,15 +33,13 @@ func TestOpenFrameNamesTheVirtualHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { b.Close() })
-		o := &Options{TopicPrefix: "/topic/koji", VirtualHost: tt.option}
-		if err := o.Complete(); err != nil {
-			t.Fatal(err)
-		}
+		o := testOptions()
+		o.VirtualHost = tt.option
 		e, err := ParseEndpoint(b.URL() + tt.path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := Dial(t.Context(), o, e, slog.New(slog.DiscardHandler))
+		c, err := Dial(t.Context(), &o, e, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,7 +59,7 @@ const (
 func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 	cfg := c.effective.Load().config
 	opts := RelayOptions(cfg, slog.New(slog.DiscardHandler))
-	if err := opts.Options.Complete(); err != nil {
+	if err := opts.Options.Check(); err != nil {
 		return inspect.TestSent{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Broker.ConnectTimeout+cfg.Relay.HandoffTimeout+testTime)

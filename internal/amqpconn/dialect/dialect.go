@@ -1,6 +1,6 @@
-// Package dialect knows how each kind of broker wants to be told the topic of a message. It promises that a prefix
-// means the same on every broker that can serve it, and an error with a remedy on one that cannot. It is a table and
-// pure: it opens nothing and knows no driver, so that the configuration can ask it, too.
+// Package dialect knows how each kind of broker wants to be told the topic of a message. It promises that a
+// prefix means the same on every broker that can serve it, and an error with a remedy on one that cannot. It
+// is a table and pure: it opens nothing and knows no driver, so that the configuration can ask it, too.
 package dialect
 
 import (
@@ -51,9 +51,10 @@ func NewPeer(properties map[string]any) Peer {
 // IsRabbitMQ reports whether the broker is RabbitMQ, of any version.
 func (p Peer) IsRabbitMQ() bool { return p.Product == "RabbitMQ" }
 
-// SettlesRanges reports whether the broker settles all delivery-ids between two that it publishes one after the other,
-// as the plugin of RabbitMQ 3 does. If frames of two messages alternate in a session, the ranges are not those of the
-// messages: some are never settled, and some are accepted before their last frame has come.
+// SettlesRanges reports whether the broker settles all delivery-ids between two that it publishes one after
+// the other, as the plugin of RabbitMQ 3 does. If frames of two messages alternate in a session, the ranges
+// are not those of the messages: some are never settled, and some are accepted before their last frame has
+// come.
 func (p Peer) SettlesRanges() bool { return p.IsRabbitMQ() && p.major() < 4 }
 
 // major is the first number of the version, 0 if there is none.
@@ -63,7 +64,8 @@ func (p Peer) major() int {
 	return v
 }
 
-// Destination is where a message to one topic goes on one broker, and what of it goes into the message itself.
+// Destination is where a message to one topic goes on one broker, and what of it goes into the message
+// itself.
 type Destination struct {
 	Address string // of the link's target
 	// Subject and To become fields of the message's properties. Empty means that the field is absent.

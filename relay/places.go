@@ -52,9 +52,9 @@ const (
 	yieldAfter = 100
 )
 
-// makePlace has a link closed where the broker allows fewer than there are addresses, and waits for it: first one that
-// has nothing to do, else the one that was opened first. What it has queued and may not send waits for its next turn.
-// False is the end of the connection, or that l has nothing to send any more.
+// makePlace has a link closed where the broker allows fewer than there are addresses, and waits for it: first
+// one that has nothing to do, else the one that was opened first. What it has queued and may not send waits
+// for its next turn. False is the end of the connection, or that l has nothing to send any more.
 func (c *conn) makePlace(ctx context.Context, l *link) bool {
 	if asked := c.eldest(); asked != nil {
 		asked.yield()
@@ -109,7 +109,7 @@ func (l *link) closeWhenSettled(s *sender) {
 	if l.sender == s {
 		l.sender = nil
 	}
-	if s.unsettled == 0 {
+	if s.unacked == 0 {
 		l.c.wg.Go(func() { _ = s.Close() })
 	}
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/Azure/go-amqp"
 
@@ -10,11 +11,24 @@ import (
 	"koji-relay/internal/message"
 )
 
-// alive reports whether s can still send. A link that ended while it was idle must not make a suspect of the next
+// sender is one attached driver link; a link goes through several of them.
+type sender struct {
+	*amqpconn.Sender
+	opened   time.Duration // since conn.born
+	asked    bool          // guarded by link.mu: to give its place to another address
+	left     int           // guarded by link.mu: what it may still send then
+	unacked  int           // guarded by link.mu
+	retired  bool          // guarded by link.mu: close when nothing is unacked any more
+	dead     bool          // guarded by link.mu
+	alone    bool          // guarded by link.mu: when it died one delivery was unacked
+	forsaken bool          // guarded by link.mu: closed by us, since nothing was answered; its deliveries are not to blame
+}
+
+// alive reports whether s can still send. A link that ended while it was idle must not be blamed on the next
 // message, which the broker never saw.
 func (l *link) alive(s *sender) bool {
 	l.mu.Lock()
-	busy := s.unsettled > 0 // those would tell
+	busy := s.unacked > 0 // those would tell
 	l.mu.Unlock()
 	if busy {
 		return true
@@ -57,12 +71,12 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		sessionErr *amqp.SessionError
 		connErr    *amqp.ConnError
 	)
-	a := attempt{verdict: lost, state: message.Unknown, alone: refused}
+	a := result{verdict: lost, state: message.Unknown, alone: refused}
 	switch {
 	case errors.As(err, &connErr):
 		a.reason = "connection lost before the broker answered: " + amqpconn.ErrorText(err)
 		if l.c.blameless() {
-			a.verdict, a.reason = silent, noAnswer
+			a.verdict, a.reason = unanswered, noAnswer
 		}
 		if errors.As(err, &local) && local.Condition == amqp.ErrCondConnectionForced {
 			a.alone = lost // an administrator's doing
@@ -76,22 +90,23 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 	case errors.As(err, &linkErr):
 		a = l.linkFailed(s, linkErr)
 	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
-		a = attempt{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
+		a = result{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
 			"larger than the %d bytes that the broker takes", s.MaxMessageSize())}
 	default:
-		a = attempt{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
+		a = result{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
 	}
 	l.settle(s, d, a, false)
 }
 
-// linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was about.
-func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
+// linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was
+// about.
+func (l *link) linkFailed(s *sender, err *amqp.LinkError) result {
 	alone, forsaken := l.ended(s)
 	if forsaken {
-		return attempt{verdict: stuck, state: message.Unknown, reason: fmt.Sprintf(
+		return result{verdict: blocked, state: message.Unknown, reason: fmt.Sprintf(
 			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
 	}
-	a := attempt{verdict: lost, state: message.Unknown, alone: refused,
+	a := result{verdict: lost, state: message.Unknown, alone: refused,
 		reason: "link ended before the broker answered: " + amqpconn.ErrorText(err)}
 	if err.RemoteErr != nil {
 		a.alone = judgeError(err.RemoteErr, l.c.Peer)
@@ -99,7 +114,7 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) attempt {
 			a.verdict = a.alone
 		}
 	}
-	l.c.hooks.notice(l.topic, "link ended", "link ended: "+amqpconn.ErrorText(err))
+	l.c.b.notice(l.topic, "link ended", "link ended: "+amqpconn.ErrorText(err))
 	return a
 }
 
@@ -108,7 +123,7 @@ func (l *link) ended(s *sender) (alone, forsaken bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !s.dead {
-		s.dead, s.alone = true, s.unsettled == 1
+		s.dead, s.alone = true, s.unacked == 1
 	}
 	if l.sender == s {
 		l.sender = nil
@@ -126,33 +141,37 @@ func (l *link) retireSender(s *sender) {
 	l.mu.Unlock()
 }
 
-// settle ends a delivery that was given to the driver. answered tells whether the broker did it.
-func (l *link) settle(s *sender, d *delivery, a attempt, answered bool) {
+// settle ends a delivery that was sent. answered tells whether the broker did it.
+func (l *link) settle(s *sender, d *delivery, a result, answered bool) {
 	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
 		a.verdict = dropped
 	}
-	l.mu.Lock()
-	delete(l.unsettled, d)
-	s.unsettled--
-	closing := s.retired && s.unsettled == 0
-	recovered := answered && l.stalledAt != 0
+	to := deliveryLost
 	if answered {
-		l.settledAt, l.stalledAt = l.c.now(), 0
-		l.settledTo, l.settledOf = max(l.settledTo, d.takenAt), max(l.settledOf, d.began)
+		to = deliverySettled
+	}
+	l.mu.Lock()
+	if !d.move(to) {
+		l.mu.Unlock()
+		return // the connection was left behind, and all that waited with it
+	}
+	closing := s.retired && s.unacked == 0
+	recovered := answered && l.blockedAt != 0
+	if answered {
+		l.settledAt, l.blockedAt = l.c.now(), 0
+		l.settledTo, l.settledOf = max(l.settledTo, d.sentAt), max(l.settledOf, d.began)
 	}
 	l.mu.Unlock()
-	l.c.unsettled.Add(-1)
-	<-l.slots
 	if answered {
 		l.c.progress()
 	}
 	switch {
 	case recovered || a.verdict == accepted:
-		l.c.hooks.notice(l.topic, "", "")
+		l.c.b.notice(l.topic, "", "")
 	case a.verdict <= unroutable && a.verdict != unsent:
-		l.c.hooks.notice(l.topic, a.state.String()+a.verdict.String(), a.reason)
+		l.c.b.notice(l.topic, a.state.String()+a.verdict.String(), a.reason)
 	}
-	l.finish(d, a)
+	d.ended(a)
 	if closing {
 		_ = s.Close()
 	}
