@@ -92,7 +92,6 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 		c, err := b.dial(ctx)
 		var lasted time.Duration
 		if err == nil {
-			logged = ""
 			b.connected(c, failures, time.Since(downSince))
 			tried()
 			err = c.serve(ctx)
@@ -120,6 +119,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 		}
 		wait := pause.NextBackOff()
 		if lasted >= seasoned {
+			logged = ""
 			pause.Reset()
 			wait = 0 // it worked until now: most likely a restart or a failover that is over
 		}
