@@ -205,7 +205,7 @@ func TestHandOverLeavesSuspectsToTheDrain(t *testing.T) {
 func TestLateSettlementEndsTheStallAndIsRemembered(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 100 * time.Millisecond }, b)
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 2 * time.Second }, b)
 	w.await(0, Up)
 	b.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(10)), message.Unknown, message.Wait)
