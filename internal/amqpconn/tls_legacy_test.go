@@ -66,8 +66,9 @@ func TestLegacyServersAreRefusedWithTheRemedyOrTaken(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, legacy := range []bool{false, true} {
-				o := &Options{TopicPrefix: "topic://koji", CACert: row.ca, LegacyTLS: legacy}
-				r := Probe(t.Context(), *o, "amqps://localhost:"+port)
+				o := testOptions()
+				o.CACert, o.LegacyTLS = row.ca, legacy
+				r := Probe(t.Context(), o, "amqps://localhost:"+port)
 				want := row.strict
 				if legacy {
 					want = row.legacy
