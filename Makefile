@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit bench outage chaos soak build lint fmt packages vendor-archive srpm vulns go-version clean
+.PHONY: help demo test unit bench fuzz outage chaos soak build lint fmt packages vendor-archive srpm vulns go-version clean
 
 help: ## what can be made here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ unit: go-version ## the Go tests that need no server
 
 bench: go-version ## koji-relay beside ceilings measured in the same run; ARGS=--json
 	@.ci/bench $(ARGS)
+
+fuzz: go-version ## every fuzz target for TIME=… (10m)
+	@.ci/fuzz $(or $(TIME),10m)
 
 outage: go-version ## measure an outage and draw it: docs/images/outage.svg and .png
 	@.ci/outage-plot

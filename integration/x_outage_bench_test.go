@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// outage is what .ci/outage-plot draws: what a hub worker waited, and what waited in the queue, while the broker went away
-// and came back.
+// outage is what .ci/outage-plot draws: what a hub worker waited, and what waited in the queue, while the
+// broker went away and came back.
 type outage struct {
 	Machine  string       `json:"machine"`
 	Load     string       `json:"load"`
@@ -24,8 +24,8 @@ type phase struct {
 	At   float64 `json:"at"` // seconds
 }
 
-// BenchmarkOutage goes through an outage once: up, killed, up again, silent, back. KOJI_RELAY_OUTAGE_JSON names the file for
-// what was measured, KOJI_RELAY_OUTAGE_SECONDS is how long each phase lasts (10).
+// BenchmarkOutage goes through an outage once: up, killed, up again, silent, back. KOJI_RELAY_OUTAGE_JSON
+// names the file for what was measured, KOJI_RELAY_OUTAGE_SECONDS is how long each phase lasts (10).
 func BenchmarkOutage(b *testing.B) {
 	for b.Loop() {
 		o := goThroughOutage(b, time.Duration(number(b, "KOJI_RELAY_OUTAGE_SECONDS", 10))*time.Second)
@@ -76,7 +76,8 @@ func goThroughOutage(t testing.TB, each time.Duration) outage {
 	stop()
 	o.Refused = l.refused
 	for i, took := range l.took {
-		o.HandOver = append(o.HandOver, [2]float64{l.at[i].Sub(began).Seconds(), float64(took.Microseconds()) / 1000})
+		at, ms := l.at[i].Sub(began).Seconds(), float64(took.Microseconds())/1000
+		o.HandOver = append(o.HandOver, [2]float64{at, ms})
 	}
 	return o
 }
