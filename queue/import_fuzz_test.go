@@ -6,15 +6,17 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 // heap keeps what is imported, as a store would.
 type heap struct {
 	Inspector
-	items map[Box][]Item
+	items map[inspect.Box][]Item
 }
 
-func (h *heap) Add(_ context.Context, box Box, items []Item) (int, error) {
+func (h *heap) Add(_ context.Context, box inspect.Box, items []Item) (int, error) {
 	h.items[box] = append(h.items[box], items...)
 	return len(items), nil
 }
@@ -32,9 +34,9 @@ func FuzzImport(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		h := &heap{items: make(map[Box][]Item)}
+		h := &heap{items: make(map[inspect.Box][]Item)}
 		done, err := Import(context.Background(), h, bytes.NewReader(text))
-		if stored := len(h.items[Queue]) + len(h.items[Dead]); stored != done.Stored {
+		if stored := len(h.items[inspect.QueueBox]) + len(h.items[inspect.DeadBox]); stored != done.Stored {
 			t.Fatalf("%d items were stored, and it says %d (%v)", stored, done.Stored, err)
 		}
 		for box, items := range h.items {
@@ -49,7 +51,7 @@ func FuzzImport(f *testing.F) {
 }
 
 // again checks that the line of an item is read as the same item.
-func again(t *testing.T, box Box, it Item) {
+func again(t *testing.T, box inspect.Box, it Item) {
 	t.Helper()
 	for _, at := range []time.Time{it.Message.Created, it.Queued, it.NextAttempt} {
 		if y := at.Year(); y < 0 || y > 9999 {
