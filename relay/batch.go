@@ -51,8 +51,9 @@ func (r *Relay) send(ctx context.Context, msgs []message.Message, patient bool) 
 	}
 	release, ok := r.reserve(msgs)
 	if !ok {
+		reason := fmt.Sprintf("more than %d bytes in flight (max_inflight_bytes)", r.opts.MaxInflightBytes)
 		for i := range b.last {
-			b.last[i] = result{reason: fmt.Sprintf("more than %d bytes in flight (max_inflight_bytes)", r.opts.MaxInflightBytes)}
+			b.last[i] = result{reason: reason}
 		}
 		return b.outcomes()
 	}

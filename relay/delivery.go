@@ -12,7 +12,7 @@ import (
 // deliveryState is how far one attempt to send one message on one broker has come.
 //
 //	queued ----> sent ----> settled    the broker has answered
-//	   |           +------> lost       the link, session or connection ended before, or the driver did not take it
+//	   |           +------> lost       its link, session or connection ended, or the driver refused it
 //	   +-------> withdrawn             nobody waits for it any more, or the link ended; the broker never had it
 type deliveryState int32
 

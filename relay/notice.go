@@ -58,7 +58,8 @@ func (b *broker) notice(address, kind, cause string) {
 		b.notices.of[address] = n
 	}
 	hushed := n.hushed
-	b.notices.any.Store(slices.ContainsFunc(slices.Collect(maps.Values(b.notices.of)), func(n *notice) bool { return n.kind != "" }))
+	inTrouble := func(n *notice) bool { return n.kind != "" }
+	b.notices.any.Store(slices.ContainsFunc(slices.Collect(maps.Values(b.notices.of)), inTrouble))
 	b.notices.mu.Unlock()
 	switch {
 	case hushed:

@@ -143,7 +143,10 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 
 // judgeRefusal turns a refused link into an result for a message that was to go over it.
 func judgeRefusal(err error, p dialect.Peer) result {
-	a := result{verdict: busy, state: message.NotSent, reason: "address refused: " + amqpconn.ErrorText(err), failure: amqpconn.FailedLink}
+	a := result{
+		verdict: busy, state: message.NotSent, failure: amqpconn.FailedLink,
+		reason: "address refused: " + amqpconn.ErrorText(err),
+	}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
 		a.verdict = judgeError(remote, p)

@@ -21,7 +21,7 @@ type sender struct {
 	retired  bool          // guarded by link.mu: close when nothing is unacked any more
 	dead     bool          // guarded by link.mu
 	alone    bool          // guarded by link.mu: when it died one delivery was unacked
-	forsaken bool          // guarded by link.mu: closed by us, since nothing was answered; its deliveries are not to blame
+	forsaken bool          // guarded by link.mu: closed by us; its deliveries are not to blame
 }
 
 // alive reports whether s can still send. A link that ended while it was idle must not be blamed on the next

@@ -169,7 +169,8 @@ func (g *guard) next() error {
 	if size > maxFrame {
 		return refuse("a frame of %d bytes, though we announced %d at most", size, maxFrame)
 	}
-	if offset := 4 * int(head[4]); size < 8 || offset != 8 { // the driver knows no extended header, and nobody sends one
+	// The driver knows no extended header, and nobody sends one.
+	if offset := 4 * int(head[4]); size < 8 || offset != 8 {
 		return refuse("a frame of %d bytes with its body at %d", size, offset)
 	}
 	number := binary.BigEndian.Uint16(head[6:8])

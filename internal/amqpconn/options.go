@@ -17,7 +17,8 @@ const (
 	SASLAnonymous = "anonymous"
 )
 
-// Options says how to connect to any of the brokers. The configuration has the defaults; nothing is filled in here.
+// Options says how to connect to any of the brokers. The configuration has the defaults; nothing is filled in
+// here.
 type Options struct {
 	TopicPrefix string
 	Dialect     string // one of dialect.Names(); auto chooses by what the broker says of itself
@@ -28,7 +29,8 @@ type Options struct {
 	SASL string
 	// The files are read at each connect, for URLs that carry no user.
 	UserFile, PasswordFile string
-	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well; CACert may be a directory.
+	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well; CACert may be
+	// a directory.
 	Cert, Key, CACert string
 	// LegacyTLS takes server certificates with a common name only, and RSA key exchange.
 	LegacyTLS bool

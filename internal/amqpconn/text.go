@@ -30,8 +30,8 @@ var socketAddresses = regexp.MustCompile(`\b(read|write) (tcp|udp)[46]? \S+->\S+
 // pointers are what the driver prints of a link handle (upstream 14).
 var pointers = regexp.MustCompile(` (0x)?[0-9a-f]{11,}\b`)
 
-// CauseText gives the text of err for a person, on one line: without what differs from one time to the next, and without
-// the driver's way of printing what a broker said.
+// CauseText gives the text of err for a person, on one line: without what differs from one time to the next,
+// and without the driver's way of printing what a broker said.
 func CauseText(err error) string {
 	text := err.Error()
 	var remote *amqp.Error

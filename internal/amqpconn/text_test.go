@@ -15,8 +15,8 @@ import (
 	"koji-relay/internal/devbroker"
 )
 
-// strangePeer answers one connection with answer, once it has read so many bytes, and hangs up; with reset it does so
-// rudely.
+// strangePeer answers one connection with answer, once it has read so many bytes, and hangs up; with reset it
+// does so rudely.
 func strangePeer(t *testing.T, read int, answer string, reset bool) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
