@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/inspect"
 )
 
 // BrokerState is what a broker is good for at the moment. Up and Stalled are a connection with its breaker
@@ -21,37 +22,17 @@ import (
 //	 |<----------+           +--)---------------------------------+
 //	 |                          |                                 |
 //	 +<--- connection ends -----+---------------------------------+
-type BrokerState string
+type BrokerState = inspect.BrokerState
 
 const (
-	Down       BrokerState = "down"
-	Connecting BrokerState = "connecting"
-	Up         BrokerState = "up"      // used
-	Stalled    BrokerState = "stalled" // connected, but does not settle; not used on the hub's time
+	Down       = inspect.Down
+	Connecting = inspect.Connecting
+	Up         = inspect.Up
+	Stalled    = inspect.Stalled
 )
 
 // seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
 const seasoned = 5 * time.Second
-
-// BrokerStatus describes one broker for people and metrics. It holds no secret.
-type BrokerStatus struct {
-	Broker  string // host:port
-	State   BrokerState
-	Since   time.Time
-	Reason  string // why it is not up
-	Product string // as it announced itself, with Version
-	Version string
-	Dialect string
-	Login   string // SASL mechanism
-	Target  string // an example: where build.tag goes
-	// MaxMessageSize is in bytes; 0 = no limit.
-	MaxMessageSize uint64
-	// CertExpires is when the broker's certificate ends, and ClientCertExpires when ours does; zero without
-	// TLS.
-	CertExpires, ClientCertExpires time.Time
-	Links                          int
-	Unsettled                      int64 // messages that it has and has not answered
-}
 
 // broker is one amqpconn.Endpoint with its supervisor.
 type broker struct {
@@ -236,13 +217,13 @@ func (b *broker) usable() bool {
 	return ok
 }
 
-func (b *broker) status() BrokerStatus {
+func (b *broker) status() inspect.Broker {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := BrokerStatus{Broker: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause}
+	s := inspect.Broker{Name: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
-		s.Target, s.MaxMessageSize, s.Unsettled = c.Target, c.MaxSize, c.unacked.Load()
+		s.Target, s.MaxMessageSize, s.InFlight = c.Target, c.MaxSize, c.unacked.Load()
 		s.CertExpires, s.ClientCertExpires = c.CertExpires()
 		c.mu.Lock()
 		s.Links = len(c.links)

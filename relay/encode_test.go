@@ -135,7 +135,7 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		first[r.Status()[0].Broker] = true
+		first[r.Status()[0].Name] = true
 	}
 	for _, name := range []string{"a:5672", "b:5672", "[::1]:5671"} {
 		if !first[name] {

@@ -209,7 +209,7 @@ func TestLateSettlementEndsTheStallAndIsRemembered(t *testing.T) {
 	w.await(0, Up)
 	b.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(10)), message.Unknown, message.Wait)
-	if s := w.Status()[0]; s.State != Stalled || s.Unsettled != 10 {
+	if s := w.Status()[0]; s.State != Stalled || s.InFlight != 10 {
 		t.Fatalf("status %+v", s)
 	}
 	if w.Usable() {
@@ -219,7 +219,7 @@ func TestLateSettlementEndsTheStallAndIsRemembered(t *testing.T) {
 	b.Script("#", devbroker.Behaviour{})
 	b.SettleHeld()
 	w.await(0, Up)
-	poll(t, "all are settled", func() bool { return w.Status()[0].Unsettled == 0 })
+	poll(t, "all are settled", func() bool { return w.Status()[0].InFlight == 0 })
 	wantAll(t, w.SendPatiently(t.Context(), sample(10)), message.Accepted, message.Done)
 	if n := b.Stats().Messages; n != 10 {
 		t.Errorf("%d messages were sent, not 10: what was accepted late was sent again", n)
@@ -304,7 +304,7 @@ func TestOneAddressWithoutCreditHoldsUpNoOther(t *testing.T) {
 	// After send_timeout the link is reopened, and nothing else.
 	poll(t, "the link is reopened", func() bool {
 		wantAll(t, w.Send(t.Context(), sample(1, "build.tag")), message.Accepted, message.Done)
-		return w.Status()[0].Unsettled == 0
+		return w.Status()[0].InFlight == 0
 	})
 	b.Script("koji.task.open", devbroker.Behaviour{})
 	wantAll(t, w.SendPatiently(t.Context(), sample(2, "task.open")), message.Accepted, message.Done)

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -225,8 +226,8 @@ func (r *Relay) Usable() bool {
 func (r *Relay) Inflight() int64 { return r.inflight.Load() }
 
 // Status describes each broker, in order of preference.
-func (r *Relay) Status() []BrokerStatus {
-	all := make([]BrokerStatus, 0, len(r.brokers))
+func (r *Relay) Status() []inspect.Broker {
+	all := make([]inspect.Broker, 0, len(r.brokers))
 	for _, b := range r.brokers {
 		all = append(all, b.status())
 	}

@@ -330,7 +330,7 @@ func TestBrokerWithLittleTimeIsNotStalled(t *testing.T) {
 	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release, Delay: 3200 * time.Millisecond}})
 	b.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
-	if s := w.Status()[1]; s.State != Up || s.Unsettled != 1 {
+	if s := w.Status()[1]; s.State != Up || s.InFlight != 1 {
 		t.Errorf("status %+v", s)
 	}
 	b.SettleHeld()

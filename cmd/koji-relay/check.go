@@ -65,8 +65,8 @@ configuration.`,
 	return cmd
 }
 
-// check looks at the configuration. Where it names credentials that systemd gives to the service alone, a running relay
-// is asked to look.
+// check looks at the configuration. Where it names credentials that systemd gives to the service alone, a
+// running relay is asked to look.
 func check(cmd *cobra.Command, path string, connecting bool) (*daemon.CheckReport, error) {
 	if cfg, err := config.Load(path); err == nil && cfg.LacksCredentials() {
 		report := &daemon.CheckReport{}

@@ -39,13 +39,14 @@ func completeIDs(box inspect.Box) cobra.CompletionFunc {
 
 // completeTopics offers for --address the topics that box has messages of.
 func completeTopics(cmd *cobra.Command, box inspect.Box) {
-	_ = cmd.RegisterFlagCompletionFunc("address", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	offer := func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		topics, err := topicsOf(cmd, box)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
 		return topics, cobra.ShellCompDirectiveNoFileComp
-	})
+	}
+	_ = cmd.RegisterFlagCompletionFunc("address", offer) // fails for an unknown flag only
 }
 
 func topicsOf(cmd *cobra.Command, box inspect.Box) (topics []string, err error) {

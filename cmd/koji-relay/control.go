@@ -16,8 +16,9 @@ import (
 
 // The commands of this file steer a running relay through its control socket.
 
-// runningRelay gives a client for the relay that runs with the configuration at path. Mistakes in the file are not in
-// the way: a relay that runs with an older version of it can still be steered, and says itself what is wrong.
+// runningRelay gives a client for the relay that runs with the configuration at path. Mistakes in the file
+// are not in the way: a relay that runs with an older version of it can still be steered, and says itself
+// what is wrong.
 func runningRelay(path string) (*admin.Client, error) {
 	control, err := config.ControlPath(path)
 	if err != nil {
@@ -84,9 +85,10 @@ func printReload(cmd *cobra.Command, r admin.Reload) {
 
 func logLevelCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:       "log-level LEVEL",
-		Short:     "Change the log level of the running relay",
-		Long:      "Change the log level of the running relay until its next start or reload.\nLEVEL is debug, info, warn or error.",
+		Use:   "log-level LEVEL",
+		Short: "Change the log level of the running relay",
+		Long: "Change the log level of the running relay until its next start or reload.\n" +
+			"LEVEL is debug, info, warn or error.",
 		Example:   "  koji-relay log-level debug",
 		Args:      oneArgument("LEVEL"),
 		ValidArgs: []string{"debug", "info", "warn", "error"},
@@ -119,7 +121,8 @@ func resumeCommand() *cobra.Command {
 		(*admin.Client).Resume)
 }
 
-func pausingCommand(name, short, long string, do func(*admin.Client, context.Context, admin.Pausable) error) *cobra.Command {
+func pausingCommand(name, short, long string,
+	do func(*admin.Client, context.Context, admin.Pausable) error) *cobra.Command {
 	var publish bool
 	cmd := &cobra.Command{
 		Use: name, Short: short, Long: long, Args: cobra.NoArgs,
@@ -140,7 +143,8 @@ func pausingCommand(name, short, long string, do func(*admin.Client, context.Con
 		if err := do(client, cmd.Context(), what); err != nil {
 			return err
 		}
-		return printDone(cmd, *asJSON, fmt.Sprintf("%s: %s", name, what), map[string]any{"what": what, "paused": name == "pause"})
+		return printDone(cmd, *asJSON, fmt.Sprintf("%s: %s", name, what),
+			map[string]any{"what": what, "paused": name == "pause"})
 	}
 	return cmd
 }

@@ -37,8 +37,9 @@ type dbTarget struct{ config, database *string }
 
 func addDatabaseFlags(cmd *cobra.Command) dbTarget {
 	return dbTarget{
-		config:   addConfigFlag(cmd),
-		database: cmd.Flags().String("database", "", "connection `string` to use instead of [queue] database, such as that of the owner"),
+		config: addConfigFlag(cmd),
+		database: cmd.Flags().String("database", "",
+			"connection `string` to use instead of [queue] database, such as that of the owner"),
 	}
 }
 
@@ -111,7 +112,8 @@ owner.`,
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay has version %d.\n", schema.Version())
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Created %s.\nA relay or hub whose role is not the owner needs the grants that 'koji-relay db init --print' shows.\n",
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Created %s.\nA relay or hub whose role is not the owner "+
+				"needs the grants that 'koji-relay db init --print' shows.\n",
 				strings.Join(made, " and "))
 			return err
 		})
@@ -301,7 +303,8 @@ protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 	return cmd
 }
 
-// askToGoOn asks a question on standard error and reads the answer. Anything but yes is a usageError: nothing was done.
+// askToGoOn asks a question on standard error and reads the answer. Anything but yes is a usageError: nothing
+// was done.
 func askToGoOn(cmd *cobra.Command, question string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
 	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')

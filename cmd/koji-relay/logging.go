@@ -11,8 +11,8 @@ import (
 	"koji-relay/internal/journal"
 )
 
-// newLogger logs in the form that log_format says. "auto" is the journal where stderr is connected to it, text
-// on a terminal, and else JSON; a journal that is asked for and not there becomes JSON, with a warning.
+// newLogger logs in the form that log_format says. "auto" is the journal where stderr is connected to it,
+// text on a terminal, and else JSON; a journal that is asked for and not there becomes JSON, with a warning.
 func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	plain := slog.NewJSONHandler(stderr, opts)

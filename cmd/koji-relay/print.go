@@ -33,8 +33,8 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// table prints rows in columns. A line between them ends the columns; those after it have widths of their own.
-// Nothing appears before flush. What came from the network is made fit for a terminal.
+// table prints rows in columns. A line between them ends the columns; those after it have widths of their
+// own. Nothing appears before flush. What came from the network is made fit for a terminal.
 type table struct{ w *tabwriter.Writer }
 
 func newTable(out io.Writer) *table { return &table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }

@@ -25,7 +25,8 @@ func queueCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	// Those who look for the dead letters or for a pause look here too.
-	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(), resumeCommand())
+	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(),
+		resumeCommand())
 	addBoxCommands(cmd, inspect.QueueBox, "message", "Make messages due now")
 	return cmd
 }
@@ -56,7 +57,8 @@ func addBoxCommands(parent *cobra.Command, box inspect.Box, noun, retry string) 
 }
 
 // onQueue makes a command's RunE of a function that works on the queue.
-func onQueue(path *string, do func(cmd *cobra.Command, args []string, q admin.QueueControl) error) func(*cobra.Command, []string) error {
+func onQueue(path *string, do func(cmd *cobra.Command, args []string, q admin.QueueControl) error) func(
+	*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		q, err := openQueue(cmd.Context(), *path)
 		if err != nil {
@@ -129,13 +131,14 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 		t.line("")
 		t.row("TOPIC", "MESSAGES", "SIZE", "OLDEST")
 		for _, topic := range q.ByTopic {
-			t.row(topic.Address, fmt.Sprint(topic.Depth), inspect.Size(topic.Bytes), inspect.Age(s.Generated, topic.Oldest))
+			t.row(topic.Address, fmt.Sprint(topic.Depth), inspect.Size(topic.Bytes),
+				inspect.Age(s.Generated, topic.Oldest))
 		}
 	}
 	return t.flush()
 }
 
-func brokerText(b *admin.Broker, now time.Time) string {
+func brokerText(b *inspect.Broker, now time.Time) string {
 	text := string(b.State)
 	if !b.Since.IsZero() {
 		text += " for " + inspect.Age(now, b.Since)

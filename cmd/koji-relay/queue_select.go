@@ -63,7 +63,8 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 			return err
 		}
 		if !which.Clear() {
-			return usageError{fmt.Errorf("name one or more IDs, or give --all, or conditions; see '%s --help'", cmd.CommandPath())}
+			return usageError{fmt.Errorf("name one or more IDs, or give --all, or conditions; see '%s --help'",
+				cmd.CommandPath())}
 		}
 		return nil
 	}
@@ -91,7 +92,8 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 }
 
 // confirmChange counts what is meant, and asks.
-func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun string, verb selectionVerb, which inspect.Selection) error {
+func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun string, verb selectionVerb,
+	which inspect.Selection) error {
 	which.DryRun = true
 	meant, err := verb.do(q, cmd.Context(), box, which)
 	if err != nil {
@@ -108,7 +110,8 @@ func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun str
 }
 
 // printChanged tells what was done. What was named and not done is a failure, in both forms.
-func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, verb string, dry bool, changed inspect.Changed) error {
+func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, verb string, dry bool,
+	changed inspect.Changed) error {
 	var err error
 	switch {
 	case asJSON:

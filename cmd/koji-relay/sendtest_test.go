@@ -40,7 +40,7 @@ func waitForBroker(t *testing.T, s relaySite) {
 		if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "status", "--json")), &status); err != nil {
 			t.Fatal(err)
 		}
-		return len(status.Brokers) == 1 && status.Brokers[0].State == admin.Up
+		return len(status.Brokers) == 1 && status.Brokers[0].State == inspect.Up
 	})
 }
 

@@ -86,7 +86,8 @@ func serve(path string, stderr io.Writer) error {
 	return d.Run(intake, finish)
 }
 
-// runLog writes the log until the function that it returns is called, which gives it a moment for its last lines.
+// runLog writes the log until the function that it returns is called, which gives it a moment for its last
+// lines.
 func runLog(lines *logbuffer.Handler) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

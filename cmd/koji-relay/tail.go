@@ -72,7 +72,8 @@ func checkTail(patterns []string, count int) error {
 	for _, p := range patterns {
 		for word := range strings.SplitSeq(p, ".") {
 			if word == "" || strings.ContainsAny(word, "*#") && len(word) > 1 {
-				return usageError{fmt.Errorf("pattern %q: words are separated by single dots, and * and # stand for whole words", p)}
+				return usageError{fmt.Errorf("pattern %q: words are separated by single dots, "+
+					"and * and # stand for whole words", p)}
 			}
 		}
 	}
@@ -90,8 +91,8 @@ type tail struct {
 // errEnough ends the subscription when all that was asked for has been shown.
 var errEnough = errors.New("count reached")
 
-// subscribe shows what arrives. Where the configuration names credentials that systemd gives to the service alone, the
-// running relay subscribes for us.
+// subscribe shows what arrives. Where the configuration names credentials that systemd gives to the service
+// alone, the running relay subscribes for us.
 func subscribe(cmd *cobra.Command, cfg *config.Config, path string, patterns []string,
 	show func(inspect.Arrival) error) error {
 	stderr := cmd.ErrOrStderr()
@@ -161,7 +162,9 @@ func summary(props map[string]any) string {
 		parts = append(parts, strings.Join(strings.FieldsFunc(
 			name+"\x00"+text("version")+"\x00"+text("release"), func(r rune) bool { return r == 0 }), "-"))
 	}
-	for _, key := range []string{"importType", "method", "id", "build_id", "repo_id", "task_id", "package", "action", "tag", "sigkey", "user"} {
+	for _, key := range []string{
+		"importType", "method", "id", "build_id", "repo_id", "task_id", "package", "action", "tag", "sigkey", "user",
+	} {
 		if v := text(key); v != "" {
 			parts = append(parts, key+"="+v)
 		}

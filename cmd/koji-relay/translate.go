@@ -99,8 +99,8 @@ func configured(cfg *config.Config) translateOptions {
 	}
 }
 
-// translateFile opens what the arguments name and translates it to the command's output. Cancelling ends it at
-// once, also while it waits for input: the goroutine that reads then ends with the process.
+// translateFile opens what the arguments name and translates it to the command's output. Cancelling ends it
+// at once, also while it waits for input: the goroutine that reads then ends with the process.
 func translateFile(cmd *cobra.Command, args []string, options translateOptions) error {
 	rules, err := callbacks.New(options.rules)
 	if err != nil {

@@ -13,8 +13,9 @@ import (
 	"koji-relay/internal/message"
 )
 
-// lineReader reads lines of any length. Before it waits for more input it flushes out: what is translated shows at
-// once, and in a file that is once a buffer. bufio.Scanner would search a long line again after each read.
+// lineReader reads lines of any length. Before it waits for more input it flushes out: what is translated
+// shows at once, and in a file that is once a buffer. bufio.Scanner would search a long line again after each
+// read.
 type lineReader struct {
 	r    *bufio.Reader
 	long []byte // a line that is longer than r's buffer
@@ -49,8 +50,8 @@ func (f flushingReader) Read(p []byte) (int, error) {
 	return f.r.Read(p)
 }
 
-// messagePrinter writes messages as JSON Lines in the spelling of Python's json.dumps (", " and ": ", ASCII only),
-// straight into its writer: a body is not copied once more to be escaped.
+// messagePrinter writes messages as JSON Lines in the spelling of Python's json.dumps (", " and ": ", ASCII
+// only), straight into its writer: a body is not copied once more to be escaped.
 type messagePrinter struct {
 	w       *bufio.Writer
 	scratch []byte

@@ -289,9 +289,9 @@ func TestTranslateReadsLinesOfAnyLength(t *testing.T) {
 	}
 }
 
-// The promise is 64 MiB and six times the longest line, at any length of input: the line's buffer doubles, and
-// the collector lets garbage grow to as much as is in use. It is measured on the real
-// program, for the race detector multiplies memory; the full gigabyte is the same to it as these.
+// The promise is 64 MiB and six times the longest line, at any length of input: the line's buffer doubles,
+// and the collector lets garbage grow to as much as is in use. It is measured on the real program, for the
+// race detector multiplies memory; the full gigabyte is the same to it as these.
 func TestTranslateMemoryStaysInBounds(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -337,7 +337,8 @@ func TestTranslateMemoryStaysInBounds(t *testing.T) {
 }
 
 // peakMemory translates input by a process of its own and gives the most bytes it had resident. They are read
-// while it lives: what the kernel reports of a child that ended counts the memory of the parent it was forked from.
+// while it lives: what the kernel reports of a child that ended counts the memory of the parent it was forked
+// from.
 func peakMemory(t *testing.T, program string, input io.Reader) int64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

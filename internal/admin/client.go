@@ -114,7 +114,8 @@ func (c *Client) Export(ctx context.Context, w io.Writer) error {
 	return c.result(resp)
 }
 
-// Import stores the JSON Lines of an export. It is idempotent: after an error the same lines may be given again.
+// Import stores the JSON Lines of an export. It is idempotent: after an error the same lines may be given
+// again.
 func (c *Client) Import(ctx context.Context, r io.Reader) (inspect.Imported, error) {
 	return call[inspect.Imported](ctx, c, http.MethodPost, "/v1/import", r)
 }

@@ -24,11 +24,11 @@ type Control interface {
 	// Pause and Resume may be called again without effect.
 	Pause(ctx context.Context, what Pausable) error
 	Resume(ctx context.Context, what Pausable) error
-	// Check gives a report of the configuration file as the relay reads it now, as JSON; with connecting also of what
-	// its brokers and its database answer.
+	// Check gives a report of the configuration file as the relay reads it now, as JSON; with connecting also of
+	// what its brokers and its database answer.
 	Check(ctx context.Context, connecting bool) (any, error)
-	// Tail calls each for every message that arrives from the brokers, and notice with what is worth knowing about the
-	// subscriptions, one at a time, until ctx ends.
+	// Tail calls each for every message that arrives from the brokers, and notice with what is worth knowing
+	// about the subscriptions, one at a time, until ctx ends.
 	Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error, notice func(string) error) error
 	// SendTest sends a test message the way that commits go, and waits for it to come back.
 	SendTest(ctx context.Context) (inspect.TestSent, error)
@@ -38,7 +38,8 @@ type Control interface {
 
 // QueueControl looks at the queue and the dead letters, and changes them.
 type QueueControl interface {
-	// List gives the items in order, oldest first, without props and body. An error of each ends it and comes back.
+	// List gives the items in order, oldest first, without props and body. An error of each ends it and comes
+	// back.
 	List(ctx context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error
 	// Show gives one item with props and body.
 	Show(ctx context.Context, box inspect.Box, id string) (inspect.Item, error)
@@ -67,8 +68,8 @@ const resultTrailer = "Koji-Relay-Result"
 // maxActionBytes bounds the JSON of an action: some 200,000 ids.
 const maxActionBytes = 8 << 20
 
-// ControlHandler answers on the control socket, whose file mode says who may connect. It reads what Handler does,
-// but asks Source first, so that what a command has just changed is seen.
+// ControlHandler answers on the control socket, whose file mode says who may connect. It reads what Handler
+// does, but asks Source first, so that what a command has just changed is seen.
 func (s *Server) ControlHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.handleReads(mux, func(r *http.Request) *Status {
@@ -170,7 +171,8 @@ func handlePprof(mux *http.ServeMux) {
 
 type boxChange func(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
 
-// change answers with what do did to the items that the request selects. Who did it is logged with the number.
+// change answers with what do did to the items that the request selects. Who did it is logged with the
+// number.
 func (s *Server) change(verb string, box inspect.Box, do boxChange) http.HandlerFunc {
 	return s.action(func(r *http.Request) (any, error) {
 		which, err := decode[inspect.Selection](r)
@@ -219,8 +221,8 @@ func (s *Server) action(do func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-// stream answers with the JSON Lines that write gives. An error before the first bytes is an answer of its own,
-// a later one the trailer's value.
+// stream answers with the JSON Lines that write gives. An error before the first bytes is an answer of its
+// own, a later one the trailer's value.
 func (s *Server) stream(w http.ResponseWriter, write func(*bufio.Writer) error) {
 	w.Header().Set("Trailer", resultTrailer)
 	w.Header().Set("Content-Type", "application/jsonl")

@@ -43,7 +43,7 @@ func (f *fakeSource) count() int {
 func (f *fakeSource) change(change func(*Status)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.status.Brokers = append([]Broker(nil), f.status.Brokers...) // the cache holds the old slice
+	f.status.Brokers = append([]inspect.Broker(nil), f.status.Brokers...) // the cache holds the old slice
 	change(&f.status)
 }
 
@@ -52,11 +52,12 @@ func runningStatus() Status {
 	now := time.Now()
 	return Status{
 		Version: "1.2.3", Host: "hub.example.com", Started: now.Add(-26 * time.Hour), Phase: Running, LogLevel: "info",
-		Brokers: []Broker{
-			{Name: "broker1.example.com:5671", State: Up, Since: now.Add(-26 * time.Hour), Active: true, TLS: true,
-				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", RoundTripSeconds: .0021},
-			{Name: "broker2.example.com:5671", State: Up, Since: now.Add(-3 * time.Hour), TLS: true,
-				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", RoundTripSeconds: .0034},
+		Brokers: []inspect.Broker{
+			{Name: "broker1.example.com:5671", State: inspect.Up, Since: now.Add(-26 * time.Hour), Active: true, TLS: true,
+				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN", Target: "topic://koji.build.tag",
+				CertExpires: time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)},
+			{Name: "broker2.example.com:5671", State: inspect.Up, Since: now.Add(-3 * time.Hour), TLS: true,
+				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN"},
 		},
 		Queue:        Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
 		Outbox:       Outbox{Known: true},

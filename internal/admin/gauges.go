@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"koji-relay/internal/inspect"
 	"strings"
 	"time"
 
@@ -78,7 +79,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		seen[name] = true
-		set(g.brokerUp, number(b.State == Up), name)
+		set(g.brokerUp, number(b.State == inspect.Up), name)
 		set(g.brokerActive, number(b.Active), name)
 	}
 	clear(seen)

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -164,7 +165,7 @@ func TestHostileLabelValuesDoNotPanic(t *testing.T) {
 	m.MessageSent("other.\xff\xfe", "b\xff:1")
 	m.MessageSent(strings.Repeat("ä", 150), "b:1") // cut within a character
 	source.change(func(s *Status) {
-		s.Brokers = []Broker{{Name: "b\xff"}, {Name: "b\xff"}, {Name: "b"}, {Name: "b"}}
+		s.Brokers = []inspect.Broker{{Name: "b\xff"}, {Name: "b\xff"}, {Name: "b"}, {Name: "b"}}
 		s.Certificates = []Certificate{{Name: "cert"}, {Name: "cert"}}
 	})
 	s.refresh(t.Context())

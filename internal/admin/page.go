@@ -87,7 +87,7 @@ func newView(s *Status, now time.Time) *view {
 	v := &view{Status: s, now: now, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
 		Headline: newHeadline(s), Chart: newChart(s.Minutes, now), Shown: s.Recent[:min(len(s.Recent), shownMessages)]}
 	for _, b := range s.Brokers {
-		if b.State == Up {
+		if b.State == inspect.Up {
 			v.BrokersUp++
 		}
 		if b.Active {
@@ -141,11 +141,11 @@ func newHeadline(s *Status) headline {
 }
 
 // BrokerClass gives the colour of a broker's state.
-func (v *view) BrokerClass(s BrokerState) string {
+func (v *view) BrokerClass(s inspect.BrokerState) string {
 	switch s {
-	case Up:
+	case inspect.Up:
 		return "ok"
-	case Connecting, Stalled:
+	case inspect.Connecting, inspect.Stalled:
 		return "warn"
 	}
 	return "bad"
@@ -198,11 +198,6 @@ func (v *view) PerMinute(perSecond float64) string {
 // PerMinutes writes the columns of a rate.
 func (v *view) PerMinutes(r Rate) []string {
 	return []string{v.PerMinute(r.Events), v.PerMinute(r.Sent), v.PerMinute(r.Queued), v.PerMinute(r.Drained), v.PerMinute(r.Failed)}
-}
-
-// Short writes seconds as a person says them.
-func (v *view) Short(seconds float64) string {
-	return inspect.Duration(time.Duration(seconds * float64(time.Second)))
 }
 
 // Age says how long ago a time was.

@@ -22,14 +22,14 @@ type Status struct {
 	Ready   bool     `json:"ready"`
 	Reasons []Reason `json:"reasons"` // why State is not ok
 
-	Paused      Paused         `json:"paused"`
-	Brokers     []Broker       `json:"brokers"`
-	Queue       Queue          `json:"queue"`
-	Outbox      Outbox         `json:"outbox"`
-	Rates       Rates          `json:"rates"`
-	Minutes     []Minute       `json:"minutes"`      // the last hour, oldest first
-	Recent      []Fate         `json:"recent"`       // newest first
-	DeadLetters []inspect.Item `json:"dead_letters"` // the newest
+	Paused      Paused           `json:"paused"`
+	Brokers     []inspect.Broker `json:"brokers"`
+	Queue       Queue            `json:"queue"`
+	Outbox      Outbox           `json:"outbox"`
+	Rates       Rates            `json:"rates"`
+	Minutes     []Minute         `json:"minutes"`      // the last hour, oldest first
+	Recent      []Fate           `json:"recent"`       // newest first
+	DeadLetters []inspect.Item   `json:"dead_letters"` // the newest
 
 	Certificates []Certificate `json:"certificates"`
 	LogLevel     string        `json:"log_level,omitempty"`
@@ -68,37 +68,6 @@ type Paused struct {
 	Drain   bool `json:"drain"`   // the queue is not drained
 	Publish bool `json:"publish"` // nothing is sent at all; commits are queued
 }
-
-// Broker is one broker of [broker] urls.
-type Broker struct {
-	Name   string      `json:"name"` // host:port
-	State  BrokerState `json:"state"`
-	Since  time.Time   `json:"since,omitzero"` // of State
-	Active bool        `json:"active"`         // new messages go here
-	TLS    bool        `json:"tls"`
-
-	Product string `json:"product,omitempty"`
-	Version string `json:"version,omitempty"`
-	Dialect string `json:"dialect,omitempty"`
-
-	Reason           string    `json:"reason,omitempty"` // why it is not up
-	LastError        string    `json:"last_error,omitempty"`
-	LastErrorTime    time.Time `json:"last_error_time,omitzero"`
-	NextAttempt      time.Time `json:"next_attempt,omitzero"` // of a broker that is down
-	RoundTripSeconds float64   `json:"round_trip_seconds,omitempty"`
-	InFlight         int       `json:"in_flight,omitempty"` // messages without an answer so far
-}
-
-// BrokerState says whether a broker can be given messages.
-type BrokerState string
-
-// Only an Up broker is given messages. A stalled one is connected but has stopped answering.
-const (
-	Up         BrokerState = "up"
-	Connecting BrokerState = "connecting"
-	Stalled    BrokerState = "stalled"
-	Down       BrokerState = "down"
-)
 
 // Queue is the state of the durable queue.
 type Queue struct {
@@ -173,7 +142,7 @@ func (s *Status) judge(now time.Time) {
 	add := func(code, format string, args ...any) {
 		s.Reasons = append(s.Reasons, Reason{Code: code, Text: fmt.Sprintf(format, args...)})
 	}
-	sends := slices.ContainsFunc(s.Brokers, func(b Broker) bool { return b.State == Up })
+	sends := slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
 	if !sends {
 		add("NO_BROKER", "no broker is up; messages wait in the queue")
 	}

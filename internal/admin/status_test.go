@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"koji-relay/internal/inspect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,7 +19,7 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 	t.Parallel()
 	brokersDown := func(s *Status) {
 		for i := range s.Brokers {
-			s.Brokers[i].State = Down
+			s.Brokers[i].State = inspect.Down
 		}
 	}
 	storeBroken := func(s *Status) { s.Queue.Usable, s.Queue.Error = false, "connection refused" }
@@ -29,9 +30,9 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 		reasons string
 	}{
 		{"all is well", func(*Status) {}, OK, ""},
-		{"one broker of two down", func(s *Status) { s.Brokers[0].State = Down }, OK, ""},
+		{"one broker of two down", func(s *Status) { s.Brokers[0].State = inspect.Down }, OK, ""},
 		{"no broker", brokersDown, Degraded, "NO_BROKER"},
-		{"stalled brokers", func(s *Status) { s.Brokers[0].State, s.Brokers[1].State = Stalled, Connecting }, Degraded, "NO_BROKER"},
+		{"stalled brokers", func(s *Status) { s.Brokers[0].State, s.Brokers[1].State = inspect.Stalled, inspect.Connecting }, Degraded, "NO_BROKER"},
 		{"store broken", storeBroken, Degraded, "STORE_UNUSABLE"},
 		{"no broker, store broken", func(s *Status) { brokersDown(s); storeBroken(s) }, NotReady, "NO_BROKER STORE_UNUSABLE"},
 		{"ordered, store broken", func(s *Status) { s.Queue.Ordered = true; storeBroken(s) }, NotReady, "STORE_UNUSABLE"},

@@ -44,8 +44,8 @@ func (s *Server) handleTail(mux *http.ServeMux, c Control) {
 	})
 }
 
-// Tail subscribes through the relay, and calls each and notice, until ctx ends, which is no error, or one of them
-// returns an error, which is returned.
+// Tail subscribes through the relay, and calls each and notice, until ctx ends, which is no error, or one of
+// them returns an error, which is returned.
 func (c *Client) Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error,
 	notice func(string) error) error {
 	resp, err := c.do(ctx, http.MethodPost, "/v1/tail", tailRequest{patterns})

@@ -16,7 +16,8 @@ import (
 	"koji-relay/relay"
 )
 
-// This file is what an administrator asks of the bus by way of the relay, whose credentials nobody else may have.
+// This file is what an administrator asks of the bus by way of the relay, whose credentials nobody else may
+// have.
 
 // Check implements admin.Control.
 func (c control) Check(ctx context.Context, connecting bool) (any, error) {
@@ -54,8 +55,8 @@ const (
 	testTime = 10 * time.Second
 )
 
-// SendTest implements admin.Control. It subscribes on every broker, sends one message as a commit's messages are sent,
-// and waits for it where the broker that took it lets us subscribe. The message is never queued.
+// SendTest implements admin.Control. It subscribes on every broker, sends one message as a commit's messages
+// are sent, and waits for it where the broker that took it lets us subscribe. The message is never queued.
 func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 	cfg := c.effective.Load().config
 	opts := RelayOptions(cfg, slog.New(slog.DiscardHandler))

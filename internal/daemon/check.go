@@ -13,8 +13,8 @@ import (
 	"koji-relay/queue/postgres"
 )
 
-// CheckReport is what can be said about a configuration. Settings are empty when the file itself has problems: there
-// is no effective configuration then.
+// CheckReport is what can be said about a configuration. Settings are empty when the file itself has
+// problems: there is no effective configuration then.
 type CheckReport struct {
 	File     string           `json:"file"`
 	Settings []config.Setting `json:"settings"`
@@ -24,8 +24,8 @@ type CheckReport struct {
 	Connections *Connections `json:"connections,omitempty"` // if asked for, of a configuration without problems
 }
 
-// Check loads the configuration at path by the way that serve takes, and with connecting tries what it names. Its
-// error says that there is no configuration.
+// Check loads the configuration at path by the way that serve takes, and with connecting tries what it names.
+// Its error says that there is no configuration.
 func Check(ctx context.Context, path string, load func() (*config.Config, error), connecting bool) (*CheckReport, error) {
 	// Empty lists, not null, for whoever reads the JSON.
 	report := &CheckReport{
@@ -97,7 +97,8 @@ type DatabaseReport struct {
 	Remedy   string   `json:"remedy,omitempty"`
 }
 
-// connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their sum.
+// connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their
+// sum.
 func connect(ctx context.Context, cfg *config.Config) *Connections {
 	found := &Connections{Brokers: make([]BrokerReport, len(cfg.Broker.URLs))}
 	opts := RelayOptions(cfg, slog.New(slog.DiscardHandler))

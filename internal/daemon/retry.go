@@ -13,8 +13,9 @@ import (
 // retried is the reason in the history.
 const retried = "retried by the administrator"
 
-// retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or another
-// configuration may be able to: one that still gives no message stays a dead letter and counts as missing.
+// retryDead puts dead letters back into the queue. Dead events are translated again, as a newer relay or
+// another configuration may be able to: one that still gives no message stays a dead letter and counts as
+// missing.
 func (q queueControl) retryDead(ctx context.Context, which inspect.Selection) (inspect.Changed, error) {
 	found, err := q.pick(ctx, inspect.DeadBox, which, nil)
 	done := inspect.Changed{Missing: found.missing}
@@ -36,8 +37,8 @@ func (q queueControl) retryDead(ctx context.Context, which inspect.Selection) (i
 	return q.inChunks(ctx, inspect.DeadBox, found.messages, retry, done)
 }
 
-// retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that whatever
-// fails in between loses nothing; the message-id stays the same.
+// retryEvent reports whether the event is in the queue now. The dead letter is deleted after that, so that
+// whatever fails in between loses nothing; the message-id stays the same.
 func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 	it, err := q.store.Show(ctx, inspect.DeadBox, id)
 	if errors.Is(err, queue.ErrNotFound) {

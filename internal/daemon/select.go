@@ -11,7 +11,8 @@ import (
 	"koji-relay/queue"
 )
 
-// selectionChunk is how many items one call of the store changes, so that no transaction grows with the queue.
+// selectionChunk is how many items one call of the store changes, so that no transaction grows with the
+// queue.
 const selectionChunk = 1000
 
 // Retry implements admin.QueueControl. What became due is sent at once.

@@ -102,18 +102,15 @@ func newestDeadLetters(ctx context.Context, store queue.Inspector) []inspect.Ite
 }
 
 // brokers describes the brokers of the service in force. The first that is up is the one in use.
-func (c *current) brokers() []admin.Broker {
+func (c *current) brokers() []inspect.Broker {
 	s := c.acquire()
 	defer s.users.Done()
-	var all []admin.Broker
-	active := false
-	for _, b := range s.relay.Status() {
-		up := admin.BrokerState(b.State) == admin.Up
-		all = append(all, admin.Broker{
-			Name: b.Broker, State: admin.BrokerState(b.State), Since: b.Since, Active: up && !active,
-			Product: b.Product, Version: b.Version, Dialect: b.Dialect, Reason: b.Reason, InFlight: int(b.Unsettled),
-		})
-		active = active || up
+	all := s.relay.Status()
+	for i := range all {
+		if all[i].State == inspect.Up {
+			all[i].Active = true
+			break
+		}
 	}
 	return all
 }

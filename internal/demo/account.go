@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// account compares what the hub handed over with what the subscriber received, by message-id. Its methods may be
-// called concurrently.
+// account compares what the hub handed over with what the subscriber received, by message-id. Its methods may
+// be called concurrently.
 type account struct {
 	mu       sync.Mutex
 	expected map[string]bool // ids of messages whose commit was answered 200
@@ -77,8 +77,8 @@ func (a *account) balance() balance {
 	return b
 }
 
-// waitFor blocks until at most so many messages are missing, or none has come for the time of quiet, or ctx ends;
-// only the last is an error. It calls tick every now and then.
+// waitFor blocks until at most so many messages are missing, or none has come for the time of quiet, or ctx
+// ends; only the last is an error. It calls tick every now and then.
 func (a *account) waitFor(ctx context.Context, missing func() int, quiet time.Duration, tick func()) error {
 	silence := time.NewTimer(quiet)
 	defer silence.Stop()

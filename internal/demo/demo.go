@@ -1,6 +1,6 @@
 // Package demo plays the relay's main job on one machine: a stand-in hub, the relay, two brokers that die and
-// return, a subscriber in a process of its own, and an account of what was handed over and what arrived. It needs
-// nothing installed and leaves nothing behind.
+// return, a subscriber in a process of its own, and an account of what was handed over and what arrived. It
+// needs nothing installed and leaves nothing behind.
 package demo
 
 import (
@@ -89,8 +89,8 @@ func (d *demo) open(fail context.CancelCauseFunc) error {
 	return err
 }
 
-// end stops everything and chooses what to say about how it went: the user's Ctrl-C, or the part that ended by
-// itself and broke a wait, or the error itself.
+// end stops everything and chooses what to say about how it went: the user's Ctrl-C, or the part that ended
+// by itself and broke a wait, or the error itself.
 func (d *demo) end(user context.Context, cause, err error) error {
 	if err != nil && !errors.Is(err, ErrReported) && user.Err() == nil && cause != nil {
 		// A Ctrl-C reaches the subscriber's process as well, and may be noticed there first.

@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// subscribeIndependently reports the id of every message on every broker of the configuration file, until it is
-// killed.
+// subscribeIndependently reports the id of every message on every broker of the configuration file, until it
+// is killed.
 func subscribeIndependently(path string) {
 	cfg, err := config.Load(path)
 	if err != nil {

@@ -43,8 +43,8 @@ type site struct {
 	relayDone chan error // has the relay's result when it has ended; nil before startRelay
 }
 
-// configuration is like protonmsg.conf.example: the same keys set to the same values, but for addresses and the
-// queue's store.
+// configuration is like protonmsg.conf.example: the same keys set to the same values, but for addresses and
+// the queue's store.
 var configuration = template.Must(template.New(relayConfig).Parse(`[broker]
 urls = {{.URLs}}
 topic_prefix = topic://koji
@@ -138,8 +138,8 @@ func (s *site) configure(name, user string) error {
 	return nil
 }
 
-// startRelay runs the relay as `koji-relay serve` does, but in this process and with its log in a file. When it
-// ends by itself, fail learns why.
+// startRelay runs the relay as `koji-relay serve` does, but in this process and with its log in a file. When
+// it ends by itself, fail learns why.
 func (s *site) startRelay(serve func(context.Context, string, io.Writer) error, fail context.CancelCauseFunc) {
 	intake, stop := context.WithCancel(context.Background())
 	s.stopRelay = stop

@@ -20,8 +20,8 @@ type subscriber struct {
 	done    chan struct{} // closed when the process has ended and all it wrote is read
 }
 
-// startSubscriber starts the process. Every message that it reports goes into the account; when it ends before
-// stop, fail learns it.
+// startSubscriber starts the process. Every message that it reports goes into the account; when it ends
+// before stop, fail learns it.
 func startSubscriber(program string, site *site, account *account, fail context.CancelCauseFunc) (*subscriber, error) {
 	stderr, err := os.Create(site.path(subscriberLog))
 	if err != nil {

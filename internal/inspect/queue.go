@@ -54,8 +54,8 @@ type ListOptions struct {
 	Newest  bool   `json:"newest,omitempty"`  // newest first
 }
 
-// Selection says which items an action is for: those named, or all, or all that Address, Reason and Before leave. A
-// store looks at IDs and All alone; the daemon finds the ids for the rest.
+// Selection says which items an action is for: those named, or all, or all that Address, Reason and Before
+// leave. A store looks at IDs and All alone; the daemon finds the ids for the rest.
 type Selection struct {
 	IDs     []string  `json:"ids,omitempty"`
 	All     bool      `json:"all,omitempty"`
@@ -106,8 +106,8 @@ type Item struct {
 	Died        time.Time `json:"died,omitzero"`    // of a dead letter
 	Reason      string    `json:"reason,omitempty"` // the last error, or why it is a dead letter
 
-	// Props and Body are given by Show only. Props is a JSON object, or any other valid JSON where the stored text is
-	// none. Body is of an event its kwargs; what is not UTF-8 is replaced (Export keeps the bytes).
+	// Props and Body are given by Show only. Props is a JSON object, or any other valid JSON where the stored
+	// text is none. Body is of an event its kwargs; what is not UTF-8 is replaced (Export keeps the bytes).
 	Props json.RawMessage `json:"props,omitempty"`
 	Body  string          `json:"body,omitempty"`
 }

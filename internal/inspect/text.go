@@ -1,5 +1,5 @@
-// Package inspect has what the relay shows of itself, and how it is written for a person. Whoever looks at the
-// relay, by command, page or program, sees the same names, units and words.
+// Package inspect has what the relay shows of itself, and how it is written for a person. Whoever looks at
+// the relay, by command, page or program, sees the same names, units and words.
 package inspect
 
 import (
@@ -59,8 +59,8 @@ func Time(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05Z")
 }
 
-// Line makes one line of text that came from elsewhere: what is not printable could steer a terminal or break a
-// log, and becomes a space or U+FFFD. Beyond max bytes it is cut; 0 is no limit.
+// Line makes one line of text that came from elsewhere: what is not printable could steer a terminal or break
+// a log, and becomes a space or U+FFFD. Beyond max bytes it is cut; 0 is no limit.
 func Line(s string, max int) string {
 	clean := strings.Map(func(r rune) rune {
 		switch {

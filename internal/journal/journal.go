@@ -16,9 +16,10 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// handler writes records to the systemd journal: the level becomes the priority, each attribute a field
-// of its own (commit -> COMMIT), and MESSAGE is the message followed by the attributes, since that is all that
-// journalctl shows by itself. What the journal does not take goes to the fallback. It may be used concurrently.
+// handler writes records to the systemd journal: the level becomes the priority, each attribute a field of
+// its own (commit -> COMMIT), and MESSAGE is the message followed by the attributes, since that is all that
+// journalctl shows by itself. What the journal does not take goes to the fallback. It may be used
+// concurrently.
 type handler struct {
 	send     func(message string, priority journal.Priority, fields map[string]string) error
 	fallback slog.Handler // decides which levels are logged, too
@@ -128,8 +129,8 @@ func quoted(s string) string {
 	return strconv.Quote(s)
 }
 
-// reservedFields have a meaning of their own in the journal (systemd.journal-fields(7)) that none of ours has.
-// MESSAGE_ID, for one, names a kind of record, by which journalctl looks up explanations.
+// reservedFields have a meaning of their own in the journal (systemd.journal-fields(7)) that none of ours
+// has. MESSAGE_ID, for one, names a kind of record, by which journalctl looks up explanations.
 var reservedFields = []string{
 	"MESSAGE", "MESSAGE_ID", "PRIORITY", "ERRNO", "INVOCATION_ID", "USER_INVOCATION_ID", "DOCUMENTATION", "TID",
 	"UNIT", "USER_UNIT",

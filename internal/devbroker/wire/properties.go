@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// section is where a message's properties are, or would have to be: bytes from begin to end, the same where there
-// are none.
+// section is where a message's properties are, or would have to be: bytes from begin to end, the same where
+// there are none.
 type section struct {
 	begin, end int
 	list       []any
@@ -19,8 +19,8 @@ const (
 	fieldTo        = 2
 )
 
-// findProperties finds the properties of an encoded message, behind its header and annotations. ok is false when
-// the message is not well-formed up to there.
+// findProperties finds the properties of an encoded message, behind its header and annotations. ok is false
+// when the message is not well-formed up to there.
 func findProperties(payload []byte) (s section, ok bool) {
 	d := decoder{rest: payload}
 	for len(d.rest) > 0 {
@@ -52,9 +52,9 @@ func BareProperties(payload []byte) (id, to string) {
 	return idText(f.at(fieldMessageID)), FieldOr(&f, fieldTo, "")
 }
 
-// FillTo gives the message with its property "to" set to the address, unless it has one. The message is copied,
-// but for a new properties section to the byte; one that cannot be decoded, or whose properties are of types that
-// the specification does not have there, is given back as it is.
+// FillTo gives the message with its property "to" set to the address, unless it has one. The message is
+// copied, but for a new properties section to the byte; one that cannot be decoded, or whose properties are
+// of types that the specification does not have there, is given back as it is.
 func FillTo(payload []byte, address string) []byte {
 	s, ok := findProperties(payload)
 	f := Fields{of: "properties", list: s.list}

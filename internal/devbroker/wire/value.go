@@ -1,6 +1,6 @@
-// Package wire reads and writes the frames of AMQP 1.0 for the embedded broker: values, performatives, and the
-// little of a message that the broker looks at. It does no I/O but reading a frame, and whatever a peer sends
-// costs no more than a bounded multiple of its size.
+// Package wire reads and writes the frames of AMQP 1.0 for the embedded broker: values, performatives, and
+// the little of a message that the broker looks at. It does no I/O but reading a frame, and whatever a peer
+// sends costs no more than a bounded multiple of its size.
 package wire
 
 import (
@@ -71,8 +71,8 @@ const (
 )
 
 // maxDepth and maxElements (of all lists, maps and arrays of one value together) keep a hostile frame from
-// costing much more than its size: zero-width elements (null, true, list0 ...) make an array of a few bytes claim
-// billions.
+// costing much more than its size: zero-width elements (null, true, list0 ...) make an array of a few bytes
+// claim billions.
 const (
 	maxDepth    = 32
 	maxElements = 1 << 16
