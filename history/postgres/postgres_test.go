@@ -62,6 +62,21 @@ func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
 	}
 }
 
+// A connection that broke is tried once more; what the first try left must not be taken for a replay.
+func TestNoReplayIsClaimedAfterAConnectionBroke(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t))
+	s := open(t, conn)
+	if got, err := s.ClaimReplay(t.Context(), "one", time.Minute); got != nil || err != nil {
+		t.Fatalf("claimed %v, %v although there is no replay", got, err)
+	}
+	pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND usename = '`+relayRole+`'`)
+	if got, err := s.ClaimReplay(t.Context(), "one", time.Minute); got != nil || err != nil {
+		t.Errorf("claimed %v, %v although there is no replay", got, err)
+	}
+}
+
 func TestContract(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) history.Store { return open(t, pgtest.Database(t, schema(t))) })

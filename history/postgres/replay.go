@@ -63,7 +63,9 @@ func (s *Store) ClaimReplay(ctx context.Context, writer string,
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
-		claimed = &r
+		if err == nil { // a try that failed may be followed by one that finds nothing
+			claimed = &r
+		}
 		return err
 	})
 	return claimed, err
