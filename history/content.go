@@ -44,15 +44,25 @@ var unpack = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
+// plainText has buffers for what is packed: a new one for each message would be most of the recorder's garbage.
+var plainText = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxKept bounds the buffers that are kept.
+const maxKept = 256 << 10
+
 // Pack gives the stored form of properties and body.
 func Pack(m *message.Message) ([]byte, error) {
 	props, err := message.EncodeProps(m.Props)
 	if err != nil {
 		return nil, err
 	}
-	plain := binary.AppendUvarint(make([]byte, 0, len(props)+len(m.Body)+binary.MaxVarintLen64),
-		uint64(len(props)))
+	buffer := plainText.Get().(*[]byte)
+	defer plainText.Put(buffer)
+	plain := binary.AppendUvarint((*buffer)[:0], uint64(len(props)))
 	plain = append(append(plain, props...), m.Body...)
+	if cap(plain) <= maxKept {
+		*buffer = plain
+	}
 	return pack().EncodeAll(plain, make([]byte, 0, len(plain)/3)), nil
 }
 

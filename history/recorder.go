@@ -27,7 +27,7 @@ type Options struct {
 
 const (
 	// bufferBytes bounds what waits to be written. As much again may be on its way to the store.
-	bufferBytes = 4 << 20
+	bufferBytes = 3 << 20
 	// flushBytes makes a batch worth writing before flushEvery has passed.
 	flushBytes = 512 << 10
 	flushEvery = 250 * time.Millisecond
