@@ -27,6 +27,11 @@ type usageError struct{ err error }
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
+// exitCode ends a command that has printed all there is to say with a code of its own.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
 // errReported ends a command with exitFailure when it has already printed all there is to say.
 var errReported = errors.New("already reported")
 
@@ -47,9 +52,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var code exitCode
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &code):
+		return int(code)
 	case errors.Is(err, errReported):
 		return exitFailure
 	case errors.As(err, &usage):
@@ -80,8 +88,8 @@ unusable arguments or configuration, nothing was done.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), checkCommand(), translateCommand(), tailCommand(), dbCommand(), demoCommand(),
-		queueCommand(), deadCommand(), historyCommand(), replayCommand(), auditCommand(), pauseCommand(), resumeCommand(),
+	root.AddCommand(serveCommand(), checkCommand(), statusCommand(), translateCommand(), tailCommand(), dbCommand(),
+		demoCommand(), queueCommand(), deadCommand(), historyCommand(), replayCommand(), auditCommand(), pauseCommand(), resumeCommand(),
 		reloadCommand(), logLevelCommand(), completionCommand(), sendTestCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(helpCommand(root))

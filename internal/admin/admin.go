@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -50,13 +51,20 @@ const (
 type Server struct {
 	opts    Options
 	history history
-	cached  atomic.Pointer[Status]
+	cached  atomic.Pointer[look]
 	nudge   chan struct{}
 
-	searches chan struct{} // bounds the searches of the page at a time
+	searches  chan struct{} // bounds the searches of the page at a time
+	replacing sync.Mutex    // held while cached is replaced
 
 	readOnly, control http.Server
 	stopping          context.Context // ends with Shutdown, and so do streams that have no end of their own
+}
+
+// look is a Status as the daemon gave it, and since when each reason has been seen.
+type look struct {
+	status Status
+	since  since
 }
 
 // New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only. Nothing
@@ -66,7 +74,7 @@ func New(opts Options) *Server {
 		opts.Refresh = defaultRefresh
 	}
 	s := &Server{opts: opts, nudge: make(chan struct{}, 1), searches: make(chan struct{}, maxSearches)}
-	s.cached.Store(&Status{Phase: Starting, Generated: time.Now()})
+	s.cached.Store(&look{status: Status{Phase: Starting, Generated: time.Now()}})
 	opts.Metrics.registry.MustRegister(newGauges(s.Status))
 	errorLog := slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug)
 	const maxHeader = 32 << 10
@@ -130,18 +138,26 @@ func (s *Server) refresh(ctx context.Context) {
 		status.Generated = time.Now()
 	}
 	s.history.add(time.Now(), s.opts.Metrics.totals())
-	s.cached.Store(&status)
+	judged := status
+	judged.judge(time.Now())
+	s.replacing.Lock()
+	defer s.replacing.Unlock()
+	s.cached.Store(&look{status, s.cached.Load().since.note(judged.Reasons, time.Now())})
 }
 
 // Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares with
 // other callers must not be changed.
 func (s *Server) Status() *Status {
-	status := *s.cached.Load()
+	last := s.cached.Load()
+	status := last.status
 	now := time.Now()
 	status.UptimeSeconds = seconds(now, status.Started)
 	status.Rates, status.Minutes = s.history.rates()
 	status.Recent = s.opts.Recent.Last()
 	status.judge(now)
+	for i := range status.Reasons {
+		status.Reasons[i].Since = last.since[status.Reasons[i].Code]
+	}
 	// An empty list is [] in JSON, for programs that count.
 	status.Brokers = present(status.Brokers)
 	status.DeadLetters = present(status.DeadLetters)

@@ -324,9 +324,11 @@ func TestPageInChromium(t *testing.T) {
 		server.Config.Handler = nil // the default mux knows no path
 		eval[any](b, `document.dispatchEvent(new Event("visibilitychange"))`)
 		b.await(`!document.getElementById("connection").hidden && document.getElementById("connection").innerText.includes("No answer since")`)
+		b.await(`document.title.startsWith("No answer") && document.querySelector("#state .bad .word").innerText == "No answer"`)
 		server.Config.Handler = s.Handler()
 		eval[any](b, `document.dispatchEvent(new Event("visibilitychange"))`)
-		b.await(`document.getElementById("connection").hidden`)
+		b.await(`document.getElementById("connection").hidden && !document.title.startsWith("No answer")`)
+		b.await(`document.querySelector("#state .word").innerText != "No answer"`)
 	})
 }
 
@@ -350,7 +352,8 @@ func followBroker(t *testing.T, b *browser, s *Server, source *fakeSource) {
 			s.Brokers[i].State, s.Brokers[i].Reason = inspect.Up, ""
 		}
 		s.Brokers[0].Active = true
-		s.Queue.Depth, s.Queue.Bytes, s.Queue.ByTopic = 0, 0, nil
+		s.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true}
+		s.Outbox, s.DeadLetters = Outbox{Known: true}, nil
 		s.Config.Reload.OK, s.Certificates = true, nil
 	})
 	s.opts.Metrics.CommitTaken(message.Commit{}, message.Receipt{}, 0)

@@ -122,22 +122,17 @@ func newView(s *Status, now time.Time) *view {
 
 // Headline is the first line of the page: how the relay is, and what that means for commits.
 func (s *Status) Headline() string {
-	h := newHeadline(s)
-	return h.Word + ". " + h.Sentence
+	word, sentence := s.Summary()
+	return word + ". " + sentence
 }
 
 func newHeadline(s *Status) headline {
-	switch {
-	case s.Phase == Stopping:
-		return headline{"bad", "Stopping", "Commits are handed back to the hub."}
-	case s.Phase != Running:
-		return headline{"plain", "Starting", "Commits are not taken yet."}
-	case s.State == NotReady:
-		return headline{"bad", "Not ready", "Commits are handed back to the hub."}
-	case s.State == Degraded:
-		return headline{"warn", "Ready, with problems", "Every commit is taken."}
+	word, sentence := s.Summary()
+	class := map[State]string{OK: "ok", Degraded: "warn", NotReady: "bad"}[s.State]
+	if s.Phase != Running && s.Phase != Stopping {
+		class = "plain"
 	}
-	return headline{"ok", "All is well", "Every commit is taken and sent."}
+	return headline{class, word, sentence}
 }
 
 // BrokerClass gives the colour of a broker's state.

@@ -1,10 +1,9 @@
 package admin
 
 import (
-	"fmt"
-	"koji-relay/internal/inspect"
-	"slices"
 	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 // Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it knows
@@ -59,8 +58,11 @@ const (
 
 // Reason is one cause of a State that is not OK.
 type Reason struct {
-	Code string `json:"code"` // stable, for programs
-	Text string `json:"text"` // for a person, with the remedy where there is one
+	Code    string    `json:"code"`              // stable, for programs
+	Text    string    `json:"text"`              // for a person
+	Count   int64     `json:"count,omitempty"`   // of messages, events or dead letters, where it is about those
+	Since   time.Time `json:"since,omitzero"`    // when it was first seen without a break
+	Command string    `json:"command,omitempty"` // shows more of it, or ends it
 }
 
 // Paused says what an administrator has halted.
@@ -73,7 +75,8 @@ type Paused struct {
 type Queue struct {
 	Enabled bool   `json:"enabled"`
 	Store   string `json:"store"`           // postgres or file
-	Usable  bool   `json:"usable"`          // a put would be committed
+	Usable  bool   `json:"usable"`          // a put would be committed, by the last one and by a probe that writes
+	Full    bool   `json:"full"`            // a put would not fit into max_bytes
 	Error   string `json:"error,omitempty"` // why it is not usable
 	// Ordered is [queue] preserve_order: nothing is sent while the queue cannot be looked at.
 	Ordered bool `json:"preserve_order"`
@@ -125,77 +128,4 @@ type Reload struct {
 	Changed []string  `json:"changed,omitempty"` // keys that took effect
 	// NeedRestart are the keys that changed in the file and take effect at the next start only.
 	NeedRestart []string `json:"need_restart,omitempty"`
-}
-
-const (
-	// certificateWarning is how long before its end a certificate degrades the state: two weeks let a ticket
-	// to somebody else's department come back in time.
-	certificateWarning = 14 * 24 * time.Hour
-	// staleAfter is the age of a Status from which on it says nothing about now.
-	staleAfter = 30 * time.Second
-)
-
-// judge fills in State, Ready and Reasons. Ready answers one question: would a commit handed over at the moment
-// be taken?
-func (s *Status) judge(now time.Time) {
-	s.Reasons = []Reason{}
-	add := func(code, format string, args ...any) {
-		s.Reasons = append(s.Reasons, Reason{Code: code, Text: fmt.Sprintf(format, args...)})
-	}
-	sends := slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
-	if !sends {
-		add("NO_BROKER", "no broker is up; messages wait in the queue")
-	}
-	if s.Paused.Publish {
-		sends = false
-		add("PAUSED", "sending is paused; run 'koji-relay resume --publish' to go on")
-	} else if s.Paused.Drain {
-		add("DRAIN_PAUSED", "the queue is not drained; run 'koji-relay resume' to go on")
-	}
-	stores := s.Queue.Enabled && s.Queue.Usable
-	switch q := s.Queue; {
-	case !q.Enabled && !sends:
-		add("QUEUE_OFF", "[queue] enabled = off: what no broker takes is handed back to the hub")
-	case q.Enabled && !q.Usable:
-		add("STORE_UNUSABLE", "the %s store cannot be used: %s", q.Store, q.Error)
-		sends = sends && !q.Ordered
-	case q.Enabled && q.MaxBytes > 0 && q.Bytes >= q.MaxBytes:
-		stores = false
-		add("QUEUE_FULL", "the queue holds %d bytes and max_bytes is %d", q.Bytes, q.MaxBytes)
-	}
-	if s.Outbox.Error != "" {
-		add("OUTBOX_UNREADABLE", "the outbox cannot be read: %s", s.Outbox.Error)
-	}
-	if r := s.Config.Reload; !r.Time.IsZero() && !r.OK {
-		add("RELOAD_FAILED", "the configuration file has errors; the one read before stays in effect")
-	}
-	for _, c := range s.Certificates {
-		switch left := c.Expires.Sub(now); {
-		case left <= 0:
-			add("CERTIFICATE_EXPIRED", "the certificate of %s expired on %s", c.Name, c.Expires.UTC().Format(time.DateOnly))
-		case left < certificateWarning:
-			add("CERTIFICATE_EXPIRES", "the certificate of %s expires on %s", c.Name, c.Expires.UTC().Format(time.DateOnly))
-		}
-	}
-	if age := now.Sub(s.Generated); age > staleAfter {
-		add("STALE", "what is shown is %s old: the relay is slow to look at itself", age.Round(time.Second))
-	}
-	s.Ready = sends || stores
-	switch s.Phase {
-	case Running:
-	case Stopping:
-		s.Ready = false
-		s.Reasons = slices.Insert(s.Reasons, 0, Reason{"STOPPING", "koji-relay is stopping"})
-	default:
-		s.Ready = false
-		s.Reasons = []Reason{{"STARTING", "koji-relay has not started yet"}}
-	}
-	switch {
-	case !s.Ready:
-		s.State = NotReady
-	case len(s.Reasons) > 0:
-		s.State = Degraded
-	default:
-		s.State = OK
-	}
 }

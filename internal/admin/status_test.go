@@ -41,8 +41,15 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 		{"drain paused", func(s *Status) { s.Paused.Drain = true }, Degraded, "DRAIN_PAUSED"},
 		{"queue off", func(s *Status) { s.Queue = Queue{} }, OK, ""},
 		{"queue off, no broker", func(s *Status) { s.Queue = Queue{}; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_OFF"},
-		{"queue full", func(s *Status) { s.Queue.MaxBytes, s.Queue.Bytes = 10, 10 }, Degraded, "QUEUE_FULL"},
-		{"queue full, no broker", func(s *Status) { s.Queue.MaxBytes, s.Queue.Bytes = 10, 10; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_FULL"},
+		{"queue full", func(s *Status) { s.Queue.Full = true }, Degraded, "QUEUE_FULL"},
+		{"queue full, no broker", func(s *Status) { s.Queue.Full = true; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_FULL"},
+		{"nobody has bound the topics", func(s *Status) { s.Queue.Depth, s.Queue.SetAside = 3, 3 }, Degraded, "TURNED_AWAY"},
+		{"dead letters", func(s *Status) { s.Queue.DeadLetters = 1 }, Degraded, "DEAD_LETTERS"},
+		{"the drain is under way", func(s *Status) { s.Queue.Depth, s.Queue.Oldest = 3, time.Now() }, OK, ""},
+		{"messages wait for minutes", func(s *Status) { s.Queue.Depth, s.Queue.Oldest = 3, time.Now().Add(-time.Hour) },
+			Degraded, "BACKLOG"},
+		{"events wait for minutes", func(s *Status) { s.Outbox.Depth, s.Outbox.Oldest = 3, time.Now().Add(-time.Hour) },
+			Degraded, "OUTBOX_BACKLOG"},
 		{"outbox unreadable", func(s *Status) { s.Outbox.Error = "permission denied" }, Degraded, "OUTBOX_UNREADABLE"},
 		{"reload failed", func(s *Status) { s.Config.Reload.Time = time.Now() }, Degraded, "RELOAD_FAILED"},
 		{"certificate ends soon", func(s *Status) { s.Certificates[0].Expires = time.Now().Add(time.Hour) }, Degraded, "CERTIFICATE_EXPIRES"},
@@ -255,6 +262,34 @@ func TestHeadlineIsToldWhenItChanges(t *testing.T) {
 			"All is well. Every commit is taken and sent."}
 		if !slices.Equal(told, want) {
 			t.Errorf("told %q, want %q", told, want)
+		}
+	})
+}
+
+func TestReasonSaysSinceWhenAndWhatToDo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := &fakeSource{status: runningStatus()}
+		source.change(func(s *Status) { s.Queue.DeadLetters = 2 })
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
+			Logger: discard})
+		s.refresh(t.Context())
+		began := time.Now()
+		time.Sleep(time.Hour) // of the bubble
+		source.change(func(s *Status) { s.Queue.DeadLetters = 3; s.Paused.Drain = true; s.Generated = time.Now() })
+		s.refresh(t.Context())
+		want := []Reason{
+			{Code: "DRAIN_PAUSED", Text: "the queue is not drained", Since: time.Now(), Command: "koji-relay resume"},
+			{Code: "DEAD_LETTERS", Text: "3 dead letters to decide on: retry or drop", Count: 3, Since: began,
+				Command: "koji-relay dead list"},
+		}
+		if diff := cmp.Diff(want, s.Status().Reasons); diff != "" {
+			t.Errorf("reasons (-want +got):\n%s", diff)
+		}
+		source.change(func(s *Status) { s.Queue.DeadLetters, s.Paused.Drain = 0, false })
+		s.refresh(t.Context())
+		if left := s.Status().Reasons; len(left) != 0 {
+			t.Errorf("all is over, and the reasons are %v", left)
 		}
 	})
 }

@@ -51,9 +51,10 @@ type Daemon struct {
 	reloads chan chan error
 	fatal   chan error // the error of a part that ended by itself
 
-	// What outlives a reload. The first two are nil with [queue] enabled = off, the others unless the store is
+	// What outlives a reload. The first three are nil with [queue] enabled = off, the others unless the store is
 	// Postgres.
 	store    store
+	health   *storeHealth
 	drainer  *drain.Drainer
 	postgres *postgres.Store
 	pokes    []net.PacketConn // where the hub says that something is in the outbox
@@ -188,6 +189,7 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 		return err
 	}
 	d.store = opened
+	d.health = &storeHealth{store: opened}
 	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
 	d.drainer = drain.New(opened, &d.current, d.drainOptions(c))
 	if pg != nil {
@@ -276,6 +278,10 @@ func (d *Daemon) serveAdmin(parts *stops) {
 	})
 	d.admin = server
 	parts.add(startPart("status", time.Second, d.fatal, server.Run))
+	if d.health != nil {
+		d.health.changed = server.Refresh
+		parts.add(startPart("look at the store", time.Second, d.fatal, d.health.Run))
+	}
 	parts.add(part{"admin", 3 * time.Second, server.Shutdown})
 	if c.Control != "" {
 		d.serveAlso(parts, "control", shareOf(16, mostControl), func() (net.Listener, error) {

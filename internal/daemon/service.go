@@ -48,7 +48,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 		log:            d.log,
 	}
 	if d.store != nil {
-		p.queue = d.store
+		p.queue = d.health
 		p.stored = d.drainer.Wake
 	}
 	hub, outbox := p, p

@@ -54,6 +54,11 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	if d.store != nil {
 		s.Paused.Drain = d.drainer.Status().Paused
 		describeQueue(ctx, d.store, &s)
+		full, err := d.health.failure(s.Queue.Bytes, s.Queue.MaxBytes)
+		s.Queue.Full = s.Queue.Known && full
+		if err != nil {
+			s.Queue.Usable, s.Queue.Error = false, err.Error()
+		}
 	}
 	if d.outbox != nil && s.Outbox.Error == "" {
 		s.Outbox.Error = d.outbox.Status().Error

@@ -21,6 +21,24 @@
     if (focused) document.getElementById(focused.id)?.querySelector("summary").focus();
   };
 
+  // What is shown may be wrong by now, and the colour of it most of all.
+  const noAnswer = since => {
+    note.textContent = `No answer ${since}: what is shown is from then.`;
+    note.hidden = false;
+    document.title = "No answer - koji-relay";
+    const state = document.getElementById("state");
+    const box = document.createElement("div");
+    box.className = "state-box bad";
+    for (const [name, text] of [["word", "No answer"], ["sentence", `The relay has not answered ${since}.`]]) {
+      const line = document.createElement("p");
+      line.className = name;
+      line.textContent = text;
+      box.append(line);
+    }
+    state.replaceChildren(box);
+    shown.delete("state"); // so that the next answer replaces it
+  };
+
   const update = async () => {
     try {
       const answer = await fetch("/", {cache: "no-store", signal: AbortSignal.timeout(10000)});
@@ -32,8 +50,7 @@
       answered = new Date();
       note.hidden = true;
     } catch {
-      note.textContent = `No answer since ${answered.toLocaleTimeString()}: what is shown is from then.`;
-      note.hidden = false;
+      noAnswer(`since ${answered.toISOString().slice(11, 19)} UTC`);
     }
     next();
   };

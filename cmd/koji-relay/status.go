@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"koji-relay/internal/admin"
+	"koji-relay/internal/inspect"
+)
+
+// What 'koji-relay status' ends with: for monitoring that knows exit codes, the usual three.
+const (
+	statusOK       = 0
+	statusDegraded = 1
+	statusNotReady = 2 // or not running
+)
+
+func statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say whether commits are taken and sent, and what is wrong",
+		Long: `Say whether the running relay takes commits and sends their messages, what is
+wrong, since when, and which command shows more of it or ends it.
+
+Exit codes: 0 all is well; 1 every commit is taken, but something needs
+attention; 2 commits are handed back to the hub, or the relay does not run.`,
+		Example: "  koji-relay status\n  koji-relay status --json",
+		Args:    cobra.NoArgs,
+	}
+	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, err := runningRelay(*path)
+		if err != nil {
+			return err
+		}
+		s, err := client.Status(cmd.Context())
+		if errors.Is(err, admin.ErrNotRunning) {
+			fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay:", err)
+			return exitCode(statusNotReady)
+		}
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			err = printJSON(cmd.OutOrStdout(), s)
+		} else {
+			err = printStatus(cmd.OutOrStdout(), &s)
+		}
+		switch {
+		case err != nil:
+			return err
+		case s.State == admin.NotReady:
+			return exitCode(statusNotReady)
+		case s.State == admin.Degraded:
+			return exitCode(statusDegraded)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printStatus(out io.Writer, s *admin.Status) error {
+	t := newTable(out)
+	t.line(s.Headline())
+	if len(s.Reasons) > 0 {
+		t.line("")
+		t.row("REASON", "SINCE", "WHAT", "COMMAND")
+		for _, r := range s.Reasons {
+			t.row(r.Code, inspect.Time(r.Since), r.Text, r.Command)
+		}
+	}
+	t.line("")
+	for i := range s.Brokers {
+		t.row("broker "+s.Brokers[i].Name, brokerText(&s.Brokers[i], s.Generated))
+	}
+	if s.Queue.Known {
+		t.row("queue", fmt.Sprintf("%d messages, %s, oldest %s (%s)", s.Queue.Depth, inspect.Size(s.Queue.Bytes),
+			inspect.Age(s.Generated, s.Queue.Oldest), s.Queue.Store))
+		t.row("dead letters", fmt.Sprint(s.Queue.DeadLetters))
+	}
+	if s.Outbox.Known {
+		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth, inspect.Age(s.Generated, s.Outbox.Oldest)))
+	}
+	return t.flush()
+}

@@ -1,0 +1,165 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// said is what the relay says of itself, by each way that it has.
+type said struct {
+	ready   int      // status of GET /ready
+	state   string   // of GET /ready
+	codes   []string // of its reasons
+	gauge   string   // koji_relay_ready
+	command int      // exit code of koji-relay status
+	page    string   // the first words of the page
+}
+
+// ask asks the relay in each way; the error says which two contradict each other.
+func (r *relay) ask(t testing.TB, admin string) (s said, err error) {
+	t.Helper()
+	get := func(path string) (int, string) {
+		answer, getErr := http.Get("http://" + admin + path)
+		if getErr != nil {
+			err = getErr
+			return 0, ""
+		}
+		defer answer.Body.Close()
+		var b bytes.Buffer
+		b.ReadFrom(answer.Body)
+		return answer.StatusCode, b.String()
+	}
+	code, text := get("/ready")
+	var ready struct {
+		State   string
+		Reasons []struct{ Code string }
+	}
+	if err := json.Unmarshal([]byte(text), &ready); err != nil {
+		return s, fmt.Errorf("GET /ready: %w: %q", err, text)
+	}
+	s.ready, s.state = code, ready.State
+	for _, reason := range ready.Reasons {
+		s.codes = append(s.codes, reason.Code)
+	}
+	_, metrics := get("/metrics")
+	for line := range strings.Lines(metrics) {
+		if value, ok := strings.CutPrefix(line, "koji_relay_ready "); ok {
+			s.gauge = strings.TrimSpace(value)
+		}
+	}
+	_, page := get("/")
+	for _, word := range []string{"All is well", "Ready, with problems", "Not ready"} {
+		if strings.Contains(page, `<p class="word">`+word+`</p>`) {
+			s.page = word
+		}
+	}
+	path, binaryErr := binary()
+	if binaryErr != nil {
+		t.Fatal(binaryErr)
+	}
+	status := exec.Command(path, "status", "--config", r.conf)
+	out, _ := status.Output()
+	s.command = status.ProcessState.ExitCode()
+	if err == nil && !strings.HasPrefix(string(out), s.page+".") {
+		err = fmt.Errorf("the page says %q and koji-relay status %q", s.page, out)
+	}
+	return s, err
+}
+
+// says waits until all ways say the same: the state, and a reason with that code ("" = none at all).
+func (r *relay) says(t testing.TB, admin string, limit time.Duration, state, code string) {
+	t.Helper()
+	want := map[string]said{
+		"ok":        {ready: 200, gauge: "1", command: 0, page: "All is well"},
+		"degraded":  {ready: 200, gauge: "1", command: 1, page: "Ready, with problems"},
+		"not_ready": {ready: 503, gauge: "0", command: 2, page: "Not ready"},
+	}[state]
+	eventually(t, limit, "state "+state+" "+code, func() error {
+		s, err := r.ask(t, admin)
+		if err != nil {
+			return err
+		}
+		if s.state != state || s.ready != want.ready || s.gauge != want.gauge || s.command != want.command || s.page != want.page ||
+			(code == "") != (len(s.codes) == 0) || code != "" && !slices.Contains(s.codes, code) {
+			return fmt.Errorf("it says %+v", s)
+		}
+		return nil
+	})
+}
+
+// TestWhatItSaysIsTrue leads the built relay through an outage of everything, and asks in every way there is what it
+// says of itself: readiness, metrics, page and command agree, and so does what the hub is answered.
+func TestWhatItSaysIsTrue(t *testing.T) {
+	t.Parallel()
+	db := startPostgres(t)
+	broker := startBroker(t, rabbitmq40)
+	port, _ := freePorts(t)
+	admin := "127.0.0.1:" + strconv.Itoa(port)
+	part := newPart()
+	set := forBroker(rabbitmq40, part, broker).with(newDatabase(t, db, "truth"), settings{"relay.admin": admin})
+	box := subscribe(t, broker, rabbitmq40, rabbitmq40.sources(part, []string{tagTopic})...)
+	r := startRelay(t, set, broker)
+	const soon = 15 * time.Second // promised are 5 s; a busy machine gets more
+
+	body, ids := tagCommit(1)
+	r.mustPost(t, body)
+	box.waitFor(t, soon, ids...)
+	r.says(t, admin, soon, "ok", "")
+
+	// A database that can be read and not written, while the broker is up: every commit is taken.
+	readOnly := func(on string) {
+		for _, sql := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on, "SELECT pg_reload_conf()"} {
+			var ignored any
+			if err := db.query(t, "postgres", sql, &ignored); err != nil && !strings.Contains(err.Error(), "no rows") {
+				t.Fatal(err)
+			}
+		}
+	}
+	readOnly("on")
+	r.says(t, admin, soon, "degraded", "STORE_UNUSABLE")
+	body, _ = tagCommit(1)
+	r.mustPost(t, body)
+
+	// And no broker: every commit is refused, and all ways say so.
+	broker.freeze(t)
+	r.says(t, admin, time.Minute, "not_ready", "STORE_UNUSABLE")
+	body, _ = tagCommit(1)
+	if a, err := r.post(within(t, time.Minute), body); err != nil || a.Code != http.StatusServiceUnavailable {
+		t.Errorf("while not ready a commit was answered %+v %v", a, err)
+	}
+	readOnly("off")
+	r.says(t, admin, soon, "degraded", "NO_BROKER")
+	body, _ = tagCommit(1)
+	r.mustPost(t, body)
+	broker.thaw(t)
+	r.says(t, admin, time.Minute, "ok", "")
+
+	// Nobody has bound the topic: taken, but not sent.
+	body = fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"},
+		"build": {"name": "pkg", "version": "1.0", "release": "1"}, "user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
+	r.mustPost(t, body)
+	r.says(t, admin, soon, "degraded", "TURNED_AWAY")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(path, "queue", "drop", "--config", r.conf, "--all", "--yes").CombinedOutput(); err != nil {
+		t.Fatalf("drop the queue: %v\n%s", err, out)
+	}
+	r.says(t, admin, soon, "ok", "")
+	r.kill(t)
+	status := exec.Command(path, "status", "--config", r.conf)
+	if out, _ := status.CombinedOutput(); status.ProcessState.ExitCode() != 2 {
+		t.Errorf("without a relay status exits %d: %s", status.ProcessState.ExitCode(), out)
+	}
+}

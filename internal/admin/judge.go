@@ -1,0 +1,182 @@
+package admin
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"koji-relay/internal/inspect"
+)
+
+const (
+	// certificateWarning is how long before its end a certificate degrades the state: two weeks let a ticket
+	// to somebody else's department come back in time.
+	certificateWarning = 14 * 24 * time.Hour
+	// staleAfter is the age of a Status from which on it says nothing about now.
+	staleAfter = 30 * time.Second
+	// backlogAfter is the age from which on what waits is worth a word: the drain and the reader had their chance.
+	backlogAfter = time.Minute
+)
+
+// judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived. Ready answers
+// one question: would a commit handed over at the moment be taken?
+func (s *Status) judge(now time.Time) {
+	s.Reasons = slices.Concat(s.sending(), s.storing(), s.waiting(now), s.setUp(now))
+	if age := now.Sub(s.Generated); age > staleAfter {
+		s.Reasons = append(s.Reasons, Reason{Code: "STALE",
+			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself", age.Round(time.Second))})
+	}
+	s.Ready = s.takes()
+	switch s.Phase {
+	case Running:
+	case Stopping:
+		s.Ready = false
+		s.Reasons = slices.Insert(s.Reasons, 0, Reason{Code: "STOPPING", Text: "koji-relay is stopping"})
+	default:
+		s.Ready = false
+		s.Reasons = []Reason{{Code: "STARTING", Text: "koji-relay has not started yet"}}
+	}
+	switch {
+	case !s.Ready:
+		s.State = NotReady
+	case len(s.Reasons) > 0:
+		s.State = Degraded
+	default:
+		s.State = OK
+		s.Reasons = []Reason{}
+	}
+}
+
+// Summary is a judged Status in a word and a sentence: the first line of the page, of 'koji-relay status', and what
+// systemd shows.
+func (s *Status) Summary() (word, sentence string) {
+	switch {
+	case s.Phase == Stopping:
+		return "Stopping", "Commits are handed back to the hub."
+	case s.Phase != Running:
+		return "Starting", "Commits are not taken yet."
+	case s.State == NotReady:
+		return "Not ready", "Commits are handed back to the hub."
+	case s.State == Degraded:
+		return "Ready, with problems", "Every commit is taken."
+	}
+	return "All is well", "Every commit is taken and sent."
+}
+
+// takes reports whether a commit would be sent or stored.
+func (s *Status) takes() bool {
+	stores := s.Queue.Enabled && s.Queue.Usable && !s.Queue.Full
+	sends := s.sends() && !s.Paused.Publish
+	if s.Queue.Enabled && !s.Queue.Usable && s.Queue.Ordered {
+		sends = false // what would be overtaken cannot be seen
+	}
+	return sends || stores
+}
+
+func (s *Status) sends() bool {
+	return slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
+}
+
+// sending gives the reasons why messages do not go out at once.
+func (s *Status) sending() (all []Reason) {
+	if !s.sends() {
+		all = append(all, Reason{Code: "NO_BROKER", Text: "no broker is up; messages wait in the queue",
+			Command: "koji-relay check --connect"})
+	}
+	if s.Paused.Publish {
+		all = append(all, Reason{Code: "PAUSED", Text: "sending is paused", Command: "koji-relay resume --publish"})
+	} else if s.Paused.Drain {
+		all = append(all, Reason{Code: "DRAIN_PAUSED", Text: "the queue is not drained", Command: "koji-relay resume"})
+	}
+	return all
+}
+
+// storing gives the reasons why what no broker takes is not kept.
+func (s *Status) storing() (all []Reason) {
+	switch q := s.Queue; {
+	case !q.Enabled && (!s.sends() || s.Paused.Publish):
+		all = append(all, Reason{Code: "QUEUE_OFF",
+			Text: "[queue] enabled = off: what no broker takes is handed back to the hub"})
+	case q.Enabled && !q.Usable:
+		all = append(all, Reason{Code: "STORE_UNUSABLE", Text: fmt.Sprintf("the %s store cannot be used: %s", q.Store, q.Error),
+			Command: "koji-relay check --connect"})
+	case q.Enabled && q.Full:
+		all = append(all, Reason{Code: "QUEUE_FULL", Count: q.Depth,
+			Text:    fmt.Sprintf("the queue holds %d bytes and max_bytes is %d", q.Bytes, q.MaxBytes),
+			Command: "koji-relay queue status"})
+	}
+	if s.Outbox.Error != "" {
+		all = append(all, Reason{Code: "OUTBOX_UNREADABLE", Text: "the outbox cannot be read: " + s.Outbox.Error,
+			Command: "koji-relay check --connect"})
+	}
+	return all
+}
+
+// waiting gives the reasons for which messages wait that were handed over.
+func (s *Status) waiting(now time.Time) (all []Reason) {
+	q := s.Queue
+	if q.SetAside > 0 {
+		all = append(all, Reason{Code: "TURNED_AWAY", Count: q.SetAside,
+			Text:    fmt.Sprintf("brokers turned away %s; each is tried again", count(q.SetAside, "message")),
+			Command: "koji-relay queue list"})
+	}
+	if n := q.Depth - q.SetAside; n > 0 && s.sends() && seconds(now, q.Oldest) > backlogAfter.Seconds() {
+		all = append(all, Reason{Code: "BACKLOG", Count: n,
+			Text:    fmt.Sprintf("%s in the queue, the oldest for %s", count(n, "message"), now.Sub(q.Oldest).Round(time.Second)),
+			Command: "koji-relay queue status"})
+	}
+	if o := s.Outbox; o.Depth > 0 && seconds(now, o.Oldest) > backlogAfter.Seconds() {
+		all = append(all, Reason{Code: "OUTBOX_BACKLOG", Count: o.Depth,
+			Text:    fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"), now.Sub(o.Oldest).Round(time.Second)),
+			Command: "koji-relay queue status"})
+	}
+	if q.DeadLetters > 0 {
+		all = append(all, Reason{Code: "DEAD_LETTERS", Count: q.DeadLetters,
+			Text:    count(q.DeadLetters, "dead letter") + " to decide on: retry or drop",
+			Command: "koji-relay dead list"})
+	}
+	return all
+}
+
+// setUp gives what is wrong with configuration and certificates.
+func (s *Status) setUp(now time.Time) (all []Reason) {
+	if r := s.Config.Reload; !r.Time.IsZero() && !r.OK {
+		all = append(all, Reason{Code: "RELOAD_FAILED", Command: "koji-relay check",
+			Text: "the configuration file has errors; the one read before stays in effect"})
+	}
+	for _, c := range s.Certificates {
+		day := c.Expires.UTC().Format(time.DateOnly)
+		switch left := c.Expires.Sub(now); {
+		case left <= 0:
+			all = append(all, Reason{Code: "CERTIFICATE_EXPIRED", Command: "koji-relay check",
+				Text: fmt.Sprintf("the certificate of %s expired on %s", c.Name, day)})
+		case left < certificateWarning:
+			all = append(all, Reason{Code: "CERTIFICATE_EXPIRES", Command: "koji-relay check",
+				Text: fmt.Sprintf("the certificate of %s expires on %s", c.Name, day)})
+		}
+	}
+	return all
+}
+
+// count is n and the noun, which gets an s unless there is one.
+func count(n int64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+// since knows when each reason was first seen. Its zero value is ready to use; it is not safe for concurrent use.
+type since map[string]time.Time
+
+// note takes the reasons of a look, and forgets those that are over.
+func (s since) note(reasons []Reason, now time.Time) since {
+	next := make(since, len(reasons))
+	for _, r := range reasons {
+		next[r.Code] = now
+		if before, ok := s[r.Code]; ok {
+			next[r.Code] = before
+		}
+	}
+	return next
+}
