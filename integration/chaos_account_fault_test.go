@@ -36,7 +36,7 @@ func TestChaosAccountFindsFaults(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			quiet := &recorder{TB: t}
-			c := &chaos{TB: quiet, ordered: true}
+			c := &chaos{TB: quiet, ordered: true, kinds: [3]brokerKind{rabbitmq40, rabbitmq40, rabbitmq40}}
 			c.account = newAccount(c)
 			committed := make(map[int]bool)
 			var arrivals [3][]delivery

@@ -226,6 +226,9 @@ func (a *account) disorder(arrivals [3][]delivery) (found []string) {
 				continue
 			}
 			key := fmt.Sprint(a.events[number].build, f.way)
+			if !a.c.kinds[broker].rabbit() { // it has a queue for each topic, and no order between them
+				key += a.events[number].topic
+			}
 			if before := last[key]; before > number {
 				found = append(found, fmt.Sprintf("event %d of build %d came to broker %d after %d, both by %s (%s)",
 					number, a.events[number].build, broker, before, f.way, a.events[number].how))

@@ -30,6 +30,7 @@ type chaos struct {
 
 	part    string // of the topics
 	kinds   [3]brokerKind
+	prefix  string // topic_prefix, with %s for part
 	brokers [3]*server
 	open    [3]func() *inbox
 	ways    [5]*way
@@ -53,10 +54,7 @@ const chaosDatabase = "koji"
 func newChaos(t *testing.T, seed uint64, length time.Duration) *chaos {
 	c := &chaos{TB: t, seed: seed, length: length, ordered: seed%2 == 1, part: newPart(),
 		happened: make(map[string]int)}
-	all := []brokerKind{rabbitmq40, rabbitmq310, artemis}
-	for i := range c.kinds { // each is preferred in every third run
-		c.kinds[i] = all[(i+int(seed%3))%3]
-	}
+	c.kinds, c.prefix = chaosBus(seed)
 	for i, b := range c.kinds {
 		c.brokers[i] = newServer(t, b.service)
 		t.Cleanup(func() { logOnFailure(t, c.brokers[i]); c.brokers[i].remove() })
@@ -80,6 +78,18 @@ func newChaos(t *testing.T, seed uint64, length time.Duration) *chaos {
 	return c
 }
 
+// chaosBus is the kinds of the brokers, in order of preference, and their topic_prefix. Brokers of one bus have one
+// prefix, and none is served by both RabbitMQ and Artemis: every third run is of Artemis alone.
+func chaosBus(seed uint64) (kinds [3]brokerKind, prefix string) {
+	switch seed % 3 {
+	case 0:
+		return [3]brokerKind{artemis, artemis, artemis}, artemis.prefix
+	case 1:
+		return [3]brokerKind{rabbitmq40, rabbitmq310, rabbitmq40}, "/topic/%s"
+	}
+	return [3]brokerKind{rabbitmq310, rabbitmq40, rabbitmq310}, "/topic/%s"
+}
+
 // subscribe makes broker i keep what comes until the consumer reads it at the end.
 func (c *chaos) subscribe(i int) {
 	t, s, b := c.TB.(*testing.T), c.brokers[i], c.kinds[i]
@@ -88,8 +98,6 @@ func (c *chaos) subscribe(i int) {
 		declareQueue(t, s, c.part, ledgerTopics)
 		address = fmt.Sprintf(b.queue, c.part)
 	} else {
-		// A prefix that RabbitMQ serves is a name like any other to Artemis.
-		b.source = "/topic/%s.%s"
 		durable(t, b, s, c.part, ledgerTopics...)
 	}
 	c.open[i] = func() *inbox {
@@ -163,13 +171,13 @@ func (c *chaos) startRelays() {
 		_, port, _ := net.SplitHostPort(c.ways[3+i].Listen)
 		ports = append(ports, port)
 	}
-	c.plain = settings{
-		"broker.urls": strings.Join(urls, " "), "broker.topic_prefix": "/topic/" + c.part,
+	c.plain = settings{}.with(c.kinds[0].settings, settings{
+		"broker.urls": strings.Join(urls, " "), "broker.topic_prefix": fmt.Sprintf(c.prefix, c.part),
 		"broker.send_timeout": "10", "broker.idle_timeout": "10",
 		"message.durable": "on", "message.events": "*",
 		"queue.store": "postgres", "queue.database": twoHosts(ports...), "queue.interval": "1",
 		"queue.max_age": "240", "queue.preserve_order": map[bool]string{true: "on", false: "off"}[c.ordered],
-	}
+	})
 	for i := range c.relays {
 		c.relays[i] = newRelay(c, c.plain)
 		c.witnesses[i] = newWitness(c, i)
