@@ -220,7 +220,7 @@ func (b *broker) usable() bool {
 func (b *broker) status() inspect.Broker {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := inspect.Broker{Name: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause}
+	s := inspect.Broker{Name: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause, TLS: b.e.TLS}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
 		s.Target, s.MaxMessageSize, s.InFlight = c.Target, c.MaxSize, c.unacked.Load()

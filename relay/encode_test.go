@@ -136,6 +136,11 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 			t.Fatal(err)
 		}
 		first[r.Status()[0].Name] = true
+		for _, b := range r.Status() {
+			if b.TLS != strings.HasSuffix(b.Name, ":5671") {
+				t.Fatalf("status says TLS %v of %s", b.TLS, b.Name)
+			}
+		}
 	}
 	for _, name := range []string{"a:5672", "b:5672", "[::1]:5671"} {
 		if !first[name] {
