@@ -2,7 +2,6 @@ package config
 
 import (
 	"math"
-
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
@@ -30,7 +29,6 @@ type key struct {
 
 func (k *key) id() string { return k.section + "." + k.name }
 
-// live reports whether the key has a value of its own in the effective configuration.
 // inUse reports whether the key is read under its own name.
 func (k *key) inUse() bool { return k.retired == "" && k.gone == "" }
 
@@ -218,7 +216,8 @@ var keys = []key{
 		access: into(func(c *Config) *string { return &c.Relay.LogFormat }, oneOf(Auto, LogJournal, LogText, LogJSON))},
 }
 
-// socketOnly is the remedy for the keys of the loopback port. docs/decisions/0012 says why it went.
+// socketOnly is the remedy for the keys of the loopback port.
+// docs/decisions/0011-only-the-socket.md says why it went.
 const socketOnly = "the hub hands over on the Unix socket alone; remove it, and give the web server's group access by " +
 	"socket_group, or by SocketGroup= in koji-relay.socket"
 

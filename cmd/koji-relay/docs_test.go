@@ -16,7 +16,7 @@ import (
 )
 
 // The packages' build writes man pages and completions with this flag. They come from a test, so that neither
-// the writer nor what it needs is in the program (docs/decisions/0010-man-pages.md).
+// the writer nor what it needs is in the program (docs/decisions/0009-man-pages-and-packages.md).
 var docsDir = flag.String("docs", "", "write man pages and shell completions into this `directory`")
 
 // writeDocs fills dir with man1/*.1 and with the completions bash, zsh and fish. The pages bear the month of
