@@ -65,7 +65,6 @@ var layers = []layer{
 	{"history/storetest", []string{"history", "internal/inspect", "internal/message"},
 		[]string{"github.com/google/go-cmp", "github.com/google/uuid"},
 		"the suite knows the contract; a store that runs it opens itself"},
-	{"internal/inspect", nil, nil, "inspect is what all show and print; it has no behaviour"},
 	{"internal/ingest", []string{"internal/message"}, []string{"golang.org/x/sync"},
 		"ingest hands commits on through an interface; stages do not import each other"},
 	{"internal/inspect", nil, nil,

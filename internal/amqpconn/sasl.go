@@ -12,10 +12,10 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// The driver takes the first mechanism of the server's list for which it has a handler, so with it alone
-// neither "EXTERNAL where offered, else PLAIN" nor "never ANONYMOUS when there is a user" can be had in one
-// connection. So the SASL layer, which comes before anything the driver needs to know, is negotiated here. It
-// is two frames either way (AMQP 1.0 security, section 5.3):
+// The driver takes the first mechanism of the server's list for which it has a handler. With it alone
+// "EXTERNAL where offered, else PLAIN" cannot be had in one connection, and errors name neither the offered
+// list nor the outcome. So the SASL layer is negotiated here, before the driver is given the connection
+// (docs/decisions/0004-sasl-of-our-own.md). It is two frames either way (AMQP 1.0 security, section 5.3):
 //
 //	client                                server
 //	AMQP 3 1 0 0                   --->

@@ -1,5 +1,3 @@
-// Package inspect has what the relay shows of itself, and how it is written for a person. Whoever looks at
-// the relay, by command, page or program, sees the same names, units and words.
 package inspect
 
 import (
