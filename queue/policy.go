@@ -7,24 +7,14 @@ import (
 	"koji-relay/internal/retry"
 )
 
-// DefaultMaxAttempts is used where Limits.MaxAttempts is 0.
-const DefaultMaxAttempts = 8
-
 // Limits are the bounds of a store that may change while it is open.
 type Limits struct {
 	// MaxBytes bounds the queue, in message.Message.Size; 0 means no bound. It is measured now and then and
 	// counted in between, so that several relays together may exceed it by what they put in one interval.
 	MaxBytes int64
-	// MaxAttempts is the number of failed attempts that look permanent after which a message is a dead letter.
+	// MaxAttempts is the number of failed attempts that look permanent after which a message is a dead letter; 0
+	// means never.
 	MaxAttempts int
-}
-
-// Attempts is MaxAttempts, or its default.
-func (l Limits) Attempts() int {
-	if l.MaxAttempts <= 0 {
-		return DefaultMaxAttempts
-	}
-	return l.MaxAttempts
 }
 
 // Decide gives what becomes of a message after an outcome, given its counts from before; false where the row
@@ -43,7 +33,7 @@ func Decide(e Entry, o message.Outcome, maxAttempts int) (Settlement, bool) {
 		s.Tries++
 		s.Action = SetAside
 		s.Delay = countDelay(s.Attempts)
-		if s.Attempts >= maxAttempts {
+		if maxAttempts > 0 && s.Attempts >= maxAttempts {
 			s.Action = Bury
 		}
 	case message.Dead:

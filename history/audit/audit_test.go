@@ -29,18 +29,18 @@ const kojiTables = `
 	CREATE TABLE build (id integer PRIMARY KEY, pkg_id integer, version text, release text, state integer,
 		completion_time timestamptz, promotion_time timestamptz);
 	CREATE TABLE tag_listing (build_id integer, tag_id integer, create_event integer, revoke_event integer);
-	CREATE TABLE task (id integer PRIMARY KEY, state integer, create_time timestamptz, completion_time
-	timestamptz);
-	CREATE TABLE repo (id integer PRIMARY KEY, state integer, creation_time timestamptz, state_time
-	timestamptz);
-	INSERT INTO events (time) SELECT now() - (1000 - n) * interval '1 minute' FROM generate_series(1, 1000)
-	n; -- id n
+	CREATE TABLE task (id integer PRIMARY KEY, state integer, create_time timestamptz,
+		completion_time timestamptz);
+	CREATE TABLE repo (id integer PRIMARY KEY, state integer,
+		creation_time timestamptz, state_time timestamptz);
+	INSERT INTO events (time) SELECT now() - (1000 - n) * interval '1 minute'
+		FROM generate_series(1, 1000) n; -- id n
 	INSERT INTO package VALUES (1, 'bash'), (2, 'vim');
 	INSERT INTO tag VALUES (1, 'f40'), (2, 'f40-rebuild'), (3, 'gone');
 	INSERT INTO build VALUES (1, 1, '5.2', '1.fc40', 1, now() - interval '100 minutes', NULL),
 		(2, 2, '9', '1', 3, now() - interval '90 minutes', NULL), (3, 2, '9', '2', 0, NULL, NULL),
-		(4, 2, '9', '3', 2, now() - interval '30 days', NULL), (5, 1, '6', '1', 1, now() - interval '80
-		minutes', now());
+		(4, 2, '9', '3', 2, now() - interval '30 days', NULL),
+		(5, 1, '6', '1', 1, now() - interval '80 minutes', now());
 	INSERT INTO tag_listing VALUES
 		(1, 1, 900, 950), -- bash into f40 and out of it
 		(1, 2, 901, NULL), -- into a tag that is excluded
@@ -49,11 +49,11 @@ const kojiTables = `
 		(1, 3, 100, 981), -- the tag was deleted
 		(2, 1, 100, 101); -- long ago
 	INSERT INTO tag_config VALUES (3, 1, 981);
-	INSERT INTO task SELECT n, CASE WHEN n = 1000 THEN 1 WHEN n % 3 = 0 THEN 5 ELSE 2 END, now() - (1000 -
-	n) * interval '1 minute',
+	INSERT INTO task SELECT n, CASE WHEN n = 1000 THEN 1 WHEN n % 3 = 0 THEN 5 ELSE 2 END,
+		now() - (1000 - n) * interval '1 minute',
 		now() - (1000 - n) * interval '1 minute' + interval '5 seconds' FROM generate_series(1, 1000) n;
-	INSERT INTO repo VALUES (7, 1, now() - interval '50 minutes', now() - interval '40 minutes'), (8, 0,
-	now() - interval '10 minutes', now());`
+	INSERT INTO repo VALUES (7, 1, now() - interval '50 minutes', now() - interval '40 minutes'),
+		(8, 0, now() - interval '10 minutes', now());`
 
 func facts(t *testing.T, setup string) []Fact {
 	t.Helper()
@@ -112,9 +112,9 @@ func TestFactsAreThoseOfTheHubsTables(t *testing.T) {
 
 func TestAnOlderHubHasNoTimesOfRepos(t *testing.T) {
 	t.Parallel()
-	old := strings.Replace(kojiTables, "creation_time timestamptz, state_time timestamptz);",
-		"x timestamptz, y timestamptz);", 1)
-	old = strings.Replace(old, "promotion_time timestamptz", "z timestamptz", 1)
+	rename := strings.NewReplacer("creation_time timestamptz, state_time timestamptz", "x timestamptz, y timestamptz",
+		"promotion_time timestamptz", "z timestamptz")
+	old := rename.Replace(kojiTables)
 	if got := count(facts(t, old)); got["postRepoInit"] != 0 || got["postTag"] != 4 {
 		t.Errorf("got %v", got)
 	}

@@ -88,6 +88,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 	w := newWatch("test", slog.New(slog.DiscardHandler))
 	expired := make(chan struct{}, 1)
 	drainer := drain.New(store, noBroker{}, drain.Options{
+		BatchSize: 100, BatchBytes: 8 << 20, Interval: 30 * time.Second,
 		Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true},
 		ObserveExpired: func(done queue.Expired, by queue.Expiry) {
 			w.expired(done, by)

@@ -33,11 +33,11 @@ type Listener interface {
 	ListenQueue(ctx context.Context, put func())
 }
 
-// Options is what the administrator can set. Zero values mean the defaults named.
+// Options is what the administrator can set; the configuration has the defaults. The functions may be nil.
 type Options struct {
-	BatchSize   int           // messages; 100
-	BatchBytes  int           // of message.Message.Size; 8 MiB
-	Interval    time.Duration // between looks at the queue that nothing else caused; 30 s
+	BatchSize   int           // messages
+	BatchBytes  int           // of message.Message.Size
+	Interval    time.Duration // between looks at the queue that nothing else caused
 	RateLimit   float64       // messages per second; 0 = no limit
 	MaxAttempts int           // as Limits.MaxAttempts
 	Expiry      queue.Expiry
@@ -46,31 +46,6 @@ type Options struct {
 	Observe func(queue.Entry, message.Outcome, queue.Settlement)
 	// ObserveExpired is called with what aged out, from one goroutine at a time; it must not block.
 	ObserveExpired func(queue.Expired, queue.Expiry)
-}
-
-func (o Options) withDefaults() Options {
-	if o.BatchSize <= 0 {
-		o.BatchSize = 100
-	}
-	if o.BatchBytes <= 0 {
-		o.BatchBytes = 8 << 20
-	}
-	if o.Interval <= 0 {
-		o.Interval = 30 * time.Second
-	}
-	if o.MaxAttempts <= 0 {
-		o.MaxAttempts = queue.DefaultMaxAttempts
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Observe == nil {
-		o.Observe = func(queue.Entry, message.Outcome, queue.Settlement) {}
-	}
-	if o.ObserveExpired == nil {
-		o.ObserveExpired = func(queue.Expired, queue.Expiry) {}
-	}
-	return o
 }
 
 // Drainer moves queued messages to a sender, and applies expiry. Run does the work; the other methods may be called at
@@ -131,10 +106,21 @@ func New(store queue.Store, sender Sender, o Options) *Drainer {
 
 // Configure replaces the options, from the next pass on. The logger stays.
 func (d *Drainer) Configure(o Options) {
+	if min(o.BatchSize, o.BatchBytes) <= 0 || o.Interval <= 0 {
+		panic("drain: BatchSize, BatchBytes and Interval must be above 0")
+	}
 	if old := d.options.Load(); old != nil && o.Logger == nil {
 		o.Logger = old.Logger
 	}
-	o = o.withDefaults()
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Observe == nil {
+		o.Observe = func(queue.Entry, message.Outcome, queue.Settlement) {}
+	}
+	if o.ObserveExpired == nil {
+		o.ObserveExpired = func(queue.Expired, queue.Expiry) {}
+	}
 	d.options.Store(&o)
 }
 

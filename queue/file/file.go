@@ -235,7 +235,7 @@ func seqOf(k []byte) uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
 // Put implements Store. Puts that come together share a transaction; each waits for its fsync.
 func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := f.limits.Load()
-	in := queue.SortOut(unsent, undeliverable, limits.Attempts())
+	in := queue.SortOut(unsent, undeliverable, limits.MaxAttempts)
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
 		return queue.Stored{}, nil
 	}

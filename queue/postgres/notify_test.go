@@ -173,7 +173,7 @@ func TestPokeIsPassedOnToTheReaderOfAnotherProcess(t *testing.T) {
 	heard := listenTo(t, conn)
 	other := open(t, conn, queue.Limits{})
 	wakeUps(t, other)
-	poked := NewOutbox(other, &fakeTaker{}, OutboxOptions{})
+	poked := NewOutbox(other, &fakeTaker{}, OutboxOptions{Interval: 30 * time.Second})
 	began := time.Now()
 	for range 1000 {
 		poked.Poke()

@@ -20,7 +20,7 @@ type Taker interface {
 
 // OutboxOptions configures the outbox reader.
 type OutboxOptions struct {
-	Interval time.Duration // between looks that no notification caused; default 30 s
+	Interval time.Duration // between looks that no notification caused
 	// Subjects says what a commit is about. Commits that share a subject are taken one after the other, in their order;
 	// others at the same time. Without it all are taken one after the other.
 	Subjects func(message.Commit) []string
@@ -73,7 +73,7 @@ const (
 // NewOutbox prepares a reader; it starts nothing.
 func NewOutbox(p *Store, t Taker, o OutboxOptions) *Outbox {
 	if o.Interval <= 0 {
-		o.Interval = 30 * time.Second
+		panic("postgres: OutboxOptions.Interval must be above 0")
 	}
 	if o.Subjects == nil {
 		o.Subjects = func(message.Commit) []string { return []string{"everything"} }

@@ -212,7 +212,7 @@ func TestTwoReadersTakeEachEventOnce(t *testing.T) {
 	taker := &fakeTaker{}
 	ctx, cancel := context.WithCancel(t.Context())
 	var first sync.WaitGroup
-	a := NewOutbox(open(t, conn, queue.Limits{}), taker, OutboxOptions{})
+	a := NewOutbox(open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second})
 	first.Go(func() { _ = a.Run(ctx) })
 	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
 	storetest.Eventually(t, "a part was taken", func() bool { return taker.count() > commits*size/4 })
@@ -233,7 +233,7 @@ func TestLargeCommitIsHandedOverInPieces(t *testing.T) {
 		SELECT '`+commitID(1)+`', e, 'postTag', json_build_object('log', repeat('x', 1000)) FROM generate_series(0, 9) e`)
 	taker := &fakeTaker{}
 	p := open(t, conn, queue.Limits{})
-	b := NewOutbox(p, taker, OutboxOptions{MaxBytes: 3500})
+	b := NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 3500})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = b.Run(ctx) })

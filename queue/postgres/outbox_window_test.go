@@ -71,7 +71,7 @@ func TestCommitsAboutDifferentBuildsAreTakenAtOnce(t *testing.T) {
 		}
 		<-all // which takes as many at once
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if peak.Load() != mostUnderWay {
 		t.Errorf("%d commits were taken at once, want %d", peak.Load(), mostUnderWay)
@@ -102,7 +102,7 @@ func TestFewCommitsAreQueuedAtOnce(t *testing.T) {
 		under--
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if peak > mostIntoQueue {
 		t.Errorf("%d commits were put at once, want at most %d", peak, mostIntoQueue)
@@ -148,7 +148,7 @@ func TestCommitsAboutOneBuildKeepTheirOrder(t *testing.T) {
 		}
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	for b, commits := range want {
 		if !slices.Equal(began[b], commits) {
@@ -170,7 +170,7 @@ func TestCommitHeldBackStopsThoseAboutTheSameBuildOnly(t *testing.T) {
 		}
 		return nil
 	}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	got := taker.taken()
 	first := slices.Index(got, commitID(2)+"/0")
@@ -207,7 +207,7 @@ func TestHugeCommitIsTakenInPiecesWhoseProgressIsKept(t *testing.T) {
 		}
 		return nil
 	}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{})
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	got := taker.taken()
 	var want []string
@@ -240,7 +240,7 @@ func TestEventsInHandAreBoundedInBytes(t *testing.T) {
 		bytes -= n
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{MaxBytes: 50_000,
+	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 50_000,
 		Subjects: func(c message.Commit) []string { return []string{c.ID} }})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if peak > 50_000 || taker.count() != 200 {

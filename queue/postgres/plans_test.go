@@ -101,7 +101,7 @@ func workOnQueue(t *testing.T, p *Store) {
 	taker := &fakeTaker{}
 	reading, cancel := context.WithCancel(ctx)
 	var reader sync.WaitGroup
-	reader.Go(func() { _ = NewOutbox(p, taker, OutboxOptions{}).Run(reading) })
+	reader.Go(func() { _ = NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second}).Run(reading) })
 	storetest.Eventually(t, "events were read", func() bool { return taker.count() > 100 })
 	cancel()
 	reader.Wait()

@@ -61,7 +61,7 @@ const insertDead = `
 // messages are stored one by one, to find it.
 func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := p.limits.Load()
-	in := queue.SortOut(unsent, undeliverable, limits.Attempts())
+	in := queue.SortOut(unsent, undeliverable, limits.MaxAttempts)
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
 		return queue.Stored{}, nil
 	}

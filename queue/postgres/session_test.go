@@ -207,7 +207,7 @@ func TestSessionsLiveThroughNotificationsWithoutEnd(t *testing.T) {
 	}
 	p.silence = keepAlive + time.Second
 	taker := &fakeTaker{}
-	b := NewOutbox(p, taker, OutboxOptions{Logger: log})
+	b := NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second, Logger: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = b.Run(ctx) })

@@ -101,7 +101,7 @@ func BenchmarkOutbox(b *testing.B) {
 			SELECT md5(c::text)::uuid, 0, 'postTag', json_build_object('n', c, 'build', repeat('0123456789', 85))
 			FROM generate_series(1, %d) c; ANALYZE koji_relay.outbox`, rows))
 		taker := &fakeTaker{hold: func(message.Commit) { <-time.After(time.Millisecond) }}
-		reader := NewOutbox(open(b, conn, queue.Limits{}), taker, OutboxOptions{
+		reader := NewOutbox(open(b, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second,
 			Subjects: func(c message.Commit) []string { return []string{c.ID} }})
 		ctx, cancel := context.WithCancel(b.Context())
 		began := time.Now()

@@ -48,7 +48,7 @@ func CrashingProcess(open func(where string) (queue.Store, error)) {
 	}
 	dir := os.Getenv(crashDir)
 	answered, broker := appendTo(dir+"/answered"), appendTo(dir+"/accepted")
-	d := drain.New(store, crashBroker{broker}, drain.Options{BatchSize: 7, Interval: 50 * time.Millisecond,
+	d := drain.New(store, crashBroker{broker}, drain.Options{BatchSize: 7, BatchBytes: 8 << 20, Interval: 50 * time.Millisecond,
 		Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true}})
 	go func() { _ = d.Run(context.Background()) }()
 	var first int
@@ -155,7 +155,8 @@ func KillRepeatedly(t *testing.T, where string, open func() Store) {
 // DrainTheRest drains what the killed processes left.
 func DrainTheRest(t *testing.T, store Store, dir string) {
 	t.Helper()
-	d := drain.New(store, crashBroker{appendTo(dir + "/accepted")}, drain.Options{})
+	d := drain.New(store, crashBroker{appendTo(dir + "/accepted")},
+		drain.Options{BatchSize: 100, BatchBytes: 8 << 20, Interval: 30 * time.Second})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = d.Run(ctx) })
