@@ -3,6 +3,8 @@ package config
 import (
 	"reflect"
 	"slices"
+
+	"koji-relay/internal/inspect"
 )
 
 // access is how a key reaches its field.
@@ -40,7 +42,7 @@ func InForce(started, next *Config) (inForce *Config, pending []string) {
 		}
 		k.copy(&merged, started)
 		waits := s.Source
-		named := func(o Setting) bool { return o.Section == s.Section && o.Key == s.Key }
+		named := func(o inspect.Setting) bool { return o.Section == s.Section && o.Key == s.Key }
 		if at := slices.IndexFunc(started.settings, named); at >= 0 {
 			s.Value = started.settings[at].Value
 		}

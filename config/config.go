@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 // DefaultPath is where the hub's protonmsg plugin had its configuration.
@@ -30,7 +32,7 @@ type Config struct {
 	// retired names, parts without effect.
 	Warnings []Problem
 
-	settings []Setting
+	settings []inspect.Setting
 	places   []place // of each setting; the zero value for a default
 }
 

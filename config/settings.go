@@ -9,35 +9,27 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 // fromDefault is the source of a setting that no file sets.
 const fromDefault = "default"
 
-// Setting is one key with its effective value, as check prints it.
-type Setting struct {
-	Section string `json:"section"`
-	Key     string `json:"key"`
-	Value   string `json:"value"`  // masked; empty = none
-	Source  string `json:"source"` // file:line, or "default"
-	// Changed says that the value means something else than the default.
-	Changed bool `json:"changed"`
-}
-
 // Settings lists every key in the order of the documentation, secrets masked.
-func (c *Config) Settings() []Setting { return slices.Clone(c.settings) }
+func (c *Config) Settings() []inspect.Setting { return slices.Clone(c.settings) }
 
-func (c *Config) add(s Setting, at place) {
+func (c *Config) add(s inspect.Setting, at place) {
 	c.settings = append(c.settings, s)
 	c.places = append(c.places, at)
 }
 
-func (k *key) setting(value string, at place) Setting {
+func (k *key) setting(value string, at place) inspect.Setting {
 	source := fromDefault
 	if at != (place{}) {
 		source = at.String()
 	}
-	return Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, Changed: k.differs(value)}
+	return inspect.Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, Changed: k.differs(value)}
 }
 
 // differs reports whether text means something else than the default: "yes" is no other value than "on".

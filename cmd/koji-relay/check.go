@@ -12,6 +12,7 @@ import (
 	"koji-relay/config"
 	"koji-relay/internal/admin"
 	"koji-relay/internal/daemon"
+	"koji-relay/internal/inspect"
 )
 
 func checkCommand() *cobra.Command {
@@ -47,7 +48,7 @@ configuration.`,
 			return err
 		}
 		if changed {
-			report.Settings = slices.DeleteFunc(report.Settings, func(s config.Setting) bool { return !s.Changed })
+			report.Settings = slices.DeleteFunc(report.Settings, func(s inspect.Setting) bool { return !s.Changed })
 		}
 		if asJSON {
 			err = printJSON(cmd.OutOrStdout(), report)
@@ -129,7 +130,7 @@ func printSettings(out *table, r *daemon.CheckReport) {
 }
 
 // settingSource names the line alone where there is one file only.
-func settingSource(file string, s config.Setting) string {
+func settingSource(file string, s inspect.Setting) string {
 	if line, found := strings.CutPrefix(s.Source, file+":"); found {
 		return "line " + line
 	}

@@ -195,9 +195,9 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 		{MessageID: "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2", Died: now.Add(-50 * time.Hour), Address: "rpm.sign", Attempts: 1,
 			Callback: "postRPMSign", Reason: "an integer above 63 bits has no AMQP form"}}
 	status.Certificates = append(status.Certificates, Certificate{Name: "cacert", Subject: "CN=Example CA", Expires: now.Add(9*24*time.Hour + time.Minute)})
-	status.Config.Settings = append(status.Config.Settings, Setting{"broker", "topic_prefix", "topic://VirtualTopic.eng.koji", "protonmsg.conf:3"},
-		Setting{"queue", "batch_size", "1000", "protonmsg.conf:14"}, Setting{"queue", "max_age", "24", "default"},
-		Setting{"message", "extra_keep", "", "default"}, Setting{"relay", "log_level", "info", "default"})
+	status.Config.Settings = append(status.Config.Settings, inspect.Setting{Section: "broker", Key: "topic_prefix", Value: "topic://VirtualTopic.eng.koji", Source: "protonmsg.conf:3"},
+		inspect.Setting{Section: "queue", Key: "batch_size", Value: "1000", Source: "protonmsg.conf:14"}, inspect.Setting{Section: "queue", Key: "max_age", Value: "24", Source: "default"},
+		inspect.Setting{Section: "message", Key: "extra_keep", Value: "", Source: "default"}, inspect.Setting{Section: "relay", Key: "log_level", Value: "info", Source: "default"})
 	status.Config.Reload = Reload{Time: now.Add(-3 * time.Minute), Errors: []string{
 		"protonmsg.conf:14: [queue] batch_size: \"many\" is not a whole number; write one from 1 to 1000000"}}
 

@@ -62,10 +62,10 @@ func runningStatus() Status {
 		Queue:        Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
 		Outbox:       Outbox{Known: true},
 		Certificates: []Certificate{{Name: "cert", Subject: "CN=koji-relay", Expires: now.Add(90 * 24 * time.Hour)}},
-		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour), Settings: []Setting{
-			{"broker", "urls", "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671", "protonmsg.conf:2"},
-			{"broker", "password_file", "****", "protonmsg.conf:9"},
-			{"queue", "enabled", "on", "default"},
+		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour), Settings: []inspect.Setting{
+			{Section: "broker", Key: "urls", Value: "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671", Source: "protonmsg.conf:2"},
+			{Section: "broker", Key: "password_file", Value: "****", Source: "protonmsg.conf:9"},
+			{Section: "queue", Key: "enabled", Value: "on", Source: "default"},
 		}},
 	}
 }

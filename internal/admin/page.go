@@ -68,7 +68,7 @@ type view struct {
 	Topics           []topicView
 	Shown            []Fate
 	DeadReasons      []reasonCount
-	Chosen, Defaults []Setting
+	Chosen, Defaults []inspect.Setting
 }
 
 type headline struct{ Class, Word, Sentence string }

@@ -104,20 +104,12 @@ type Certificate struct {
 
 // Config is the configuration in effect.
 type Config struct {
-	Path     string    `json:"path"`
-	Loaded   time.Time `json:"loaded,omitzero"` // when the configuration in effect was read
-	Settings []Setting `json:"settings"`
-	Warnings []string  `json:"warnings,omitempty"`
+	Path     string            `json:"path"`
+	Loaded   time.Time         `json:"loaded,omitzero"` // when the configuration in effect was read
+	Settings []inspect.Setting `json:"settings"`
+	Warnings []string          `json:"warnings,omitempty"`
 	// Reload is the last attempt to read it again; zero when there was none.
 	Reload Reload `json:"reload,omitzero"`
-}
-
-// Setting is one key with its effective value, secrets masked.
-type Setting struct {
-	Section string `json:"section"`
-	Key     string `json:"key"`
-	Value   string `json:"value"`
-	Source  string `json:"source"` // file:line, or "default"
 }
 
 // Reload is the result of reading the configuration again.

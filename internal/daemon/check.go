@@ -10,16 +10,17 @@ import (
 
 	"koji-relay/config"
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
 )
 
 // CheckReport is what can be said about a configuration. Settings are empty when the file itself has
 // problems: there is no effective configuration then.
 type CheckReport struct {
-	File     string           `json:"file"`
-	Settings []config.Setting `json:"settings"`
-	Warnings []config.Problem `json:"warnings"`
-	Problems []config.Problem `json:"problems"`
+	File     string            `json:"file"`
+	Settings []inspect.Setting `json:"settings"`
+	Warnings []config.Problem  `json:"warnings"`
+	Problems []config.Problem  `json:"problems"`
 
 	Connections *Connections `json:"connections,omitempty"` // if asked for, of a configuration without problems
 }
@@ -29,7 +30,7 @@ type CheckReport struct {
 func Check(ctx context.Context, path string, load func() (*config.Config, error), connecting bool) (*CheckReport, error) {
 	// Empty lists, not null, for whoever reads the JSON.
 	report := &CheckReport{
-		File: path, Settings: []config.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{},
+		File: path, Settings: []inspect.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{},
 	}
 	cfg, err := load()
 	var found *config.Error

@@ -36,9 +36,7 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		Certificates: certificates(e.config),
 		Config:       admin.Config{Path: e.config.Path, Loaded: e.loaded, Reload: e.reload},
 	}
-	for _, set := range e.config.Settings() {
-		s.Config.Settings = append(s.Config.Settings, admin.Setting{Section: set.Section, Key: set.Key, Value: set.Value, Source: set.Source})
-	}
+	s.Config.Settings = e.config.Settings()
 	for _, w := range e.config.Warnings {
 		s.Config.Warnings = append(s.Config.Warnings, w.String())
 	}
