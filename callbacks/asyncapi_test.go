@@ -75,7 +75,8 @@ func TestEachRuleHasItsChannel(t *testing.T) {
 		topic, _ := strings.CutPrefix(channel.Address, "{topic_prefix}.")
 		closed, parameter, open := strings.Cut(topic, "{")
 		if closed != shape.Topic || open != shape.Open || open && !strings.HasSuffix(parameter, "}") {
-			t.Errorf("channel %s has the address %s, the rule's topic is %s (open: %t)", name, channel.Address, shape.Topic, shape.Open)
+			t.Errorf("channel %s has the address %s, the rule's topic is %s (open: %t)", name, channel.Address,
+				shape.Topic, shape.Open)
 		}
 		if to := channel.Messages[name].To; to != "#/components/messages/"+name || len(channel.Messages) != 1 {
 			t.Errorf("channel %s has the messages %v", name, channel.Messages)
@@ -91,7 +92,8 @@ func TestEachRuleHasItsChannel(t *testing.T) {
 			t.Errorf("%s is called %q, %q and, in its schema, %q", name, channel.Title, message.Title, title)
 		}
 	}
-	if n := len(shapes); len(doc.Channels) != n || len(doc.Components.Messages) != n || len(doc.Operations) != n {
+	if n := len(shapes); len(doc.Channels) != n || len(doc.Components.Messages) != n ||
+		len(doc.Operations) != n {
 		t.Errorf("%d channels, %d messages and %d operations for %d rules",
 			len(doc.Channels), len(doc.Components.Messages), len(doc.Operations), n)
 	}

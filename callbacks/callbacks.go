@@ -1,11 +1,11 @@
 // Package callbacks turns what the hub hands over into messages: one table of rules, protonmsg's, extended to
-// the pre events and to callbacks it does not know. It also reads the hub API's JSON, because only the raw text
-// of an event makes the body that protonmsg sent.
+// the pre events and to callbacks it does not know. It also reads the hub API's JSON, because only the raw
+// text of an event makes the body that protonmsg sent.
 //
-// It promises that a body is the text that came, byte for byte, but for an `extra` over the limit (cut out) and a
-// repo event's absent task_id (appended), and that an event it cannot translate is named with a reason and
-// leaves its neighbours alone. It does no I/O, reads no clock, keeps no state between calls, and never decodes
-// and re-encodes a body.
+// It promises that a body is the text that came, byte for byte, but for an `extra` over the limit (cut out)
+// and a repo event's absent task_id (appended), and that an event it cannot translate is named with a reason
+// and leaves its neighbours alone. It does no I/O, reads no clock, keeps no state between calls, and never
+// decodes and re-encodes a body.
 package callbacks
 
 import (
@@ -26,7 +26,8 @@ import (
 // Protonmsg is the name that stands, in Options.Events, for the ten callbacks that protonmsg publishes.
 const Protonmsg = "protonmsg"
 
-// Options are the keys of the [message] section that concern translation. The zero value is protonmsg's behaviour.
+// Options are the keys of the [message] section that concern translation. The zero value is protonmsg's
+// behaviour.
 type Options struct {
 	// Events are patterns of callback names (package fnmatch) or the word "protonmsg"; empty means "protonmsg".
 	Events []string
@@ -35,7 +36,8 @@ type Options struct {
 	ExtraLimit int
 	// ExtraKeep are the keys of `extra` that stay when it is over the limit.
 	ExtraKeep []string
-	// ExcludeTags are patterns (package fnmatch) of tags whose tag and untag events, post and pre, make no message.
+	// ExcludeTags are patterns (package fnmatch) of tags whose tag and untag events, post and pre, make no
+	// message.
 	ExcludeTags []string
 }
 
@@ -184,8 +186,8 @@ type verdict struct {
 	trimmed bool
 }
 
-// translate forms one message. The id is set whatever the verdict; of an event that is skipped, what can be known
-// without a body.
+// translate forms one message. The id is set whatever the verdict; of an event that is skipped, what can be
+// known without a body.
 func (r *Rules) translate(commit string, event message.Event) (message.Message, verdict) {
 	m, v := r.form(commit, event)
 	if !r.wants(event.Callback) {
@@ -278,8 +280,8 @@ func (r *Rules) formBody(rule *boundRule, kwargs []byte, f *found, trimmed bool)
 	return string(kwargs)
 }
 
-// MessageID is the UUIDv5 of the decimal event number in the namespace of the commit's UUID: the same event has
-// the same id by whatever way and however often it comes.
+// MessageID is the UUIDv5 of the decimal event number in the namespace of the commit's UUID: the same event
+// has the same id by whatever way and however often it comes.
 func MessageID(commit string, event int) (string, error) {
 	namespace, err := parseUUID(commit)
 	if err != nil {

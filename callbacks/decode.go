@@ -14,10 +14,10 @@ import (
 //
 //	{"commit": "UUID", "events": [{"event": 0, "callback": "postTag", "kwargs": {…}}, …]}
 //
-// Unknown keys are ignored, an absent event number is the position, the commit's UUID comes back in lower case.
-// Kwargs are not copied: they are parts of data, which must not change while they are used. They are JSON
-// values of any kind, not checked for UTF-8; Translate judges them, one event at a time. The error names the
-// field or the byte offset; it is message.ErrTooManyEvents where reading on would cost too much.
+// Unknown keys are ignored, an absent event number is the position, the commit's UUID comes back in lower
+// case. Kwargs are not copied: they are parts of data, which must not change while they are used. They are
+// JSON values of any kind, not checked for UTF-8; Translate judges them, one event at a time. The error names
+// the field or the byte offset; it is message.ErrTooManyEvents where reading on would cost too much.
 func DecodeCommit(data []byte) (message.Commit, error) {
 	d := decoder{cursor: cursor{data: data, room: math.MaxInt}}
 	if err := d.commit(); err != nil {
@@ -223,7 +223,8 @@ func textField(position int, name string, raw []byte) (string, error) {
 	}
 	text, ok := stringValue(raw)
 	if !ok || !utf8.ValidString(text) || strings.IndexByte(text, 0) >= 0 {
-		return "", &fieldError{field(position, name), "is not text: it holds U+0000, half a surrogate pair or bytes that are not UTF-8"}
+		return "", &fieldError{field(position, name),
+			"is not text: it holds U+0000, half a surrogate pair or bytes that are not UTF-8"}
 	}
 	return text, nil
 }
@@ -268,7 +269,8 @@ func (d *decoder) claim(number int) error {
 		}
 	}
 	if earlier, taken := d.numbers[number]; taken {
-		return &fieldError{field(position, "event"), fmt.Sprintf("is %d, the number of events[%d] already", number, earlier)}
+		return &fieldError{field(position, "event"),
+			fmt.Sprintf("is %d, the number of events[%d] already", number, earlier)}
 	}
 	d.numbers[number] = position
 	return nil

@@ -2,8 +2,8 @@ package callbacks
 
 import "strings"
 
-// cutExtra writes the object dict without its member `extra`, or with what of it the configuration keeps. What
-// remains is the text that Python's json.dumps gives for the dict without the key.
+// cutExtra writes the object dict without its member `extra`, or with what of it the configuration keeps.
+// What remains is the text that Python's json.dumps gives for the dict without the key.
 func (r *Rules) cutExtra(out *strings.Builder, dict []byte) {
 	copyMembers(out, dict, func(m member, raw []byte) []byte {
 		if !keyIs(m.key, "extra") {
@@ -26,8 +26,8 @@ func (r *Rules) cutExtra(out *strings.Builder, dict []byte) {
 	})
 }
 
-// copyMembers writes an object with the members for which keep gives a value; the text between them stays as it
-// is. The object has been passed over before, so that no error can occur.
+// copyMembers writes an object with the members for which keep gives a value; the text between them stays as
+// it is. The object has been passed over before, so that no error can occur.
 func copyMembers(out *strings.Builder, object []byte, keep func(member, []byte) []byte) {
 	c := cursor{data: object, room: maxDepth}
 	_ = c.enter()

@@ -128,8 +128,9 @@ func TestTrimmingAgreesWithPythonOnRandomExtra(t *testing.T) {
 	var questions bytes.Buffer
 	for range 3000 {
 		c := extraCase{
-			Kwargs: `{"tag": {"name": "t"}, "build": {"name": "n", "extra": ` + randomJSON(random, 0) + `, "epoch": null}}`,
-			Dict:   "build", Limit: random.IntN(60) - 10, Keep: []string{"a", "é"}[:random.IntN(3)],
+			Kwargs: `{"tag": {"name": "t"}, "build": {"name": "n", "extra": ` + randomJSON(random, 0) +
+				`, "epoch": null}}`,
+			Dict: "build", Limit: random.IntN(60) - 10, Keep: []string{"a", "é"}[:random.IntN(3)],
 		}
 		line, err := json.Marshal(c)
 		if err != nil {
@@ -151,7 +152,8 @@ func TestTrimmingAgreesWithPythonOnRandomExtra(t *testing.T) {
 		return answer
 	}
 	if !bytes.Equal(ask(committed), committed) {
-		t.Error("testdata/extra.jsonl is not what testdata/extra.py answers; run it again on the file and read the difference")
+		t.Error("testdata/extra.jsonl is not what testdata/extra.py answers; run it again on the file and read " +
+			"the difference")
 	}
 	for _, c := range readExtraCases(t, ask(questions.Bytes())) {
 		c.check(t)
@@ -163,8 +165,10 @@ func TestTrimmingAgreesWithPythonOnRandomExtra(t *testing.T) {
 
 // randomJSON writes a value as json.dumps would, from pieces that have been trouble somewhere.
 func randomJSON(r *rand.Rand, depth int) string {
-	words := []string{`""`, `"a"`, `"\u00e9"`, `"\ud83d\ude00"`, `"\u007f"`, `"/"`, `"\\\""`, `"\n\u0000"`, `"\u2028"`, `"\ud800"`, `"plain words"`}
-	scalars := append([]string{"null", "true", "false", "0", "-1", "9223372036854775808", "1.5", "-0.0", "1e+16", "5e-324", "0.0001"}, words...)
+	words := []string{`""`, `"a"`, `"\u00e9"`, `"\ud83d\ude00"`, `"\u007f"`, `"/"`, `"\\\""`, `"\n\u0000"`,
+		`"\u2028"`, `"\ud800"`, `"plain words"`}
+	scalars := append([]string{"null", "true", "false", "0", "-1", "9223372036854775808", "1.5", "-0.0", "1e+16",
+		"5e-324", "0.0001"}, words...)
 	switch n := r.IntN(10); {
 	case depth > 3 || n < 5:
 		if r.IntN(4) == 0 {
@@ -193,8 +197,8 @@ func TestFloatsAreSpelledAsPythonSpellsThem(t *testing.T) {
 	// Each is Python's repr of itself.
 	for _, want := range []string{
 		"0.0", "-0.0", "1.0", "-1.0", "0.1", "1.5", "0.0001", "1e-05", "1.5e-05", "123456789.125",
-		"9999999999999998.0", "1e+16", "1.2345678901234568e+16", "1e+22", "1e+100", "5e-324", "1.7976931348623157e+308",
-		"2.2250738585072014e-308", "100000.0", "1e-10", "NaN", "Infinity", "-Infinity",
+		"9999999999999998.0", "1e+16", "1.2345678901234568e+16", "1e+22", "1e+100", "5e-324",
+		"1.7976931348623157e+308", "2.2250738585072014e-308", "100000.0", "1e-10", "NaN", "Infinity", "-Infinity",
 	} {
 		f, err := strconv.ParseFloat(want, 64)
 		if err != nil {

@@ -1,7 +1,7 @@
 package callbacks
 
-// maxDepth is how deeply kwargs may be nested. Python's json.dumps, which wrote them, gives up at its recursion
-// limit (1000 by default), and PostgreSQL's json type a few thousand levels later.
+// maxDepth is how deeply kwargs may be nested. Python's json.dumps, which wrote them, gives up at its
+// recursion limit (1000 by default), and PostgreSQL's json type a few thousand levels later.
 const maxDepth = 1000
 
 // span is a part of the kwargs, by offsets.
@@ -22,8 +22,8 @@ type notObject string
 
 func (k notObject) Error() string { return "kwargs are " + string(k) + ", not a JSON object" }
 
-// find passes over kwargs once, checks that they are one JSON object, and collects what b reads. Of a key that
-// is there twice the last one counts, as in Python.
+// find passes over kwargs once, checks that they are one JSON object, and collects what b reads. Of a key
+// that is there twice the last one counts, as in Python.
 func (b *boundRule) find(kwargs []byte) (found, error) {
 	var f found
 	c := cursor{data: kwargs, room: maxDepth}

@@ -18,9 +18,13 @@ const fuzzCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
 // What DecodeCommit accepts is JSON by encoding/json's judgement, and the kwargs are parts of it.
 func FuzzDecodeCommit(f *testing.F) {
 	for _, seed := range []string{
-		`{"commit": "` + fuzzCommit + `", "events": [{"event": 0, "callback": "postTag", "kwargs": {"a": [1, -2.5e+3, "\u00e9\\", null, true]}}]}`,
-		`{"events": [{"kwargs": [], "callback": "x", "y": {}}], "commit": "` + strings.ToUpper(fuzzCommit) + `", "z": {"": [[]]}}`,
-		`{"commit": "` + fuzzCommit + `", "events": [{"event": 5, "callback": "a", "kwargs": 0}, {"event": 1, "callback": "b", "kwargs": "` + "\xff" + `"}]}`,
+		`{"commit": "` + fuzzCommit +
+			`", "events": [{"event": 0, "callback": "postTag", "kwargs": {"a": [1, -2.5e+3, "\u00e9\\", null, true]}}]}`,
+		`{"events": [{"kwargs": [], "callback": "x", "y": {}}], "commit": "` + strings.ToUpper(fuzzCommit) +
+			`", "z": {"": [[]]}}`,
+		`{"commit": "` + fuzzCommit +
+			`", "events": [{"event": 5, "callback": "a", "kwargs": 0}, {"event": 1, "callback": "b", "kwargs": "` +
+			"\xff" + `"}]}`,
 		`{"commit": "` + fuzzCommit + `", "events": []} x`, `[`, `{"`, `{"a": "\u12`, "{\"a\": 1,}",
 	} {
 		f.Add([]byte(seed))
@@ -61,8 +65,10 @@ func FuzzDecodeCommit(f *testing.F) {
 func FuzzTranslate(f *testing.F) {
 	for _, seed := range []string{
 		`{"tag": {"name": "t"}, "build": {"name": "n", "extra": {"a": 1}, "z": 2}, "user": {"name": "u"}}`,
-		`{"build":{"extra":"\ud83d\ude00\ud800\/\u0041é` + "\x7f" + `"}}`, ` { "build" : { "\u0065xtra" : [1.50, 1E5, -0, 1e400] } } `,
-		`{"build": {"extra": 1, "a": 2, "extra": {"extra": 3}}, "build": {"b": {"extra": 4}, "extra": null}}`, `{"build": null}`, `{}`, `[1]`, `{"build": {"extra": {}`,
+		`{"build":{"extra":"\ud83d\ude00\ud800\/\u0041é` + "\x7f" + `"}}`,
+		` { "build" : { "\u0065xtra" : [1.50, 1E5, -0, 1e400] } } `,
+		`{"build": {"extra": 1, "a": 2, "extra": {"extra": 3}}, "build": {"b": {"extra": 4}, "extra": null}}`,
+		`{"build": null}`, `{}`, `[1]`, `{"build": {"extra": {}`,
 	} {
 		for _, limit := range []int{0, 1, -4, 20} {
 			f.Add([]byte(seed), limit)
@@ -81,7 +87,8 @@ func FuzzTranslate(f *testing.F) {
 		got := rules.Translate(commit)
 		if len(got.Undeliverable) == 1 {
 			var object map[string]json.RawMessage
-			if utf8.Valid(kwargs) && json.Unmarshal(kwargs, &object) == nil && object != nil && levels(kwargs) < maxDepth {
+			if utf8.Valid(kwargs) && json.Unmarshal(kwargs, &object) == nil && object != nil &&
+				levels(kwargs) < maxDepth {
 				t.Fatalf("%q is undeliverable: %s", kwargs, got.Undeliverable[0].Reason)
 			}
 			return
@@ -119,7 +126,8 @@ func decodeObject(t *testing.T, text []byte) map[string]any {
 	return v
 }
 
-// rawExtra finds build.extra by way of encoding/json; maps, for its struct fields match without regard to case.
+// rawExtra finds build.extra by way of encoding/json; maps, for its struct fields match without regard to
+// case.
 func rawExtra(t *testing.T, kwargs []byte) []byte {
 	t.Helper()
 	var outer, build map[string]json.RawMessage

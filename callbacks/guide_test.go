@@ -36,8 +36,10 @@ func TestConsumersGuideHasTheTableOfRules(t *testing.T) {
 			continue
 		}
 		topic := strings.Trim(cells[0], "| `")
-		if closed := strings.TrimRight(topic, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"); closed != shape.Topic || (closed != topic) != shape.Open {
-			t.Errorf("%s: the topic is %s, in the table of rules %s (open: %t)", shape.Type, topic, shape.Topic, shape.Open)
+		if closed := strings.TrimRight(topic, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"); closed != shape.Topic ||
+			(closed != topic) != shape.Open {
+			t.Errorf("%s: the topic is %s, in the table of rules %s (open: %t)", shape.Type, topic, shape.Topic,
+				shape.Open)
 		}
 		if diff := cmp.Diff("`"+strings.Join(shape.Props[1:], "` `")+"` |\n", cells[3]); diff != "" {
 			t.Errorf("%s: application-properties (-table of rules +docs/consumers.md):\n%s", shape.Type, diff)

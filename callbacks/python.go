@@ -37,8 +37,8 @@ func pythonLen(raw []byte) int {
 	return n
 }
 
-// pythonStringLen is the length that Python gives the string at the beginning of raw, and its size in raw, both
-// with the quotes.
+// pythonStringLen is the length that Python gives the string at the beginning of raw, and its size in raw,
+// both with the quotes.
 func pythonStringLen(raw []byte) (length, size int) {
 	length = 1
 	for i := 1; ; {
@@ -91,8 +91,8 @@ func pythonNumberLen(raw []byte) int {
 	return len(AppendFloat(buf[:0], f))
 }
 
-// AppendFloat appends f as Python writes it (repr, and so json.dumps): the shortest digits that give f back, always
-// with a point or an exponent.
+// AppendFloat appends f as Python writes it (repr, and so json.dumps): the shortest digits that give f back,
+// always with a point or an exponent.
 func AppendFloat(dst []byte, f float64) []byte {
 	switch {
 	case math.IsNaN(f):

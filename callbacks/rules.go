@@ -7,8 +7,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// A rule says what the pre and the post event of one hub action become. The table below is all there is to know
-// about protonmsg's messages; the code around it only follows it.
+// A rule says what the pre and the post event of one hub action become. The table below is all there is to
+// know about protonmsg's messages; the code around it only follows it.
 type rule struct {
 	event  string // Koji's callback name without pre or post
 	topic  string // the address, or its beginning
@@ -83,7 +83,8 @@ func isNotState(raw []byte) bool {
 	return !ok || s != "state"
 }
 
-// place is where a value stands in the kwargs: under top or, where sub is not empty, under sub in the dict top.
+// place is where a value stands in the kwargs: under top or, where sub is not empty, under sub in the dict
+// top.
 type place struct{ top, sub string }
 
 // A boundRule is a rule for one callback, with its paths resolved to positions in places and found.values.
@@ -184,7 +185,8 @@ func (b *boundRule) formAddress(f *found) (address, reason string) {
 	case b.states && isInteger(raw):
 		state, ok := stateName(raw)
 		if !ok {
-			return "", fmt.Sprintf("%q is %s, not a build state; they are 0 to %d", name, shorten(raw), len(buildStates)-1)
+			return "", fmt.Sprintf("%q is %s, not a build state; they are 0 to %d", name, shorten(raw),
+				len(buildStates)-1)
 		}
 		return b.address + strings.ToLower(state), ""
 	case b.states:

@@ -7,7 +7,8 @@ import (
 )
 
 // cursor reads JSON text in place: it finds where values begin and end and changes nothing. encoding/json
-// cannot serve here: it gives no offsets of members, and its RawMessage copies each level of nesting once more.
+// cannot serve here: it gives no offsets of members, and its RawMessage copies each level of nesting once
+// more.
 //
 // It accepts exactly JSON's grammar (RFC 8259), except that it does not look at the encoding: bytes
 // above 0x7f in a string pass. Callers check UTF-8 where they need it.
@@ -32,7 +33,8 @@ func (c *cursor) unexpected(wanted string) error {
 	if c.pos >= len(c.data) {
 		return c.fail("the text ends where " + wanted + " should be")
 	}
-	return c.fail("found " + strconv.QuoteToASCII(string(c.data[c.pos:c.pos+1])) + " where " + wanted + " should be")
+	return c.fail("found " + strconv.QuoteToASCII(string(c.data[c.pos:c.pos+1])) + " where " + wanted +
+		" should be")
 }
 
 // space passes over white space and gives the byte at the cursor, or 0 at the end.
@@ -72,8 +74,8 @@ type member struct {
 	start int
 }
 
-// nextMember moves to the next value of the object that enter stepped into; at the object's end more is false and
-// the cursor stands behind it. The caller passes over the value before it calls again.
+// nextMember moves to the next value of the object that enter stepped into; at the object's end more is false
+// and the cursor stands behind it. The caller passes over the value before it calls again.
 func (c *cursor) nextMember(first bool) (m member, more bool, err error) {
 	if more, err = c.nextElement(first, '}'); !more {
 		return member{}, false, err
@@ -119,8 +121,8 @@ func (c *cursor) key() ([]byte, error) {
 	return key, nil
 }
 
-// nesting remembers, one bit for each open level, whether that is an object. It does not recurse, so that text
-// made to nest deeply costs an eighth of its size and not the process.
+// nesting remembers, one bit for each open level, whether that is an object. It does not recurse, so that
+// text made to nest deeply costs an eighth of its size and not the process.
 type nesting struct {
 	bits  []uint64
 	depth int
@@ -168,8 +170,8 @@ func (c *cursor) value() ([]byte, error) {
 	}
 }
 
-// token passes over a scalar, an empty container, or the beginning of another one: then nested is true and the
-// cursor stands where a value must follow.
+// token passes over a scalar, an empty container, or the beginning of another one: then nested is true and
+// the cursor stands where a value must follow.
 func (c *cursor) token(open *nesting) (nested bool, err error) {
 	switch b := c.space(); b {
 	case '"':

@@ -15,8 +15,8 @@ import (
 	"koji-relay/callbacks"
 )
 
-// The schemas that consumers read, docs/schemas/TYPE.json, against what the table makes. TYPE is the application-property
-// "type"; callbacks that the table does not know share other.json.
+// The schemas that consumers read, docs/schemas/TYPE.json, against what the table makes. TYPE is the
+// application-property "type"; callbacks that the table does not know share other.json.
 
 const schemaDir = "../docs/schemas"
 
@@ -74,8 +74,9 @@ func asInstance(t testing.TB, m goldenMessage) map[string]any {
 	return map[string]any{"message_id": id, "address": m.Address, "props": props, "body": body}
 }
 
-// every calls each with protonmsg's golden messages, and with the pre events' and an unknown callback's that the golden
-// commits give besides. No hub of the golden data promoted a build, so one is made of a golden tag event.
+// every calls each with protonmsg's golden messages, and with the pre events' and an unknown callback's that
+// the golden commits give besides. No hub of the golden data promoted a build, so one is made of a golden tag
+// event.
 func every(t testing.TB, run string, each func(goldenMessage)) {
 	t.Helper()
 	for _, m := range goldenMessages(t, run) {
@@ -108,8 +109,8 @@ func promotions(t testing.TB, tag goldenMessage) (made []goldenMessage) {
 	}
 	line := fmt.Appendf(nil, `{"commit": %q, "events": [`, tag.Commit)
 	for i, callback := range []string{"preBuildPromote", "postBuildPromote", "postNewThing"} {
-		line = fmt.Appendf(line, `%s{"callback": %q, "kwargs": {"draft_release": "2,draft_7", "target_release": "2", "build": %s, "user": %s}}`,
-			strings.Repeat(", ", min(i, 1)), callback, body.Build, body.User)
+		line = fmt.Appendf(line,
+			`%s{"callback": %q, "kwargs": {"draft_release": "2,draft_7", "target_release": "2", "build": %s, "user": %s}}`, strings.Repeat(", ", min(i, 1)), callback, body.Build, body.User)
 	}
 	c, err := callbacks.DecodeCommit(append(line, "]}"...))
 	if err != nil {
@@ -144,8 +145,9 @@ func TestEveryMessageFitsTheSchemaOfItsType(t *testing.T) {
 	}
 }
 
-// TestSchemasRefuseEachMissingKeyAndWrongType takes a message of each type apart: each key that its schema requires is
-// left out, and each value that its schema names is replaced by one of each type that it may not have.
+// TestSchemasRefuseEachMissingKeyAndWrongType takes a message of each type apart: each key that its schema
+// requires is left out, and each value that its schema names is replaced by one of each type that it may not
+// have.
 func TestSchemasRefuseEachMissingKeyAndWrongType(t *testing.T) {
 	t.Parallel()
 	schemas := loadSchemas(t)
@@ -179,7 +181,8 @@ func TestSchemasRefuseEachMissingKeyAndWrongType(t *testing.T) {
 	}
 }
 
-// takeApart changes object in every wrong way that schema knows of, calls refused for each, and changes it back.
+// takeApart changes object in every wrong way that schema knows of, calls refused for each, and changes it
+// back.
 func takeApart(schema *jsonschema.Schema, path string, object map[string]any, refused func(what string)) {
 	for ; schema.Ref != nil; schema = schema.Ref {
 		requiredKeys(schema, path, object, refused)
@@ -234,8 +237,8 @@ const (
 )
 
 var kindNames = map[string]kinds{
-	"null": isNull, "boolean": isBoolean, "number": isNumber, "string": isString, "array": isArray, "object": isObject,
-	"integer": isInteger,
+	"null": isNull, "boolean": isBoolean, "number": isNumber, "string": isString, "array": isArray,
+	"object": isObject, "integer": isInteger,
 }
 
 func kindOf(value any) kinds {
@@ -325,12 +328,14 @@ func TestEachRuleHasItsSchema(t *testing.T) {
 		}
 		address := shape.Topic
 		if shape.Open {
-			address = map[string]string{"task.": "task.free", "pre.task.": "pre.task.free", "build.": "build.complete", "pre.build.": "pre.build.complete"}[address]
+			address = map[string]string{"task.": "task.free", "pre.task.": "pre.task.free", "build.": "build.complete",
+				"pre.build.": "pre.build.complete"}[address]
 			if address == "" {
 				address = shape.Topic + "anything"
 			}
 		}
-		for given, right := range map[string]bool{address: true, "x" + address: false, shape.Topic + ".": false, strings.ToUpper(address): false} {
+		for given, right := range map[string]bool{address: true, "x" + address: false, shape.Topic + ".": false,
+			strings.ToUpper(address): false} {
 			if err := schema.Properties["address"].Validate(given); (err == nil) != right && shape.Type != "other" {
 				t.Errorf("%s: address %q: %v", shape.Type, given, err)
 			}

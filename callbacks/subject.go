@@ -8,8 +8,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// subject is the part of the kwargs that says what an event is about. Before a build exists it has a name, a version
-// and a release, but no id; a promotion changes its release, but not its id.
+// subject is the part of the kwargs that says what an event is about. Before a build exists it has a name, a
+// version and a release, but no id; a promotion changes its release, but not its id.
 type subject struct {
 	Build   *named          `json:"build"`
 	Info    *named          `json:"info"` // of a change of state: a build or a task
@@ -25,9 +25,9 @@ type named struct {
 	Release json.RawMessage `json:"release"`
 }
 
-// Subjects says what the events of c are about: each build by its id and by its name, version and release, each task,
-// each repo, and for any other event its callback without pre or post. Commits that share a subject reach the
-// brokers in the order of the hub. What is no kwargs counts as other.
+// Subjects says what the events of c are about: each build by its id and by its name, version and release,
+// each task, each repo, and for any other event its callback without pre or post. Commits that share a
+// subject reach the brokers in the order of the hub. What is no kwargs counts as other.
 func Subjects(c message.Commit) []string {
 	var all []string
 	for _, e := range c.Events {

@@ -18,26 +18,33 @@ func TestSubjectsNameWhatAnEventIsAbout(t *testing.T) {
 	}{
 		{"postTag", `{"tag": {"id": 3}, "build": {"id": 7, "name": "bash", "version": "5.2", "release": "1"}}`,
 			[]string{"build 7", `nvr "bash" "5.2" "1"`}},
-		{"preBuildStateChange", `{"attribute": "state", "info": {"name": "bash", "version": "5.2", "release": "1", "task_id": 4}}`,
+		{"preBuildStateChange",
+			`{"attribute": "state", "info": {"name": "bash", "version": "5.2", "release": "1", "task_id": 4}}`,
 			[]string{`nvr "bash" "5.2" "1"`}},
-		{"postTaskStateChange", `{"attribute": "state", "info": {"id": 9, "name": "x", "version": "1", "release": "1"}}`, []string{"task 9"}},
-		{"preTaskStateChange", `{"attribute": "state", "info": {"method": "build"}}`, []string{"callback TaskStateChange"}},
+		{"postTaskStateChange",
+			`{"attribute": "state", "info": {"id": 9, "name": "x", "version": "1", "release": "1"}}`,
+			[]string{"task 9"}},
+		{"preTaskStateChange", `{"attribute": "state", "info": {"method": "build"}}`,
+			[]string{"callback TaskStateChange"}},
 		{"preImport", `{"type": "build", "build": null, "build_id": 8}`, []string{"build 8"}},
 		{"postRepoInit", `{"tag": {"id": 3}, "repo_id": 5}`, []string{"repo 5"}},
 		{"postRepoDone", `{"repo": {"id": 5, "tag_id": 3}}`, []string{"repo 5"}},
-		{"postPackageListChange", `{"tag": {"id": 3}, "package": {"id": 1}}`, []string{"callback PackageListChange"}},
+		{"postPackageListChange", `{"tag": {"id": 3}, "package": {"id": 1}}`,
+			[]string{"callback PackageListChange"}},
 		{"postSomethingNew", `{"build": {"id": 7}}`, []string{"build 7"}},
 		{"postSomethingNew", `{"build": "bash-5.2-1", "repo_id": 5}`, []string{"repo 5"}},
 		{"postTag", `not JSON`, []string{"callback Tag"}},
 	} {
-		c := message.Commit{Events: []message.Event{{Callback: test.callback, Kwargs: json.RawMessage(test.kwargs)}}}
+		c := message.Commit{Events: []message.Event{{Callback: test.callback,
+			Kwargs: json.RawMessage(test.kwargs)}}}
 		if got := Subjects(c); !slices.Equal(got, test.want) {
 			t.Errorf("%s %s is about %q, want %q", test.callback, test.kwargs, got, test.want)
 		}
 	}
 }
 
-// Of the events of a real hub only those of package lists are about no build, task or repo, and those before there is one.
+// Of the events of a real hub only those of package lists are about no build, task or repo, and those before
+// there is one.
 func TestSubjectsOfRealEvents(t *testing.T) {
 	t.Parallel()
 	f, err := os.Open("../testdata/golden/commits.extra0.jsonl")

@@ -257,7 +257,8 @@ func TestEventsThatProtonmsgPassesOverAreSkipped(t *testing.T) {
 			if len(got.Skipped) != 1 || len(got.Messages)+len(got.Undeliverable) != 0 {
 				t.Fatalf("got %+v", got)
 			}
-			if skipped := got.Skipped[0]; skipped.Reason == "" || skipped.Message.ID == "" || skipped.Message.Body != "" {
+			if skipped := got.Skipped[0]; skipped.Reason == "" || skipped.Message.ID == "" ||
+				skipped.Message.Body != "" {
 				t.Errorf("got %+v, want a reason, an id and no body", skipped)
 			}
 		})
@@ -271,12 +272,14 @@ func TestEventsThatProtonmsgPassesOverAreSkipped(t *testing.T) {
 
 func TestSkippedEventCanBeFoundByItsBuildAndTag(t *testing.T) {
 	t.Parallel()
-	rules, err := callbacks.New(callbacks.Options{Events: []string{"postTag"}, ExcludeTags: []string{"*-rebuild"}})
+	rules, err := callbacks.New(callbacks.Options{Events: []string{"postTag"},
+		ExcludeTags: []string{"*-rebuild"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const kwargs = `{"tag": {"name": "f40-rebuild"}, "build": {"name": "n", "version": "1", "release": "2"}, "user": {"name": "u"}}`
-	for callback, reason := range map[string]string{"postTag": callbacks.Excluded, "postUntag": callbacks.NotAskedFor} {
+	for callback, reason := range map[string]string{"postTag": callbacks.Excluded,
+		"postUntag": callbacks.NotAskedFor} {
 		got := rules.Translate(message.Commit{ID: commitID,
 			Events: []message.Event{{Callback: callback, Kwargs: []byte(kwargs)}}})
 		if len(got.Skipped) != 1 || got.Skipped[0].Reason != reason {
@@ -296,32 +299,44 @@ func TestEventWithoutAddressIsUndeliverableWithItsReason(t *testing.T) {
 		{"postPackageListChange", `{"action": null}`, `no address: "action" is null, not a string`},
 		{"postPackageListChange", `{"action": 1}`, `no address: "action" is a number, not a string`},
 		{"prePackageListChange", `{"action": ["add"]}`, `no address: "action" is an array, not a string`},
-		{"postPackageListChange", `{"action": "\ud800"}`, `no address: "action" holds half a surrogate pair, which is not text`},
+		{"postPackageListChange", `{"action": "\ud800"}`,
+			`no address: "action" holds half a surrogate pair, which is not text`},
 		{"postPackageListChange", `{"action": "a\u0000b"}`, `no address: it would hold the character U+0000`},
 		{"other\x00", `{}`, `no address: it would hold the character U+0000`},
 		{"postImport", `{"type": {}, "build": {}}`, `no address: "type" is an object, not a string`},
 		{"postImport", `{"build": {}}`, `no address: "type" is missing`},
-		{"postTaskStateChange", `{"attribute": "state", "new": false}`, `no address: "new" is a boolean, not a string`},
+		{"postTaskStateChange", `{"attribute": "state", "new": false}`,
+			`no address: "new" is a boolean, not a string`},
 		{"postTaskStateChange", `{"attribute": "state", "new": 2}`, `no address: "new" is a number, not a string`},
 		{"postBuildStateChange", `{"attribute": "state"}`, `no address: "new" is missing`},
-		{"postBuildStateChange", `{"attribute": "state", "new": null}`, `no address: "new" is null, not the number of a build state`},
-		{"postBuildStateChange", `{"attribute": "state", "new": "COMPLETE"}`, `no address: "new" is a string, not the number of a build state`},
-		{"postBuildStateChange", `{"attribute": "state", "new": true}`, `no address: "new" is a boolean, not the number of a build state`},
-		{"postBuildStateChange", `{"attribute": "state", "new": 1.0}`, `no address: "new" is a number, not the number of a build state`},
-		{"postBuildStateChange", `{"attribute": "state", "new": 5}`, `no address: "new" is 5, not a build state; they are 0 to 4`},
-		{"preBuildStateChange", `{"attribute": "state", "new": -1}`, `no address: "new" is -1, not a build state; they are 0 to 4`},
+		{"postBuildStateChange", `{"attribute": "state", "new": null}`,
+			`no address: "new" is null, not the number of a build state`},
+		{"postBuildStateChange", `{"attribute": "state", "new": "COMPLETE"}`,
+			`no address: "new" is a string, not the number of a build state`},
+		{"postBuildStateChange", `{"attribute": "state", "new": true}`,
+			`no address: "new" is a boolean, not the number of a build state`},
+		{"postBuildStateChange", `{"attribute": "state", "new": 1.0}`,
+			`no address: "new" is a number, not the number of a build state`},
+		{"postBuildStateChange", `{"attribute": "state", "new": 5}`,
+			`no address: "new" is 5, not a build state; they are 0 to 4`},
+		{"preBuildStateChange", `{"attribute": "state", "new": -1}`,
+			`no address: "new" is -1, not a build state; they are 0 to 4`},
 		{"postBuildStateChange", `{"attribute": "state", "new": 99999999999999999999999999}`,
 			`no address: "new" is 999999999999999999999999…, not a build state; they are 0 to 4`},
 		{"postTag", `null`, "kwargs are null, not a JSON object"},
 		{"postTag", ` [1] `, "kwargs are an array, not a JSON object"},
 		{"postNewThing", `"x"`, "kwargs are a string, not a JSON object"},
 		{"postTag", ``, "kwargs are not JSON that can be sent: byte 0: the text ends where a value should be"},
-		{"postTag", `{"a": NaN}`, "kwargs are not JSON that can be sent: byte 6: found \"N\" where a value should be"},
-		{"postTag", `{"a": 1} {}`, "kwargs are not JSON that can be sent: byte 9: text after the end of the JSON value"},
-		{"postTag", `{"a": 1`, "kwargs are not JSON that can be sent: byte 7: the text ends where ',' or '}' should be"},
+		{"postTag", `{"a": NaN}`,
+			"kwargs are not JSON that can be sent: byte 6: found \"N\" where a value should be"},
+		{"postTag", `{"a": 1} {}`,
+			"kwargs are not JSON that can be sent: byte 9: text after the end of the JSON value"},
+		{"postTag", `{"a": 1`, "kwargs are not JSON that can be sent: byte 7: the text ends where ',' or '}' " +
+			"should be"},
 		{"postTag", "{\"a\": \"\xff\"}", "kwargs are not valid UTF-8 at byte 7"},
 		{"postTag", "{\"a\": \"\xed\xa0\x80\"}", "kwargs are not valid UTF-8 at byte 7"},
-		{"postTag", `{"a": ` + deep + `}`, "kwargs are not JSON that can be sent: byte 1005: values are nested too deeply"},
+		{"postTag", `{"a": ` + deep + `}`,
+			"kwargs are not JSON that can be sent: byte 1005: values are nested too deeply"},
 	} {
 		t.Run(row.callback+row.reason, func(t *testing.T) {
 			t.Parallel()
@@ -331,7 +346,8 @@ func TestEventWithoutAddressIsUndeliverableWithItsReason(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := callbacks.Translation{Undeliverable: []message.Undeliverable{{
-				ID: id, Commit: commitID, Event: 3, Callback: row.callback, Kwargs: []byte(row.kwargs), Reason: row.reason,
+				ID: id, Commit: commitID, Event: 3, Callback: row.callback, Kwargs: []byte(row.kwargs),
+				Reason: row.reason,
 			}}}
 			if row.kwargs == "" {
 				want.Undeliverable[0].Kwargs = got.Undeliverable[0].Kwargs
@@ -413,7 +429,8 @@ func TestOldStateWithoutNameIsNull(t *testing.T) {
 
 func TestLastOfARepeatedKeyCounts(t *testing.T) {
 	t.Parallel()
-	got := translate(t, "postTag", `{"tag": {"name": "a", "name": "b"}, "tag": {"id": 1}, "build": {"name": "x"}, "build": {"name": "y", "n\u0061me": "z"}}`)
+	got := translate(t, "postTag",
+		`{"tag": {"name": "a", "name": "b"}, "tag": {"id": 1}, "build": {"name": "x"}, "build": {"name": "y", "n\u0061me": "z"}}`)
 	want := `build.tag type="Tag" tag=<nil>(<nil>) name="z" version=<nil>(<nil>) release=<nil>(<nil>) user=<nil>(<nil>)`
 	if diff := cmp.Diff(want, describe(got.Messages[0])); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -422,7 +439,8 @@ func TestLastOfARepeatedKeyCounts(t *testing.T) {
 
 func TestEventsChooseCallbacksByGlob(t *testing.T) {
 	t.Parallel()
-	all := []string{"postTag", "postUntag", "preTag", "postBuildPromote", "postImport", "preCommit", "postCommit", "postNew", "x/y"}
+	all := []string{"postTag", "postUntag", "preTag", "postBuildPromote", "postImport", "preCommit",
+		"postCommit", "postNew", "x/y"}
 	for _, row := range []struct {
 		events string
 		want   string
@@ -462,7 +480,8 @@ func TestEventsChooseCallbacksByGlob(t *testing.T) {
 
 func TestExcludedTagsMakeNoTagMessages(t *testing.T) {
 	t.Parallel()
-	rules, err := callbacks.New(callbacks.Options{Events: []string{"*"}, ExcludeTags: []string{"f3?-rebuild", "scratch"}})
+	rules, err := callbacks.New(callbacks.Options{Events: []string{"*"},
+		ExcludeTags: []string{"f3?-rebuild", "scratch"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,7 +505,8 @@ func TestExcludedTagsMakeNoTagMessages(t *testing.T) {
 			t.Errorf("%s of %s: %+v, want a message: %v", row.callback, row.tag, got, want)
 		}
 	}
-	if _, err := callbacks.New(callbacks.Options{ExcludeTags: []string{"f[9-3]"}}); err == nil || !strings.Contains(err.Error(), `"f[9-3]"`) {
+	if _, err := callbacks.New(callbacks.Options{ExcludeTags: []string{"f[9-3]"}}); err == nil ||
+		!strings.Contains(err.Error(), `"f[9-3]"`) {
 		t.Errorf("a range that runs backwards: %v", err)
 	}
 }
@@ -515,7 +535,8 @@ func TestPatternsArePythons(t *testing.T) {
 	} {
 		rules := newRules(t, callbacks.Options{ExcludeTags: []string{row.pattern}})
 		kwargs := fmt.Appendf(nil, `{"tag": {"name": %q}}`, row.tag)
-		got := rules.Translate(message.Commit{ID: commitID, Events: []message.Event{{Callback: "postTag", Kwargs: kwargs}}})
+		got := rules.Translate(message.Commit{ID: commitID,
+			Events: []message.Event{{Callback: "postTag", Kwargs: kwargs}}})
 		if (len(got.Messages) == 0) != row.excluded {
 			t.Errorf("%s excludes %s: %+v", row.pattern, row.tag, got)
 		}
@@ -547,7 +568,8 @@ func TestMessageIDIsTheSameForTheSameEvent(t *testing.T) {
 			t.Errorf("event %d of %s has id %s (%v), want %s", row.event, row.commit, got, err, row.want)
 		}
 	}
-	for _, commit := range []string{"", "x", "urn:uuid:" + commitID, "{" + commitID + "}", strings.ReplaceAll(commitID, "-", ""), commitID + " "} {
+	for _, commit := range []string{"", "x", "urn:uuid:" + commitID, "{" + commitID + "}",
+		strings.ReplaceAll(commitID, "-", ""), commitID + " "} {
 		if id, err := callbacks.MessageID(commit, 0); err == nil {
 			t.Errorf("commit %q gave the id %s", commit, id)
 		}
@@ -565,7 +587,8 @@ func TestCommitWithoutUUIDIsUndeliverableUnderAStableID(t *testing.T) {
 	}}
 	rules := newRules(t, callbacks.Options{})
 	first, second := rules.Translate(c).Undeliverable, rules.Translate(c).Undeliverable
-	if len(first) != 2 || first[0].ID == first[1].ID || !strings.Contains(first[0].Reason, `"abc" is not a UUID`) {
+	if len(first) != 2 || first[0].ID == first[1].ID ||
+		!strings.Contains(first[0].Reason, `"abc" is not a UUID`) {
 		t.Errorf("undeliverable are %+v", first)
 	}
 	if diff := cmp.Diff(first, second); diff != "" {

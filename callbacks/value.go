@@ -59,8 +59,8 @@ func isFalsy(raw []byte) bool {
 	return err == nil && f == 0
 }
 
-// stateName is the name of the build state whose number raw is. Python would count -1 from the end; Koji has no
-// such state, so neither have we.
+// stateName is the name of the build state whose number raw is. Python would count -1 from the end; Koji has
+// no such state, so neither have we.
 func stateName(raw []byte) (string, bool) {
 	if !isInteger(raw) {
 		return "", false
@@ -72,7 +72,8 @@ func stateName(raw []byte) (string, bool) {
 	return buildStates[n], true
 }
 
-// propValue is the value of an application-property. What AMQP cannot express stays as its text (message.Prop).
+// propValue is the value of an application-property. What AMQP cannot express stays as its text
+// (message.Prop).
 func propValue(raw []byte) any {
 	switch raw[0] {
 	case 'n':
@@ -100,8 +101,8 @@ func propValue(raw []byte) any {
 	return json.RawMessage(bytes.Clone(raw))
 }
 
-// stringValue decodes a string. It refuses what is no string (also a missing value) and what is not text: half a
-// surrogate pair has no form in UTF-8, and a replacement character would be another value.
+// stringValue decodes a string. It refuses what is no string (also a missing value) and what is not text:
+// half a surrogate pair has no form in UTF-8, and a replacement character would be another value.
 func stringValue(raw []byte) (string, bool) {
 	if len(raw) < 2 || raw[0] != '"' {
 		return "", false
@@ -124,8 +125,8 @@ func stringValue(raw []byte) (string, bool) {
 	return string(append(out, text...)), true
 }
 
-// unescape reads the escape that text begins with, two of them where they are a surrogate pair; n is its length.
-// Half a pair comes back as it is.
+// unescape reads the escape that text begins with, two of them where they are a surrogate pair; n is its
+// length. Half a pair comes back as it is.
 func unescape(text []byte) (r rune, n int) {
 	switch text[1] {
 	case 'b':

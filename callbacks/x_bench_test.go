@@ -66,9 +66,10 @@ func BenchmarkGoldenValid(b *testing.B) {
 
 // One build tagged: the commonest commit, on the hub's time.
 func BenchmarkOneTag(b *testing.B) {
-	line := []byte(withEvents(`{"event": 0, "callback": "preTag", "kwargs": {}}, {"event": 1, "callback": "postTag", "kwargs": ` +
-		`{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1", "extra": {"source": {"original_url": "` +
-		strings.Repeat("x", 700) + `"}}}, "user": {"name": "mike"}, "force": null}}`))
+	line := []byte(withEvents(
+		`{"event": 0, "callback": "preTag", "kwargs": {}}, {"event": 1, "callback": "postTag", "kwargs": ` +
+			`{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1", "extra": {"source": {"original_url": "` +
+			strings.Repeat("x", 700) + `"}}}, "user": {"name": "mike"}, "force": null}}`))
 	rules := newRules(b, callbacks.Options{})
 	b.ReportAllocs()
 	for b.Loop() {
@@ -84,7 +85,8 @@ func BenchmarkOneTag(b *testing.B) {
 
 // A container build by a content generator: 8 MB of extra, sent whole and cut.
 func BenchmarkLargeExtra(b *testing.B) {
-	extra := `{"image": {"index": [` + strings.Repeat(`{"digest": "sha256:0123456789abcdef", "n": 1.5, "t": "\u00e9"}, `, 120_000) + `null]}}`
+	extra := `{"image": {"index": [` +
+		strings.Repeat(`{"digest": "sha256:0123456789abcdef", "n": 1.5, "t": "\u00e9"}, `, 120_000) + `null]}}`
 	c := message.Commit{ID: commitID, Events: []message.Event{{Callback: "postTag", Kwargs: []byte(
 		`{"tag": {"name": "f39"}, "build": {"name": "bash", "extra": ` + extra + `}, "user": {"name": "mike"}}`)}}}
 	for _, row := range []struct {

@@ -95,7 +95,8 @@ type History struct {
 	Path     string // of a directory
 }
 
-// HistoryDir gives the directory of a history in files, by itself or because the queue is one; else the empty string.
+// HistoryDir gives the directory of a history in files, by itself or because the queue is one; else the empty
+// string.
 func (c *Config) HistoryDir() string {
 	switch {
 	case c.History.Store == StoreFile:
@@ -223,7 +224,8 @@ func fromDocument(path string, doc *document) (*Config, error) {
 
 func sortProblems(problems []Problem, files []string) {
 	slices.SortStableFunc(problems, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(slices.Index(files, a.File), slices.Index(files, b.File)), cmp.Compare(a.Line, b.Line))
+		return cmp.Or(cmp.Compare(slices.Index(files, a.File), slices.Index(files, b.File)),
+			cmp.Compare(a.Line, b.Line))
 	})
 }
 
@@ -298,7 +300,8 @@ func (r *reading) readEntry(k *key, e *entry) {
 // oneLineOnly catches a setting that was indented by mistake: Python makes it a part of the one above.
 func oneLineOnly(k *key, value string) error {
 	if !k.lines && strings.Contains(value, "\n") {
-		return bad("goes on in the next line, because that is indented; remove the space before it if it is a setting of its own")
+		return bad("goes on in the next line, because that is indented; remove the space before it if it is a " +
+			"setting of its own")
 	}
 	return nil
 }
@@ -334,7 +337,8 @@ func (r *reading) missing(k *key) Problem {
 	if s := r.doc.section(k.section); s != nil {
 		p.File, p.Line = s.place.file, s.place.line
 	} else {
-		p.Text = fmt.Sprintf("missing, and so is its section; add [%s] and a line such as: %s = %s", k.section, k.name, k.sample)
+		p.Text = fmt.Sprintf("missing, and so is its section; add [%s] and a line such as: %s = %s", k.section,
+			k.name, k.sample)
 	}
 	return p
 }

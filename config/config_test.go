@@ -53,7 +53,8 @@ max_age = 48
 	if len(c.Warnings) > 0 {
 		t.Errorf("warnings: %v", c.Warnings)
 	}
-	if len(c.Broker.URLs) != 2 || c.Broker.URLs[1].Address() != "broker2.example.com:5671" || !c.Broker.URLs[1].TLS {
+	if len(c.Broker.URLs) != 2 || c.Broker.URLs[1].Address() != "broker2.example.com:5671" ||
+		!c.Broker.URLs[1].TLS {
 		t.Errorf("urls: %v", c.Broker.URLs)
 	}
 	if c.Broker.ConnectTimeout != 15*time.Second || c.Message.ExtraLimit != 500 ||
@@ -69,25 +70,31 @@ func TestDefaultsAreThoseOfTheDesign(t *testing.T) {
 	url, _ := parseBrokerURL("amqp://broker.example.com")
 	want := &Config{
 		Path: "protonmsg.conf",
-		Broker: Broker{URLs: []BrokerURL{url}, TopicPrefix: "topic://koji", ConnectTimeout: 10 * time.Second, SendTimeout: time.Minute,
-			URLOrder: "listed", Dialect: "auto", SASL: "auto", Unroutable: "queue", IdleTimeout: 30 * time.Second},
+		Broker: Broker{URLs: []BrokerURL{url}, TopicPrefix: "topic://koji", ConnectTimeout: 10 * time.Second,
+			SendTimeout: time.Minute, URLOrder: "listed", Dialect: "auto", SASL: "auto", Unroutable: "queue",
+			IdleTimeout: 30 * time.Second},
 		Message: Message{Events: []string{"protonmsg"}, Priority: 4, BodySection: "value"},
-		Queue: Queue{Enabled: true, Store: "postgres", Database: "hub", Path: "/var/lib/koji-relay/queue.db", BatchSize: 100, BatchBytes: 8388608,
-			MaxAge: 24 * time.Hour, Expired: "drop", DeadMaxAge: 30 * 24 * time.Hour, MaxAttempts: 8, Interval: 30 * time.Second,
+		Queue: Queue{Enabled: true, Store: "postgres", Database: "hub", Path: "/var/lib/koji-relay/queue.db",
+			BatchSize: 100, BatchBytes: 8388608, MaxAge: 24 * time.Hour, Expired: "drop",
+			DeadMaxAge: 30 * 24 * time.Hour, MaxAttempts: 8, Interval: 30 * time.Second,
 			StoreTimeout: 800 * time.Millisecond},
-		History: History{Keep: 7 * 24 * time.Hour, MaxBytes: 1 << 30, Store: "queue", Path: "/var/lib/koji-relay/history"},
-		Relay: Relay{Socket: "/run/koji-relay/hub.sock", SocketMode: 0o660, Control: "/run/koji-relay/control.sock", Admin: "127.0.0.1:9763",
-			HandoffTimeout: time.Second, MaxRequestBytes: 67108864, MaxInflightBytes: 134217728, LogLevel: "info", LogFormat: "auto"},
+		History: History{Keep: 7 * 24 * time.Hour, MaxBytes: 1 << 30, Store: "queue",
+			Path: "/var/lib/koji-relay/history"},
+		Relay: Relay{Socket: "/run/koji-relay/hub.sock", SocketMode: 0o660, Control: "/run/koji-relay/control.sock",
+			Admin: "127.0.0.1:9763", HandoffTimeout: time.Second, MaxRequestBytes: 67108864,
+			MaxInflightBytes: 134217728, LogLevel: "info", LogFormat: "auto"},
 	}
 	ignored := cmp.FilterPath(func(p cmp.Path) bool {
 		return slices.Contains([]string{".settings", ".places", ".retiredAge"}, p.Last().String())
 	}, cmp.Ignore())
-	if diff := cmp.Diff(want, got, ignored, cmp.AllowUnexported(BrokerURL{}, Queue{}, Config{}), emptyIsNone); diff != "" {
+	if diff := cmp.Diff(want, got, ignored, cmp.AllowUnexported(BrokerURL{}, Queue{}, Config{}),
+		emptyIsNone); diff != "" {
 		t.Errorf("(-design +code):\n%s", diff)
 	}
 }
 
-var emptyIsNone = cmp.FilterValues(func(a, b []string) bool { return len(a) == 0 && len(b) == 0 }, cmp.Ignore())
+var emptyIsNone = cmp.FilterValues(func(a, b []string) bool { return len(a) == 0 && len(b) == 0 },
+	cmp.Ignore())
 
 func TestEveryKeyReachesItsField(t *testing.T) {
 	t.Parallel()
@@ -156,17 +163,21 @@ log_format = json
 	first, _ := parseBrokerURL("amqps://relay:example@broker1")
 	second, _ := parseBrokerURL("amqp://broker2")
 	want := Config{Path: "protonmsg.conf",
-		Broker: Broker{URLs: []BrokerURL{first, second}, Cert: "/c", Key: "/k", CACert: "/ca", LegacyTLS: true, VirtualHost: "/v", TopicPrefix: "/topic/koji",
-			ConnectTimeout: time.Second, SendTimeout: 2 * time.Second, TestMode: true, TestModeFail: 3, URLOrder: OrderRandom, Dialect: "literal",
-			SASL: SASLPlain, UserFile: "/u", PasswordFile: "/p", Unroutable: Drop, IdleTimeout: 4500 * time.Millisecond},
-		Message: Message{ExtraLimit: 5, ExtraKeep: []string{"a", "b"}, TTL: 6 * time.Second, Events: []string{"post*", "preTag"},
-			ExcludeTags: []string{"f*", "g"}, Durable: true, Priority: 7, BodySection: SectionData},
-		Queue: Queue{Enabled: false, Store: StoreFile, Database: "host=db dbname=koji", Path: "/q", BatchSize: 8, BatchBytes: 9000,
-			MaxAge: 10 * time.Hour, Expired: DeadLetter, DeadMaxAge: 11 * 24 * time.Hour, MaxBytes: 12, PreserveOrder: true, MaxAttempts: 13,
-			Interval: 14 * time.Second, StoreTimeout: 150 * time.Millisecond, RateLimit: 16},
+		Broker: Broker{URLs: []BrokerURL{first, second}, Cert: "/c", Key: "/k", CACert: "/ca", LegacyTLS: true,
+			VirtualHost: "/v", TopicPrefix: "/topic/koji", ConnectTimeout: time.Second, SendTimeout: 2 * time.Second,
+			TestMode: true, TestModeFail: 3, URLOrder: OrderRandom, Dialect: "literal", SASL: SASLPlain,
+			UserFile: "/u", PasswordFile: "/p", Unroutable: Drop, IdleTimeout: 4500 * time.Millisecond},
+		Message: Message{ExtraLimit: 5, ExtraKeep: []string{"a", "b"}, TTL: 6 * time.Second,
+			Events: []string{"post*", "preTag"}, ExcludeTags: []string{"f*", "g"}, Durable: true, Priority: 7,
+			BodySection: SectionData},
+		Queue: Queue{Enabled: false, Store: StoreFile, Database: "host=db dbname=koji", Path: "/q", BatchSize: 8,
+			BatchBytes: 9000, MaxAge: 10 * time.Hour, Expired: DeadLetter, DeadMaxAge: 11 * 24 * time.Hour,
+			MaxBytes: 12, PreserveOrder: true, MaxAttempts: 13, Interval: 14 * time.Second,
+			StoreTimeout: 150 * time.Millisecond, RateLimit: 16},
 		History: History{Keep: 3 * 24 * time.Hour, MaxBytes: 2000000, Store: StoreFile, Path: "/h"},
 		Relay: Relay{Socket: "/s", SocketGroup: "g", SocketMode: 0o600, Control: "/ctl", Admin: "localhost:18",
-			HandoffTimeout: 190 * time.Millisecond, MaxRequestBytes: 2000, MaxInflightBytes: 2100, LogLevel: "debug", LogFormat: LogJSON},
+			HandoffTimeout: 190 * time.Millisecond, MaxRequestBytes: 2000, MaxInflightBytes: 2100, LogLevel: "debug",
+			LogFormat: LogJSON},
 	}
 	ignored := cmp.FilterPath(func(p cmp.Path) bool {
 		return slices.Contains([]string{".settings", ".places", ".retiredAge"}, p.Last().String())
@@ -239,7 +250,8 @@ func TestDirectoryIsReadInTheOrderOfNames(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "ignored.txt"), "not ini")
 	_, err := Load(dir)
 	var found *Error
-	if !errors.As(err, &found) || len(found.Problems) != 1 || !strings.HasSuffix(found.Problems[0].File, "20-more.conf") || found.Problems[0].Line != 3 {
+	if !errors.As(err, &found) || len(found.Problems) != 1 ||
+		!strings.HasSuffix(found.Problems[0].File, "20-more.conf") || found.Problems[0].Line != 3 {
 		t.Fatalf("got %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "30-right.conf"), "[broker]\nconnect_timeout = 7\n")

@@ -30,7 +30,8 @@ func (c ConnString) GoString() string { return c.String() }
 // MarshalText keeps encoders from printing what String masks.
 func (c ConnString) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-var keywordSecret = regexp.MustCompile(`(?i)\b(user|password|passfile|sslpassword)(\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)+)`)
+var keywordSecret = regexp.MustCompile(
+	`(?i)\b(user|password|passfile|sslpassword)(\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)+)`)
 
 func isPostgresURL(text string) bool {
 	return strings.HasPrefix(text, "postgres://") || strings.HasPrefix(text, "postgresql://")
@@ -46,7 +47,8 @@ func maskConnString(text string) string {
 		authority = mask + "@" + authority[at+1:]
 	}
 	if hasQuery {
-		query = "?" + regexp.MustCompile(`(?i)\b(user|password|sslpassword)=[^&]*`).ReplaceAllString(query, "$1="+mask)
+		query = "?" + regexp.MustCompile(`(?i)\b(user|password|sslpassword)=[^&]*`).ReplaceAllString(query,
+			"$1="+mask)
 	}
 	return scheme + "://" + authority + query
 }
@@ -59,7 +61,8 @@ func parseConnString(text string) (ConnString, error) {
 		return HubDatabase, nil
 	case isPostgresURL(text):
 		if _, err := url.Parse(text); err != nil {
-			return "", bad("not a PostgreSQL URL; write postgres://user:password@host/database, with : / @ %% in the password percent-encoded (and each %% of it doubled in this file)")
+			return "", bad("not a PostgreSQL URL; write postgres://user:password@host/database, with : / @ %% in " +
+				"the password percent-encoded (and each %% of it doubled in this file)")
 		}
 		return ConnString(text), nil
 	case !strings.Contains(text, "="):

@@ -1,8 +1,8 @@
 package config
 
-// ControlPath gives [relay] control of the file at path, as far as the file can be understood: its default where that
-// key is absent or wrong. A file that cannot be read gives Load's error. It is for the commands that steer a running relay,
-// which mistakes in the file must not keep from it.
+// ControlPath gives [relay] control of the file at path, as far as the file can be understood: its default
+// where that key is absent or wrong. A file that cannot be read gives Load's error. It is for the commands
+// that steer a running relay, which mistakes in the file must not keep from it.
 func ControlPath(path string) (string, error) {
 	doc, err := readDocument(path)
 	if err != nil {

@@ -18,8 +18,10 @@ func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
 	r.checkDialect()
-	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes && r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {
-		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
+	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes &&
+		r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {
+		r.complain("relay", "max_inflight_bytes", fmt.Sprintf("less than max_request_bytes = %d, so that such a "+
+			"request could never be taken; raise it or lower that", c.Relay.MaxRequestBytes))
 	}
 	if c.Broker.Key != "" && c.Broker.Cert == "" && r.right("broker.cert") {
 		r.complain("broker", "key", "set without cert; set cert to the certificate that belongs to it")
@@ -83,12 +85,14 @@ func (r *reading) checkLogin() {
 		tls = tls || u.TLS
 	}
 	if b.UserFile != "" && withUser == len(b.URLs) {
-		r.complain("broker", "user_file", "set although every URL has a user of its own, which goes before it; keep one of the two")
+		r.complain("broker", "user_file",
+			"set although every URL has a user of its own, which goes before it; keep one of the two")
 	}
 	user := b.UserFile != "" || withUser > 0
 	switch {
 	case b.SASL == SASLPlain && !user:
-		r.complain("broker", "sasl", "needs a user; set user_file and password_file, or write user:password@ into urls")
+		r.complain("broker", "sasl",
+			"needs a user; set user_file and password_file, or write user:password@ into urls")
 	case b.SASL == SASLAnon && user:
 		r.complain("broker", "sasl", "contradicts the user that is set; remove the user, or write plain")
 	case b.SASL == SASLExternal && (b.Cert == "" || !tls):

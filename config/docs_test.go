@@ -45,7 +45,8 @@ func keyTables() string {
 	for _, k := range keys {
 		if k.section != section {
 			section = k.section
-			fmt.Fprintf(&b, "\n## [%s]\n\n| key | default | example | changed by | meaning |\n|---|---|---|---|---|\n", section)
+			fmt.Fprintf(&b, "\n## [%s]\n\n| key | default | example | changed by | meaning |\n|---|---|---|---|---|\n",
+				section)
 		}
 		name, def, example := "`"+k.name+"`", "none", ""
 		if k.protonmsg {
@@ -147,7 +148,8 @@ func TestExampleHasEveryKeyWithItsDefault(t *testing.T) {
 		if def == "" {
 			def = "none"
 		}
-		saysDefault := strings.Contains(got.comment, "Default: "+def+".") || strings.Contains(got.comment, "Default: "+def+",")
+		saysDefault := strings.Contains(got.comment, "Default: "+def+".") ||
+			strings.Contains(got.comment, "Default: "+def+",")
 		switch {
 		case k.required:
 			if !got.active {

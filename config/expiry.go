@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Expired lists the certificates of the configuration that no broker, or no relay, will take at that moment. serve
-// starts with them all the same, since it can queue until they are renewed.
+// Expired lists the certificates of the configuration that no broker, or no relay, will take at that moment.
+// serve starts with them all the same, since it can queue until they are renewed.
 func (c *Config) Expired(now time.Time) []Problem {
 	var all []Problem
 	complain := func(key, text string, at time.Time) {
@@ -28,8 +28,8 @@ func (c *Config) Expired(now time.Time) []Problem {
 	return all
 }
 
-// firstCertificate reads a PEM file's first certificate, which of a chain is the owner's; nil where there is none,
-// for that is Verify's to say.
+// firstCertificate reads a PEM file's first certificate, which of a chain is the owner's; nil where there is
+// none, for that is Verify's to say.
 func firstCertificate(path string) *x509.Certificate {
 	if path == "" {
 		return nil

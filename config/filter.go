@@ -135,8 +135,9 @@ const (
 	openBracket   = "begins with a [ and is no section; write [name], or take the [ out of the key"
 	separatorChar = "one of the control characters 1C to 1F beside the delimiter; remove it"
 	oddName       = "a key that begins with a quote, or is a single -; take the quotes off the key"
-	foreignName   = "a key with a capital letter outside ASCII, of which not all make the same small one; write it small"
-	quotedValue   = "a value that begins with a backquote or three double quotes; remove the quotes, " +
+	foreignName   = "a key with a capital letter outside ASCII, of which not all make the same small one; " +
+		"write it small"
+	quotedValue = "a value that begins with a backquote or three double quotes; remove the quotes, " +
 		"or begin the value on the line below its key, indented"
 )
 
@@ -151,7 +152,9 @@ func reinterpreted(text string, at int) string {
 		return separatorChar
 	case name[0] == '"', name[0] == '`', name == "-":
 		return oddName
-	case strings.ContainsFunc(text[:at], func(r rune) bool { return r > unicode.MaxASCII && unicode.ToLower(r) != r }):
+	case strings.ContainsFunc(text[:at], func(r rune) bool {
+		return r > unicode.MaxASCII && unicode.ToLower(r) != r
+	}):
 		return foreignName
 	case strings.HasPrefix(value, "`"), strings.HasPrefix(value, `"""`):
 		return quotedValue

@@ -12,9 +12,11 @@ import (
 )
 
 // FuzzLoad holds for every text: it is read or refused with at least one problem, never with a panic; no
-// secret position of a URL is printed; the library refuses nothing that the filter lets pass; and what was read, written down again, reads the same.
+// secret position of a URL is printed; the library refuses nothing that the filter lets pass; and what was
+// read, written down again, reads the same.
 func FuzzLoad(f *testing.F) {
-	for _, pattern := range []string{"testdata/python/*.conf", "testdata/mistakes/*.conf", "../protonmsg.conf.example"} {
+	for _, pattern := range []string{"testdata/python/*.conf", "testdata/mistakes/*.conf",
+		"../protonmsg.conf.example"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			f.Fatal(err)
@@ -46,12 +48,15 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatalf("what was read cannot be read again: %v\n%s", err, written(first))
 		}
-		if diff := cmp.Diff(first.Settings(), again.Settings(), cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Source" }, cmp.Ignore())); diff != "" {
+		if diff := cmp.Diff(first.Settings(), again.Settings(),
+			cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Source" },
+				cmp.Ignore())); diff != "" {
 			t.Errorf("(-first +again):\n%s", diff)
 		}
 		for i, u := range first.Broker.URLs {
 			if again.Broker.URLs[i] != u {
-				t.Errorf("%s: user %q, again %q; password %q, again %q", u, u.User, again.Broker.URLs[i].User, u.password, again.Broker.URLs[i].password)
+				t.Errorf("%s: user %q, again %q; password %q, again %q", u, u.User, again.Broker.URLs[i].User, u.password,
+					again.Broker.URLs[i].password)
 			}
 		}
 	})

@@ -38,15 +38,15 @@ func LoadHubDatabase(path string) (ConnString, error) {
 	if e := doc.lookup("hub", "dbport"); e != nil {
 		n, err := whole(1, 65535)(e.raw)
 		if err != nil {
-			return "", &Error{Problems: []Problem{{File: e.place.file, Line: e.place.line, Section: "hub", Key: "DBPort",
-				Value: oneLine(e.raw), Text: err.Error()}}}
+			return "", &Error{Problems: []Problem{{File: e.place.file, Line: e.place.line, Section: "hub",
+				Key: "DBPort", Value: oneLine(e.raw), Text: err.Error()}}}
 		}
 		port = fmt.Sprint(n)
 	}
 	var words []string
 	for _, w := range [][2]string{
-		{"dbname", hubValue(doc, "DBName")}, {"user", hubValue(doc, "DBUser")}, {"password", hubValue(doc, "DBPass")},
-		{"host", hubValue(doc, "DBHost")}, {"port", port},
+		{"dbname", hubValue(doc, "DBName")}, {"user", hubValue(doc, "DBUser")},
+		{"password", hubValue(doc, "DBPass")}, {"host", hubValue(doc, "DBHost")}, {"port", port},
 	} {
 		if w[1] != "" { // libpq takes an empty value for its default
 			words = append(words, w[0]+"="+quoteLibpq(w[1]))

@@ -33,27 +33,33 @@ func TestHubDatabaseIsTheHubsOwn(t *testing.T) {
 		files map[string]string
 		want  string
 	}{
-		{"all settings", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBUser = kojiuser\nDBHost = db.example.com\nDBPort = 5433\nDBPass = example\n"},
+		{"all settings", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBUser = kojiuser\nDBHost = " +
+			"db.example.com\nDBPort = 5433\nDBPass = example\n"},
 			"dbname='koji' user='kojiuser' password='example' host='db.example.com' port='5433'"},
-		{"local socket", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBUser = koji\n#DBPass = example\nDBHost =\n"},
+		{"local socket", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBUser = koji\n#DBPass = " +
+			"example\nDBHost =\n"},
 			"dbname='koji' user='koji'"},
-		{"quotes and percent signs stay", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBPass = a'b\\c %d%%\n"},
+		{"quotes and percent signs stay", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBPass = a'b\\c " +
+			"%d%%\n"},
 			`dbname='koji' password='a\'b\\c %d%%'`},
 		{"the old spelling of DBHost", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBhost = db\n"},
 			"dbname='koji' host='db'"},
-		{"DBConnectionString goes first", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBConnectionString = dbname=other host=db1,db2\n"},
+		{"DBConnectionString goes first",
+			map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBConnectionString = dbname=other host=db1,db2\n"},
 			"dbname=other host=db1,db2"},
-		{"an empty DBConnectionString is none", map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBConnectionString =\n"},
-			"dbname='koji'"},
+		{"an empty DBConnectionString is none",
+			map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBConnectionString =\n"}, "dbname='koji'"},
 		{"hub.conf goes before hub.conf.d, a later name before an earlier", map[string]string{
 			"hub.conf":            "[hub]\nDBName = koji\n",
 			"hub.conf.d/10.conf":  "[hub]\nDBName = ten\nDBUser = ten\nDBHost = ten\n",
 			"hub.conf.d/20.conf":  "[hub]\nDBHost = twenty\n",
 			"hub.conf.d/30.other": "[hub]\nDBHost = thirty\n"},
 			"dbname='koji' user='ten' host='twenty'"},
-		{"keywords of libpq stay", map[string]string{"hub.conf": "[hub]\nDBConnectionString = host=db keepalives=1 hostaddr=192.0.2.7 dbname=koji\n"},
+		{"keywords of libpq stay", map[string]string{"hub.conf": "[hub]\nDBConnectionString = host=db " +
+			"keepalives=1 hostaddr=192.0.2.7 dbname=koji\n"},
 			"host=db keepalives=1 hostaddr=192.0.2.7 dbname=koji"},
-		{"a section DEFAULT lends", map[string]string{"hub.conf": "[DEFAULT]\nDBName = koji\n[hub]\n"}, "dbname='koji'"},
+		{"a section DEFAULT lends", map[string]string{"hub.conf": "[DEFAULT]\nDBName = koji\n[hub]\n"},
+			"dbname='koji'"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -78,7 +84,8 @@ func TestHubDatabaseIsTheHubsOwn(t *testing.T) {
 func TestHubDatabasePasswordReachesTheDriver(t *testing.T) {
 	t.Parallel()
 	const password = `a'b\c "d" %20=e`
-	got, err := LoadHubDatabase(writeHub(t, map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBHost = db\nDBPort = 5_433\nDBPass = " + password + "\n"}))
+	got, err := LoadHubDatabase(writeHub(t, map[string]string{"hub.conf": "[hub]\nDBName = koji\nDBHost = " +
+		"db\nDBPort = 5_433\nDBPass = " + password + "\n"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,10 +101,12 @@ func TestHubDatabasePasswordReachesTheDriver(t *testing.T) {
 func TestHubDatabaseRefusesWhatTheHubWouldRefuse(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ text, want string }{
-		"bad port":       {"[hub]\nDBName = koji\nDBPort = none\n", "hub.conf:3: [hub] DBPort = none: not a whole number"},
-		"nothing":        {"[hub]\nKojiDir = /mnt/koji\n", "[hub] DBName: missing, and so is DBConnectionString"},
-		"no section":     {"DBName = koji\n", "hub.conf:1: stands before the first section"},
-		"set twice":      {"[hub]\nDBName = koji\nDBName = koji\n", "hub.conf:3: [hub] dbname: set twice, first on line 2"},
+		"bad port": {"[hub]\nDBName = koji\nDBPort = none\n",
+			"hub.conf:3: [hub] DBPort = none: not a whole number"},
+		"nothing":    {"[hub]\nKojiDir = /mnt/koji\n", "[hub] DBName: missing, and so is DBConnectionString"},
+		"no section": {"DBName = koji\n", "hub.conf:1: stands before the first section"},
+		"set twice": {"[hub]\nDBName = koji\nDBName = koji\n",
+			"hub.conf:3: [hub] dbname: set twice, first on line 2"},
 		"hidden as hubb": {"[hubb]\nDBName = koji\n", "[hub] DBName: missing"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -122,7 +122,8 @@ func (d *document) read(file string, text []byte) {
 	rest, marked := strings.CutPrefix(string(text), "\ufeff")
 	if marked {
 		// ConfigParser takes the mark for a part of the first line and refuses the file.
-		d.problem(file, 1, "", "", "begins with a byte order mark, which Koji cannot read; save the file as UTF-8 without it")
+		d.problem(file, 1, "", "",
+			"begins with a byte order mark, which Koji cannot read; save the file as UTF-8 without it")
 	}
 	f := filter{doc: d, file: file, sections: map[string]int{}, settings: map[[2]string]int{}}
 	f.read(rest)
@@ -144,7 +145,8 @@ func (d *document) add(f *filter, parsed *ini.Section) {
 	s := d.defaults
 	if parsed.Name() != defaultSection {
 		if s = d.section(parsed.Name()); s == nil {
-			s = &section{name: parsed.Name(), place: place{f.file, f.sections[parsed.Name()]}, entries: map[string]*entry{}}
+			s = &section{name: parsed.Name(), place: place{f.file, f.sections[parsed.Name()]},
+				entries: map[string]*entry{}}
 			d.sections = append(d.sections, s)
 		}
 	}

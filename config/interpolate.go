@@ -28,7 +28,8 @@ type expansion struct {
 
 func (x *expansion) add(text string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("the %%(name)s in it lead to each other without end; write the value itself in one of them")
+		return fmt.Errorf("the %%(name)s in it lead to each other without end; write the value itself in one of " +
+			"them")
 	}
 	for text != "" {
 		before, after, found := strings.Cut(text, "%")
@@ -50,7 +51,8 @@ func (x *expansion) add(text string, depth int) error {
 		}
 		e := x.doc.lookup(x.section, strings.ToLower(name))
 		if e == nil {
-			return fmt.Errorf("%%(%s)s names no setting of [%s] or [%s]; set it there, or write %%%% for a percent sign",
+			return fmt.Errorf("%%(%s)s names no setting of [%s] or [%s]; set it there, or write %%%% for a percent "+
+				"sign",
 				name, x.section, defaultSection)
 		}
 		value := e.raw

@@ -17,7 +17,8 @@ type key struct {
 	sample        string // a value for keys without a default
 	doc           string // meaning, in an administrator's words
 	access
-	restart   bool                     // a reload does not change it: it is bound to an open socket, file or database
+	// a reload does not change it: it is bound to an open socket, file or database
+	restart   bool
 	shown     func(*Config) string     // the effective value, masked; nil = the text
 	masked    func(string) string      // masks text that may not be well formed; nil = nothing to mask
 	warn      func(string) valueErrors // what is odd about a value that is taken
@@ -38,7 +39,8 @@ const maxSeconds = 1e6
 var keys = []key{
 	{section: "broker", name: "urls", required: true, protonmsg: true,
 		sample: "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671",
-		doc:    "`amqp://` or `amqps://` URLs, separated by spaces, in order of preference; a path is RabbitMQ's virtual host",
+		doc: "`amqp://` or `amqps://` URLs, separated by spaces, in order of preference; a path is " +
+			"RabbitMQ's virtual host",
 		access: into(func(c *Config) *[]BrokerURL { return &c.Broker.URLs }, parseBrokerURLs),
 		shown:  shownURLs, masked: maskURLs, warn: warnURLs, lines: true},
 	{section: "broker", name: "cert", sample: "/etc/koji-hub/plugins/client.pem", protonmsg: true,
@@ -48,24 +50,29 @@ var keys = []key{
 		doc:    "PEM file with the private key of `cert`, where that does not hold it",
 		access: into(func(c *Config) *string { return &c.Broker.Key }, filePath)},
 	{section: "broker", name: "cacert", sample: "/etc/koji-hub/plugins/ca.pem", protonmsg: true,
-		doc:    "PEM file with the authorities that sign the brokers' certificates, or a directory of such files; none = those of the system",
+		doc: "PEM file with the authorities that sign the brokers' certificates, or a directory of such " +
+			"files; none = those of the system",
 		access: into(func(c *Config) *string { return &c.Broker.CACert }, filePath)},
 	{section: "broker", name: "legacy_tls", def: "off",
-		doc: "take from brokers what protonmsg took: a certificate whose only name is the common name, and RSA key exchange, " +
-			"by which whoever gets the broker's key can read what was recorded before",
+		doc: "take from brokers what protonmsg took: a certificate whose only name is the common name, and RSA " +
+			"key exchange, by which whoever gets the broker's key can read what was recorded before",
 		access: into(func(c *Config) *bool { return &c.Broker.LegacyTLS }, boolean)},
 	{section: "broker", name: "topic_prefix", required: true, sample: "topic://koji", protonmsg: true,
-		doc:    "what stands before the topic in an address, such as `topic://koji` (ActiveMQ) or `/topic/koji` (RabbitMQ)",
+		doc: "what stands before the topic in an address, such as `topic://koji` (ActiveMQ) or `/topic/koji` " +
+			"(RabbitMQ)",
 		access: into(func(c *Config) *string { return &c.Broker.TopicPrefix }, someText), warn: warnTopicPrefix},
 	{section: "broker", name: "virtual_host", sample: "koji",
-		doc:    "RabbitMQ's virtual host, for URLs that name none (`amqps://HOST:5671/VHOST`); none = the broker's default",
+		doc: "RabbitMQ's virtual host, for URLs that name none (`amqps://HOST:5671/VHOST`); none = the " +
+			"broker's default",
 		access: into(func(c *Config) *string { return &c.Broker.VirtualHost }, anyText)},
 	{section: "broker", name: "connect_timeout", def: "10", protonmsg: true,
-		doc:    "seconds for opening a connection to one broker",
-		access: into(func(c *Config) *time.Duration { return &c.Broker.ConnectTimeout }, wholeUnits(time.Second, 1, maxSeconds))},
+		doc: "seconds for opening a connection to one broker",
+		access: into(func(c *Config) *time.Duration { return &c.Broker.ConnectTimeout },
+			wholeUnits(time.Second, 1, maxSeconds))},
 	{section: "broker", name: "send_timeout", def: "60", protonmsg: true,
-		doc:    "seconds that a broker may take to answer a message before its connection is dropped",
-		access: into(func(c *Config) *time.Duration { return &c.Broker.SendTimeout }, wholeUnits(time.Second, 1, maxSeconds))},
+		doc: "seconds that a broker may take to answer a message before its connection is dropped",
+		access: into(func(c *Config) *time.Duration { return &c.Broker.SendTimeout },
+			wholeUnits(time.Second, 1, maxSeconds))},
 	{section: "broker", name: "test_mode", def: "off", protonmsg: true,
 		doc:    "log messages instead of sending them",
 		access: into(func(c *Config) *bool { return &c.Broker.TestMode }, boolean)},
@@ -76,13 +83,17 @@ var keys = []key{
 		doc:    "`listed` prefers the first URL that works; `random` spreads relays over the brokers",
 		access: into(func(c *Config) *string { return &c.Broker.URLOrder }, oneOf(OrderListed, OrderRandom))},
 	{section: "broker", name: "dialect", def: Auto,
-		doc:    "how topics become addresses: `auto` recognises the broker; " + orList(dialect.Names()[1:]) + " name it",
+		doc: "how topics become addresses: `auto` recognises the broker; " + orList(dialect.Names()[1:]) +
+			" name it",
 		access: into(func(c *Config) *string { return &c.Broker.Dialect }, oneOf(dialect.Names()...))},
 	{section: "broker", name: "sasl", def: Auto,
-		doc:    "how to log in: `auto`, `plain`, `external` (client certificate) or `anonymous`; never anonymous where a user is set",
-		access: into(func(c *Config) *string { return &c.Broker.SASL }, oneOf(Auto, SASLPlain, SASLExternal, SASLAnon))},
+		doc: "how to log in: `auto`, `plain`, `external` (client certificate) or `anonymous`; never " +
+			"anonymous where a user is set",
+		access: into(func(c *Config) *string { return &c.Broker.SASL },
+			oneOf(Auto, SASLPlain, SASLExternal, SASLAnon))},
 	{section: "broker", name: "user_file", sample: "/etc/koji-relay/broker.user",
-		doc:    "file that holds the user's name, instead of the URLs; a name without `/` is one of the service's systemd credentials",
+		doc: "file that holds the user's name, instead of the URLs; a name without `/` is one of the " +
+			"service's systemd credentials",
 		access: into(func(c *Config) *string { return &c.Broker.UserFile }, credentialPath)},
 	{section: "broker", name: "password_file", sample: "/etc/koji-relay/broker.password",
 		doc:    "file that holds the password of `user_file`; likewise",
@@ -104,11 +115,14 @@ var keys = []key{
 		doc:    "seconds after which brokers may throw a message away; none or 0 = never",
 		access: into(func(c *Config) *time.Duration { return &c.Message.TTL }, timeToLive)},
 	{section: "message", name: "events", def: "protonmsg", example: "*",
-		doc:    "which hub callbacks become messages: `protonmsg` for its ten, or patterns of names such as `*` or `postTag postUntag`, separated by spaces",
-		access: into(func(c *Config) *[]string { return &c.Message.Events }, eventList), lines: true, warn: warnEvents},
+		doc: "which hub callbacks become messages: `protonmsg` for its ten, or patterns of names such as `*` " +
+			"or `postTag postUntag`, separated by spaces",
+		access: into(func(c *Config) *[]string { return &c.Message.Events }, eventList), lines: true,
+		warn: warnEvents},
 	{section: "message", name: "exclude_tags", sample: "*-rebuild eln-*",
 		doc:    "patterns of tags whose tag and untag events are not published, separated by spaces",
-		access: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, patternList), lines: true, warn: warnUnclosed},
+		access: into(func(c *Config) *[]string { return &c.Message.ExcludeTags }, patternList), lines: true,
+		warn: warnUnclosed},
 	{section: "message", name: "durable", def: "off", example: "on",
 		doc:    "brokers keep messages through a restart of their own",
 		access: into(func(c *Config) *bool { return &c.Message.Durable }, boolean)},
@@ -126,10 +140,13 @@ var keys = []key{
 		doc:    "where the queue is: `postgres`, or `file` for trying out and for hosts without a database",
 		access: into(func(c *Config) *string { return &c.Queue.Store }, oneOf(StorePostgres, StoreFile))},
 	{section: "queue", name: "database", restart: true, def: string(HubDatabase),
-		doc:    "`hub` takes the connection from /etc/koji-hub/hub.conf; else a connection string such as `host=db dbname=koji user=koji`",
-		access: into(func(c *Config) *ConnString { return &c.Queue.Database }, parseConnString), masked: maskConnString, lines: true},
+		doc: "`hub` takes the connection from /etc/koji-hub/hub.conf; else a connection string such as " +
+			"`host=db dbname=koji user=koji`",
+		access: into(func(c *Config) *ConnString { return &c.Queue.Database }, parseConnString),
+		masked: maskConnString, lines: true},
 	{section: "queue", name: "path", restart: true, def: "/var/lib/koji-relay/queue.db",
-		doc:    "the file of `store = file`; 8 MiB beside it, `PATH.reserve`, keep room for draining on a full disk",
+		doc: "the file of `store = file`; 8 MiB beside it, `PATH.reserve`, keep room for draining on a full " +
+			"disk",
 		access: into(func(c *Config) *string { return &c.Queue.Path }, someFilePath)},
 	{section: "queue", name: "batch_size", def: "100", example: "1000", protonmsg: true,
 		doc:    "most messages that are read from the queue at a time",
@@ -139,20 +156,23 @@ var keys = []key{
 		access: into(func(c *Config) *int64 { return &c.Queue.BatchBytes }, whole[int64](1024, 1<<40))},
 	{section: "queue", name: "max_age", def: "24", protonmsg: true,
 		doc:    "hours after which a queued message is given up; 0 = 24, as in protonmsg",
-		access: into(func(c *Config) *time.Duration { return &c.Queue.MaxAge }, wholeUnits(time.Hour, 0, maxHours)), shown: shownMaxAge},
+		access: into(func(c *Config) *time.Duration { return &c.Queue.MaxAge }, wholeUnits(time.Hour, 0, maxHours)),
+		shown:  shownMaxAge},
 	{section: "queue", name: "age", protonmsg: true, retired: "max_age",
 		access: access{set: retiredAge}},
 	{section: "queue", name: "expired", def: Drop, example: DeadLetter,
 		doc:    "`drop` messages older than `max_age`, or keep them as `dead_letter` to look at",
 		access: into(func(c *Config) *string { return &c.Queue.Expired }, oneOf(Drop, DeadLetter))},
 	{section: "queue", name: "dead_max_age", def: "30",
-		doc:    "days after which a dead letter is deleted",
-		access: into(func(c *Config) *time.Duration { return &c.Queue.DeadMaxAge }, wholeUnits(24*time.Hour, 1, maxDays))},
+		doc: "days after which a dead letter is deleted",
+		access: into(func(c *Config) *time.Duration { return &c.Queue.DeadMaxAge },
+			wholeUnits(24*time.Hour, 1, maxDays))},
 	{section: "queue", name: "max_bytes", def: "0",
 		doc:    "most bytes that the queue may hold before commits are handed back to the hub; 0 = no bound",
 		access: into(func(c *Config) *int64 { return &c.Queue.MaxBytes }, whole[int64](0, math.MaxInt64))},
 	{section: "queue", name: "preserve_order", def: "off",
-		doc:    "put new messages behind the queued ones instead of trying them at once, and send topic after topic in the order of the hub; slower",
+		doc: "put new messages behind the queued ones instead of trying them at once, and send topic after " +
+			"topic in the order of the hub; slower",
 		access: into(func(c *Config) *bool { return &c.Queue.PreserveOrder }, boolean)},
 	{section: "queue", name: "max_attempts", def: "8",
 		doc:    "how often brokers may refuse a message before it becomes a dead letter",
@@ -161,20 +181,23 @@ var keys = []key{
 		doc:    "seconds between looks at the queue when nothing else wakes the relay",
 		access: into(func(c *Config) *time.Duration { return &c.Queue.Interval }, seconds(0.1, maxSeconds))},
 	{section: "queue", name: "store_timeout", def: "0.8",
-		doc:    "seconds for putting up to 500 events of a commit into the queue; a larger commit is put in several steps",
+		doc: "seconds for putting up to 500 events of a commit into the queue; a larger commit is put in " +
+			"several steps",
 		access: into(func(c *Config) *time.Duration { return &c.Queue.StoreTimeout }, seconds(0.01, maxSeconds))},
 	{section: "queue", name: "rate_limit", def: "0",
 		doc:    "most messages a second that are sent from the queue; 0 = no limit",
 		access: into(func(c *Config) *int { return &c.Queue.RateLimit }, whole(0, math.MaxInt32))},
 
 	{section: "history", name: "keep", restart: true, def: "7",
-		doc:    "days for which the relay remembers what became of every message; 0 = it does not",
-		access: into(func(c *Config) *time.Duration { return &c.History.Keep }, wholeUnits(24*time.Hour, 0, maxDays))},
+		doc: "days for which the relay remembers what became of every message; 0 = it does not",
+		access: into(func(c *Config) *time.Duration { return &c.History.Keep },
+			wholeUnits(24*time.Hour, 0, maxDays))},
 	{section: "history", name: "max_bytes", def: "1073741824",
 		doc:    "most bytes that the history may take; above it whole days go, the oldest first",
 		access: into(func(c *Config) *int64 { return &c.History.MaxBytes }, whole[int64](1<<20, math.MaxInt64))},
 	{section: "history", name: "store", restart: true, def: StoreQueue,
-		doc:    "where the history is: `queue`, the store of the queue; or `file`, to spare Koji's database the load",
+		doc: "where the history is: `queue`, the store of the queue; or `file`, to spare Koji's database the " +
+			"load",
 		access: into(func(c *Config) *string { return &c.History.Store }, oneOf(StoreQueue, StoreFile))},
 	{section: "history", name: "path", restart: true, def: "/var/lib/koji-relay/history",
 		doc: "the directory of `store = file`, with a file for each day; " +
@@ -182,7 +205,8 @@ var keys = []key{
 		access: into(func(c *Config) *string { return &c.History.Path }, someFilePath)},
 
 	{section: "relay", name: "socket", restart: true, def: "/run/koji-relay/hub.sock",
-		doc:    "Unix socket on which the hub hands over commits. Like the next two ignored under socket activation, where the .socket unit decides",
+		doc: "Unix socket on which the hub hands over commits. Like the next two ignored under socket " +
+			"activation, where the .socket unit decides",
 		access: into(func(c *Config) *string { return &c.Relay.Socket }, someSocketPath)},
 	{section: "relay", name: "socket_group", restart: true, sample: "apache",
 		doc:    "group that owns the socket; none = the relay's own",
@@ -209,17 +233,19 @@ var keys = []key{
 			"above it the hub is told to keep its commit",
 		access: into(func(c *Config) *int64 { return &c.Relay.MaxInflightBytes }, whole[int64](1024, 1<<40))},
 	{section: "relay", name: "log_level", def: "info",
-		doc:    "`debug`, `info`, `warn` or `error`",
-		access: into(func(c *Config) *string { return &c.Relay.LogLevel }, oneOf("debug", "info", "warn", "error"))},
+		doc: "`debug`, `info`, `warn` or `error`",
+		access: into(func(c *Config) *string { return &c.Relay.LogLevel },
+			oneOf("debug", "info", "warn", "error"))},
 	{section: "relay", name: "log_format", restart: true, def: Auto,
-		doc:    "`journal`, `text` or `json`; `auto` = journal under systemd, text on a terminal, else json",
-		access: into(func(c *Config) *string { return &c.Relay.LogFormat }, oneOf(Auto, LogJournal, LogText, LogJSON))},
+		doc: "`journal`, `text` or `json`; `auto` = journal under systemd, text on a terminal, else json",
+		access: into(func(c *Config) *string { return &c.Relay.LogFormat },
+			oneOf(Auto, LogJournal, LogText, LogJSON))},
 }
 
 // socketOnly is the remedy for the keys of the loopback port.
 // docs/decisions/0011-only-the-socket.md says why it went.
-const socketOnly = "the hub hands over on the Unix socket alone; remove it, and give the web server's group access by " +
-	"socket_group, or by SocketGroup= in koji-relay.socket"
+const socketOnly = "the hub hands over on the Unix socket alone; remove it, and give the web server's " +
+	"group access by socket_group, or by SocketGroup= in koji-relay.socket"
 
 const (
 	maxHours = 1_000_000 // a time.Duration ends at two and a half times that

@@ -127,7 +127,8 @@ func TestParserAgreesWithPythonOnRandomFiles(t *testing.T) {
 func TestLongValueIsReadWhole(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "long.conf")
-	text := "[broker]\nurls =\n" + strings.Repeat("  amqp://broker.example.com\n", 3000) + "topic_prefix = topic://koji\n"
+	text := "[broker]\nurls =\n" + strings.Repeat("  amqp://broker.example.com\n", 3000) +
+		"topic_prefix = topic://koji\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -158,8 +159,8 @@ func randomFile(random *rand.Rand) string {
 		default:
 			b.WriteString(pick("a", "B", "b", "c d", "é", "urls", "x", "y", "z", "w", "v", "u") +
 				pick("=", " = ", ":", " : ", "\t=") +
-				pick("", "1", "v # w", "on", "'a", "\"b\"", "v\\", "[v]", "- w", "%%", "%(a)s", "%(b)s %(B)s", "%", "a = b", "'q'",
-					"a\"\"\"", "a`", "\\", "1_0", "ü", "x\x00y", "%(c d)s"))
+				pick("", "1", "v # w", "on", "'a", "\"b\"", "v\\", "[v]", "- w", "%%", "%(a)s", "%(b)s %(B)s", "%",
+					"a = b", "'q'", "a\"\"\"", "a`", "\\", "1_0", "ü", "x\x00y", "%(c d)s"))
 		}
 		b.WriteString(pick("", "", " ", "\t"))
 		b.WriteString(pick("\n", "\n", "\n", "\r\n", "\r"))
@@ -167,8 +168,8 @@ func randomFile(random *rand.Rand) string {
 	return b.String()
 }
 
-// compareWithPython holds the promise: the same as ConfigParser, or refused with file and line. It reports whether
-// the file is refused by us alone.
+// compareWithPython holds the promise: the same as ConfigParser, or refused with file and line. It reports
+// whether the file is refused by us alone.
 func compareWithPython(t *testing.T, path string, want pythonFile) (stricter bool) {
 	t.Helper()
 	doc, err := readDocument(path)

@@ -14,10 +14,12 @@ var prefixMistakes = []struct {
 	pattern *regexp.Regexp
 	text    string
 }{
-	{regexp.MustCompile("[\"'`\u2018\u2019\u201c\u201d]"), "a quote is a part of the address; write it without quotes"},
+	{regexp.MustCompile("[\"'`\u2018\u2019\u201c\u201d]"),
+		"a quote is a part of the address; write it without quotes"},
 	{regexp.MustCompile(`\{\{|\}\}|\{%|\$|<[^>]*>|@\w+@|^__\w+__$|%\w*%?$`),
 		"looks like a template that was not filled in; write the prefix itself"},
-	{regexp.MustCompile(`[\s\x1c-\x1f][#;]`), "a comment after a value is a part of it; put it on a line of its own"},
+	{regexp.MustCompile(`[\s\x1c-\x1f][#;]`),
+		"a comment after a value is a part of it; put it on a line of its own"},
 	{regexp.MustCompile(`[\s\x1c-\x1f]`), "white space is a part of the address; remove it"},
 	{regexp.MustCompile(`[*#>]`), "a wildcard stands in an address that is sent to; remove it"},
 	{regexp.MustCompile(`,`), "a comma is a part of the address; there is one prefix only"},

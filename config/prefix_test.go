@@ -56,8 +56,8 @@ func TestOddTopicPrefixIsNamedWithTheRemedy(t *testing.T) {
 	}
 	for _, prefix := range []string{
 		"topic://koji", "topic://VirtualTopic.eng.koji", "koji", "koji.prod", "VirtualTopic.koji", "/topic/koji",
-		"/topic/koji.prod", "/exchange/amq.topic/koji", "/exchanges/koji/prod", "/exchanges/a%20b/koji", "topic://koji-prod_1",
-		"koji:prod", "topic://org/koji",
+		"/topic/koji.prod", "/exchange/amq.topic/koji", "/exchanges/koji/prod", "/exchanges/a%20b/koji",
+		"topic://koji-prod_1", "koji:prod", "topic://org/koji",
 	} {
 		if got := warnTopicPrefix(prefix); got != nil {
 			t.Errorf("%s: %v", prefix, got)

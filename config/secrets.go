@@ -45,7 +45,8 @@ func (v *verification) readable(section, name, path, secret string) {
 func (v *verification) readableConfig(section, name string) {
 	path := v.config.at(section, name, "").File
 	if mode := worldReadable(path); mode != 0 {
-		v.warn(section, name, fmt.Sprintf("every local user can read the password in this file (mode %04o); chmod o-rwx %s",
+		v.warn(section, name, fmt.Sprintf(
+			"every local user can read the password in this file (mode %04o); chmod o-rwx %s",
 			mode, path))
 	}
 }

@@ -50,17 +50,33 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 		modes map[string]os.FileMode
 		want  string // empty: no warning
 	}{
-		"a password file":       {login, map[string]string{"user": "u", "password": "p"}, world("password"), "protonmsg.conf:4: [broker] password_file = password: every local user can read a password there (mode 0644); chmod o-rwx password"},
-		"a user's name":         {login, map[string]string{"user": "u", "password": "p"}, world("user"), ""},
-		"a group may":           {login, map[string]string{"user": "u", "password": "p"}, map[string]os.FileMode{"password": 0o640}, ""},
-		"a key file":            {"[broker]\nurls = amqps://b\ncert = DIR/c\nkey = DIR/k\n" + rest, map[string]string{"c": cert, "k": key}, world("k"), "[broker] key = k: every local user can read a private key"},
-		"a certificate":         {"[broker]\nurls = amqps://b\ncert = DIR/c\nkey = DIR/k\n" + rest, map[string]string{"c": cert, "k": key}, world("c"), ""},
-		"a key beside its cert": {"[broker]\nurls = amqps://b\ncert = DIR/c\n" + rest, map[string]string{"c": cert + key}, world("c"), "[broker] cert = c: every local user can read a private key"},
-		"a password in a URL":   {inURL, map[string]string{}, world("protonmsg.conf"), "protonmsg.conf:2: [broker] urls = amqps://***@b:5671: every local user can read the password in this file (mode 0644); chmod o-rwx protonmsg.conf"},
-		"no password":           {"[broker]\nurls = amqps://b\n" + rest, map[string]string{}, world("protonmsg.conf"), ""},
-		"the database's":        {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = host=db password='sesame'\n", map[string]string{}, world("protonmsg.conf"), "[queue] database = host=db password=***: every local user"},
-		"the database's URL":    {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = postgres://u:sesame@db/koji\n", map[string]string{}, world("protonmsg.conf"), "[queue] database = postgres://***@db/koji: every local user"},
-		"a database without":    {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = postgres://u@db/koji\n", map[string]string{}, world("protonmsg.conf"), ""},
+		"a password file": {login, map[string]string{"user": "u", "password": "p"}, world("password"),
+			"protonmsg.conf:4: [broker] password_file = password: every local user can read a password there (mode " +
+				"0644); chmod o-rwx password"},
+		"a user's name": {login, map[string]string{"user": "u", "password": "p"}, world("user"), ""},
+		"a group may": {login, map[string]string{"user": "u", "password": "p"},
+			map[string]os.FileMode{"password": 0o640}, ""},
+		"a key file": {"[broker]\nurls = amqps://b\ncert = DIR/c\nkey = DIR/k\n" + rest,
+			map[string]string{"c": cert, "k": key}, world("k"),
+			"[broker] key = k: every local user can read a private key"},
+		"a certificate": {"[broker]\nurls = amqps://b\ncert = DIR/c\nkey = DIR/k\n" + rest,
+			map[string]string{"c": cert, "k": key}, world("c"), ""},
+		"a key beside its cert": {"[broker]\nurls = amqps://b\ncert = DIR/c\n" + rest,
+			map[string]string{"c": cert + key}, world("c"),
+			"[broker] cert = c: every local user can read a private key"},
+		"a password in a URL": {inURL, map[string]string{}, world("protonmsg.conf"),
+			"protonmsg.conf:2: [broker] urls = amqps://***@b:5671: every local user can read the password in this " +
+				"file (mode 0644); chmod o-rwx protonmsg.conf"},
+		"no password": {"[broker]\nurls = amqps://b\n" + rest, map[string]string{}, world("protonmsg.conf"),
+			""},
+		"the database's": {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = host=db " +
+			"password='sesame'\n", map[string]string{}, world("protonmsg.conf"),
+			"[queue] database = host=db password=***: every local user"},
+		"the database's URL": {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = " +
+			"postgres://u:sesame@db/koji\n", map[string]string{}, world("protonmsg.conf"),
+			"[queue] database = postgres://***@db/koji: every local user"},
+		"a database without": {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = " +
+			"postgres://u@db/koji\n", map[string]string{}, world("protonmsg.conf"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -75,14 +91,16 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 func TestPasswordOnAPlainWireIsNamed(t *testing.T) {
 	t.Parallel()
 	for urls, want := range map[string]string{
-		"amqp://u:p@broker.example.com":         "urls = amqp://***@broker.example.com:5672: the password crosses the network unencrypted; use amqps://broker.example.com",
+		"amqp://u:p@broker.example.com": "urls = amqp://***@broker.example.com:5672: the password " +
+			"crosses the network unencrypted; use amqps://broker.example.com",
 		"amqps://u:p@a amqp://u:p@192.0.2.1":    "use amqps://192.0.2.1",
 		"amqp://u:p@localhost":                  "",
 		"amqp://u:p@127.0.0.1 amqp://u:p@[::1]": "",
 		"amqp://broker.example.com":             "",
 		"amqps://u:p@broker.example.com":        "",
 	} {
-		got := verified(t, "[broker]\nurls = "+urls+"\ntopic_prefix = koji\n[queue]\nenabled = off\n", map[string]string{}, nil)
+		got := verified(t, "[broker]\nurls = "+urls+"\ntopic_prefix = koji\n[queue]\nenabled = off\n",
+			map[string]string{}, nil)
 		if !strings.Contains(got, want) || want == "" && got != "" {
 			t.Errorf("%s: %s", urls, got)
 		}
@@ -94,13 +112,15 @@ func TestPluginPatternsThatMatchNothingAreNamed(t *testing.T) {
 	t.Parallel()
 	const text = "[broker]\nurls = amqp://b\ntopic_prefix = koji\n[queue]\nenabled = off\n"
 	for callbacks, want := range map[string]string{
-		"*":               "",
-		"post* preTag":    "",
-		"posttag postT*":  "koji_relay.conf:2: [koji_relay] callbacks = posttag: matches none of Koji's callbacks, so that it publishes nothing; did you mean postTag?",
+		"*":            "",
+		"post* preTag": "",
+		"posttag postT*": "koji_relay.conf:2: [koji_relay] callbacks = posttag: matches none of Koji's " +
+			"callbacks, so that it publishes nothing; did you mean postTag?",
 		"protonmsg":       "callbacks = protonmsg: matches none",
 		"postTag, preTag": "a comma in it",
 	} {
-		got := verified(t, text, map[string]string{"koji_relay.conf": "[koji_relay]\ncallbacks = " + callbacks + "\n"}, nil)
+		got := verified(t, text, map[string]string{"koji_relay.conf": "[koji_relay]\ncallbacks = " + callbacks +
+			"\n"}, nil)
 		if !strings.Contains(got, want) || want == "" && got != "" {
 			t.Errorf("%s: %s", callbacks, got)
 		}

@@ -80,7 +80,8 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?$
 func parseBrokerURL(text string) (u BrokerURL, wrong string) {
 	scheme, rest, found := strings.Cut(text, "://")
 	if !found && strings.Contains(text, "=") {
-		return u, "not a URL but part of a setting that is indented, so that it continues this one; remove the space before it"
+		return u, "not a URL but part of a setting that is indented, so that it continues this one; remove the " +
+			"space before it"
 	}
 	if !found {
 		scheme, rest = "amqp", text
@@ -136,7 +137,8 @@ func warnURLs(text string) valueErrors {
 		w = w[strings.LastIndexByte(w, '@')+1:]
 		if strings.ContainsAny(w, "?#") {
 			// Not shown: it may be a parameter with a secret.
-			warnings = append(warnings, &valueError{part: u.String(), text: "what follows ? or # is not used; remove it"})
+			warnings = append(warnings, &valueError{part: u.String(), text: "what follows ? or # is not used; " +
+				"remove it"})
 		}
 	}
 	return warnings
@@ -158,7 +160,8 @@ func splitPort(text string) (host, port string, err error) {
 	case strings.Contains(text, ","):
 		return "", "", fmt.Errorf("a comma in the host; separate URLs by spaces")
 	case strings.Contains(port, ":"):
-		return "", "", fmt.Errorf("more than one colon after the host; put an IPv6 address into brackets, and write @ between credentials and host")
+		return "", "", fmt.Errorf("more than one colon after the host; put an IPv6 address into brackets, and " +
+			"write @ between credentials and host")
 	case !hostName.MatchString(host):
 		return "", "", fmt.Errorf("not a host name; write it like amqps://broker.example.com:5671")
 	}
@@ -174,7 +177,8 @@ func portNumber(text string) (int, error) {
 	}
 	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("no usable port; give a port from 1 to 65535, and percent-encode : @ and spaces in a password (a space is %%%%20 in this file)")
+		return 0, fmt.Errorf("no usable port; give a port from 1 to 65535, and percent-encode : @ and spaces in " +
+			"a password (a space is %%%%20 in this file)")
 	}
 	return int(n), nil
 }

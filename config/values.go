@@ -33,7 +33,8 @@ func bad(format string, args ...any) error { return &valueError{text: fmt.Sprint
 // read: nobody writes them, and they look like others.
 var (
 	pythonInt   = regexp.MustCompile(`^[+-]?[0-9]+(_[0-9]+)*$`)
-	pythonFloat = regexp.MustCompile(`^[+-]?([0-9]+(_[0-9]+)*(\.([0-9]+(_[0-9]+)*)?)?|\.[0-9]+(_[0-9]+)*)([eE][+-]?[0-9]+(_[0-9]+)*)?$`)
+	pythonFloat = regexp.MustCompile(
+		`^[+-]?([0-9]+(_[0-9]+)*(\.([0-9]+(_[0-9]+)*)?)?|\.[0-9]+(_[0-9]+)*)([eE][+-]?[0-9]+(_[0-9]+)*)?$`)
 )
 
 func parseInt(text string) (int64, error) {
@@ -59,7 +60,8 @@ func parseFloat(text string) (float64, error) {
 	if !pythonFloat.MatchString(text) {
 		return 0, bad("not a number; write it with digits, such as 10 or 0.5")
 	}
-	f, _ := strconv.ParseFloat(strings.ReplaceAll(text, "_", ""), 64) // out of range is an infinity, and out of bounds
+	// out of range is an infinity, and out of bounds
+	f, _ := strconv.ParseFloat(strings.ReplaceAll(text, "_", ""), 64)
 	return f, nil
 }
 

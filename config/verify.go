@@ -98,7 +98,8 @@ func (v *verification) authorities(path string) {
 				return
 			}
 		}
-		v.complain("broker", "cacert", "holds no certificate; give the PEM file of the authority that signed the brokers' certificates")
+		v.complain("broker", "cacert",
+			"holds no certificate; give the PEM file of the authority that signed the brokers' certificates")
 	case err != nil:
 		v.complain("broker", "cacert", cause(err)+"; "+fileRemedy(err))
 	}
@@ -115,10 +116,13 @@ func (v *verification) keyPair(cert, key []byte, keyName, keyFile string) {
 		}
 		v.complain("broker", keyName, "holds no private key; "+remedy)
 	case hasBlock(key, "ENCRYPTED PRIVATE KEY") || bytes.Contains(key, []byte("Proc-Type: 4,ENCRYPTED")):
-		v.complain("broker", keyName, "holds a private key with a passphrase, which a daemon cannot type; remove it with: openssl pkey -in "+keyFile)
+		v.complain("broker", keyName,
+			"holds a private key with a passphrase, which a daemon cannot type; remove it with: openssl pkey -in "+
+				keyFile)
 	default:
 		if _, err := pemfile.KeyPair(cert, key); err != nil {
-			v.complain("broker", keyName, "does not go with the certificate: "+strings.TrimPrefix(err.Error(), "tls: ")+"; give the key that the certificate was made for")
+			v.complain("broker", keyName, "does not go with the certificate: "+
+				strings.TrimPrefix(err.Error(), "tls: ")+"; give the key that the certificate was made for")
 		}
 	}
 }
@@ -165,7 +169,8 @@ func (v *verification) secret(section, name, path string) {
 		return
 	}
 	if !filepath.IsAbs(path) {
-		v.complain(section, name, "names a systemd credential, but this process has none; begin it with / or start the relay with LoadCredential="+path+":FILE")
+		v.complain(section, name, "names a systemd credential, but this process has none; begin it with / or "+
+			"start the relay with LoadCredential="+path+":FILE")
 		return
 	}
 	if text, ok := v.readFile(section, name, path); ok && len(bytes.TrimSpace(text)) == 0 {
@@ -199,7 +204,8 @@ func (v *verification) history() {
 		return
 	}
 	if info, err := os.Stat(filepath.Dir(dir)); err != nil || !info.IsDir() {
-		v.complain("history", "path", "the directory that it is in is not there; create "+filepath.Dir(dir)+" for the relay's user")
+		v.complain("history", "path", "the directory that it is in is not there; create "+filepath.Dir(dir)+
+			" for the relay's user")
 	}
 }
 
@@ -207,7 +213,8 @@ func (v *verification) hubDatabase(err error) {
 	const remedy = "set database to a connection string, or write store = file to try the relay out"
 	var problems *Error
 	if !errors.As(err, &problems) {
-		v.complain("queue", "database", fmt.Sprintf("%s: %s; let the relay's user read it, %s", v.hubConfig, cause(err), remedy))
+		v.complain("queue", "database", fmt.Sprintf("%s: %s; let the relay's user read it, %s", v.hubConfig,
+			cause(err), remedy))
 		return
 	}
 	v.problems = append(v.problems, problems.Problems...)
@@ -230,16 +237,19 @@ func (v *verification) hubTime() {
 		return
 	}
 	inSeconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
-	const text = "plus [%s] %s = %s is not less than the hub plugin's timeout of %s s; lower one of the two, or raise timeout in " + pluginFile
-	section, name, other := "relay", "handoff_timeout", []any{"queue", "store_timeout", inSeconds(store), inSeconds(limit)}
+	const text = "plus [%s] %s = %s is not less than the hub plugin's timeout of %s s; lower one of the two, " +
+		"or raise timeout in " + pluginFile
+	section, name, other := "relay", "handoff_timeout",
+		[]any{"queue", "store_timeout", inSeconds(store), inSeconds(limit)}
 	if v.config.at(section, name, "").Line == 0 { // the default; the other one is to blame
-		section, name, other = "queue", "store_timeout", []any{"relay", "handoff_timeout", inSeconds(handoff), inSeconds(limit)}
+		section, name, other = "queue", "store_timeout",
+			[]any{"relay", "handoff_timeout", inSeconds(handoff), inSeconds(limit)}
 	}
 	v.complain(section, name, fmt.Sprintf(text, other...))
 }
 
-// plugin is what the hub plugin's configuration says of a key; nil where it says nothing, or cannot be read. What is
-// wrong with that file is the plugin's to say; it then uses its defaults.
+// plugin is what the hub plugin's configuration says of a key; nil where it says nothing, or cannot be read.
+// What is wrong with that file is the plugin's to say; it then uses its defaults.
 func (c *Config) plugin(key string) *entry {
 	path := filepath.Join(filepath.Dir(c.Path), pluginFile)
 	text, err := os.ReadFile(path)

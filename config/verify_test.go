@@ -23,7 +23,8 @@ func keyPair(t *testing.T) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relay"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relay"},
+		NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -48,29 +49,49 @@ func TestVerifyLooksAtTheFilesThatAreNamed(t *testing.T) {
 		files map[string]string // beside the configuration
 		want  string            // in the error; empty = none
 	}{
-		{"combined certificate and key", "cert = DIR/cert\ncacert = DIR/ca\n" + file, map[string]string{"cert": cert + key, "ca": cert}, ""},
+		{"combined certificate and key", "cert = DIR/cert\ncacert = DIR/ca\n" + file,
+			map[string]string{"cert": cert + key, "ca": cert}, ""},
 		{"key before the certificate", "cert = DIR/cert\n" + file, map[string]string{"cert": key + cert}, ""},
-		{"separate key", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": key}, ""},
-		{"missing file", "cert = DIR/cert\n" + file, nil, "protonmsg.conf:4: [broker] cert = DIR/cert: no such file or directory; give the path"},
+		{"separate key", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": key},
+			""},
+		{"missing file", "cert = DIR/cert\n" + file, nil,
+			"protonmsg.conf:4: [broker] cert = DIR/cert: no such file or directory; give the path"},
 		{"a directory of authorities", "cacert = DIR\n" + file, map[string]string{"ca.pem": cert}, ""},
 		{"a directory without any", "cacert = DIR\n" + file, nil, "[broker] cacert = DIR: holds no certificate; "},
 		{"a directory", "cert = DIR\n" + file, nil, "[broker] cert = DIR: is a directory; "},
-		{"not PEM", "cert = DIR/cert\n" + file, map[string]string{"cert": "PKCS12"}, "[broker] cert = DIR/cert: is not a PEM file; "},
-		{"no key in it", "cert = DIR/cert\n" + file, map[string]string{"cert": cert}, "[broker] cert = DIR/cert: holds no private key; append"},
-		{"no key in the key file", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": cert}, "[broker] key = DIR/key: holds no private key; give"},
-		{"no certificate in it", "cert = DIR/cert\n" + file, map[string]string{"cert": key}, "[broker] cert = DIR/cert: holds no certificate; "},
-		{"key of another certificate", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": otherKey}, "[broker] key = DIR/key: does not go with the certificate: "},
-		{"key with a passphrase", "cert = DIR/cert\nkey = DIR/key\n" + file, map[string]string{"cert": cert, "key": encrypted}, "a passphrase, which a daemon cannot type; "},
-		{"authority without certificate", "cacert = DIR/ca\n" + file, map[string]string{"ca": key}, "[broker] cacert = DIR/ca: holds no certificate; "},
-		{"credentials", "user_file = DIR/user\npassword_file = DIR/password\n" + file, map[string]string{"user": "relay\n", "password": "x"}, ""},
-		{"empty credential", "user_file = DIR/user\npassword_file = DIR/password\n" + file, map[string]string{"user": "\n", "password": "x"}, "[broker] user_file = DIR/user: is an empty file; "},
-		{"credential of a service", "user_file = user\npassword_file = password\n" + file, nil, "[broker] user_file = user: names a systemd credential, but this process has none; "},
-		{"directory of the queue", "[queue]\nstore = file\npath = DIR/none/queue.db\n", nil, "[queue] path = DIR/none/queue.db: its directory: no such file or directory; create DIR/none"},
-		{"queue in the place of a file", "[queue]\nstore = file\npath = DIR/file/queue.db\n", map[string]string{"file": ""}, "DIR/file is not a directory; "},
+		{"not PEM", "cert = DIR/cert\n" + file, map[string]string{"cert": "PKCS12"},
+			"[broker] cert = DIR/cert: is not a PEM file; "},
+		{"no key in it", "cert = DIR/cert\n" + file, map[string]string{"cert": cert},
+			"[broker] cert = DIR/cert: holds no private key; append"},
+		{"no key in the key file", "cert = DIR/cert\nkey = DIR/key\n" + file,
+			map[string]string{"cert": cert, "key": cert}, "[broker] key = DIR/key: holds no private key; give"},
+		{"no certificate in it", "cert = DIR/cert\n" + file, map[string]string{"cert": key},
+			"[broker] cert = DIR/cert: holds no certificate; "},
+		{"key of another certificate", "cert = DIR/cert\nkey = DIR/key\n" + file,
+			map[string]string{"cert": cert, "key": otherKey},
+			"[broker] key = DIR/key: does not go with the certificate: "},
+		{"key with a passphrase", "cert = DIR/cert\nkey = DIR/key\n" + file,
+			map[string]string{"cert": cert, "key": encrypted}, "a passphrase, which a daemon cannot type; "},
+		{"authority without certificate", "cacert = DIR/ca\n" + file, map[string]string{"ca": key},
+			"[broker] cacert = DIR/ca: holds no certificate; "},
+		{"credentials", "user_file = DIR/user\npassword_file = DIR/password\n" + file,
+			map[string]string{"user": "relay\n", "password": "x"}, ""},
+		{"empty credential", "user_file = DIR/user\npassword_file = DIR/password\n" + file,
+			map[string]string{"user": "\n", "password": "x"}, "[broker] user_file = DIR/user: is an empty file; "},
+		{"credential of a service", "user_file = user\npassword_file = password\n" + file, nil,
+			"[broker] user_file = user: names a systemd credential, but this process has none; "},
+		{"directory of the queue", "[queue]\nstore = file\npath = DIR/none/queue.db\n", nil,
+			"[queue] path = DIR/none/queue.db: its directory: no such file or directory; create DIR/none"},
+		{"queue in the place of a file", "[queue]\nstore = file\npath = DIR/file/queue.db\n",
+			map[string]string{"file": ""}, "DIR/file is not a directory; "},
 		{"no store needed", "[queue]\nenabled = off\n", nil, ""},
-		{"time of the hub", file + "store_timeout = 1.5\n", nil, "protonmsg.conf:7: [queue] store_timeout = 1.5: plus [relay] handoff_timeout = 1 is not less than the hub plugin's timeout of 2 s; lower"},
-		{"time that the plugin grants", file + "store_timeout = 1.5\n", map[string]string{"koji_relay.conf": "[koji_relay]\ntimeout = 3\n"}, ""},
-		{"less time that the plugin grants", file + "[relay]\nhandoff_timeout = 0.5\n", map[string]string{"koji_relay.conf": "[koji_relay]\ntimeout = 1.2\n"}, "[relay] handoff_timeout = 0.5: plus [queue] store_timeout = 0.8 is not less than the hub plugin's timeout of 1.2 s"},
+		{"time of the hub", file + "store_timeout = 1.5\n", nil, "protonmsg.conf:7: [queue] store_timeout = " +
+			"1.5: plus [relay] handoff_timeout = 1 is not less than the hub plugin's timeout of 2 s; lower"},
+		{"time that the plugin grants", file + "store_timeout = 1.5\n",
+			map[string]string{"koji_relay.conf": "[koji_relay]\ntimeout = 3\n"}, ""},
+		{"less time that the plugin grants", file + "[relay]\nhandoff_timeout = 0.5\n",
+			map[string]string{"koji_relay.conf": "[koji_relay]\ntimeout = 1.2\n"}, "[relay] handoff_timeout = 0.5: " +
+				"plus [queue] store_timeout = 0.8 is not less than the hub plugin's timeout of 1.2 s"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -106,9 +127,12 @@ func TestVerifyLooksAtTheFilesThatAreNamed(t *testing.T) {
 func TestVerifyNamesWhatIsWrongWithTheHubsConfiguration(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ text, want string }{
-		"usable":  {"[hub]\nDBName = koji\n", ""},
-		"broken":  {"[hub]\nDBName = koji\nDBPort = x\n", "hub.conf:3: [hub] DBPort = x: not a whole number; write digits only\nprotonmsg.conf: [queue] database = hub: DIR/hub.conf cannot be used; correct it, or set database to"},
-		"missing": {"", "protonmsg.conf: [queue] database = hub: DIR/hub.conf: no such file or directory; let the relay's user read it, set database to"},
+		"usable": {"[hub]\nDBName = koji\n", ""},
+		"broken": {"[hub]\nDBName = koji\nDBPort = x\n", "hub.conf:3: [hub] DBPort = x: not a whole number; " +
+			"write digits only\nprotonmsg.conf: [queue] database = hub: DIR/hub.conf cannot be used; correct it, " +
+			"or set database to"},
+		"missing": {"", "protonmsg.conf: [queue] database = hub: DIR/hub.conf: no such file or directory; let " +
+			"the relay's user read it, set database to"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -48,15 +48,16 @@ func (r *relay) startActivated(t testing.TB, socket *os.File) {
 		t.Fatal(err)
 	}
 	// LISTEN_PID has to be the relay's own, which only the process that becomes it knows.
-	cmd := exec.Command("/bin/sh", "-c", `export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@"`, path, "serve", "--config", r.conf)
+	cmd := exec.Command("/bin/sh", "-c", `export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@"`, path, "serve",
+		"--config", r.conf)
 	cmd.ExtraFiles = []*os.File{socket}
 	// The race detector keeps an ending process for a second, which would be all that is measured here.
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	r.startCommand(t, cmd)
 }
 
-// TestRestartsOfASocketActivatedRelayAreUnnoticed: the hub's commits wait in the socket, which outlives the relay.
-// It measures time, so nothing else runs beside it.
+// TestRestartsOfASocketActivatedRelayAreUnnoticed: the hub's commits wait in the socket, which outlives the
+// relay. It measures time, so nothing else runs beside it.
 func TestRestartsOfASocketActivatedRelayAreUnnoticed(t *testing.T) {
 	bus := startBus(t, devbroker.Options{})
 	r := newRelay(t, settings{"broker.urls": "amqp://" + bus.Addr(), "broker.topic_prefix": "topic://koji"})

@@ -14,15 +14,15 @@ import (
 	"github.com/google/uuid"
 )
 
-// box is a clean Debian of its own, in which packages are installed. It shares the network of this machine, so
-// that the relay in it reaches the brokers of the tests.
+// box is a clean Debian of its own, in which packages are installed. It shares the network of this machine,
+// so that the relay in it reaches the brokers of the tests.
 type box struct {
 	name string // of the container
 	tree string // else: of the directory
 }
 
-// newBox starts a box; with systemd it is the first process there, else nothing runs. Without a container engine
-// only the latter can be had: nil.
+// newBox starts a box; with systemd it is the first process there, else nothing runs. Without a container
+// engine only the latter can be had: nil.
 func newBox(t testing.TB, systemd bool) *box {
 	t.Helper()
 	mode, err := where()
@@ -43,14 +43,15 @@ func newBox(t testing.TB, systemd bool) *box {
 		}
 	}
 	b := &box{name: "koji-relay-box-" + uuid.NewString()[:8]}
-	args := []string{"run", "-d", "--name", b.name, "--network", "host", "--label", "koji-relay.run=" + os.Getenv("KOJI_RELAY_RUN")}
+	args := []string{"run", "-d", "--name", b.name, "--network", "host", "--label",
+		"koji-relay.run=" + os.Getenv("KOJI_RELAY_RUN")}
 	if systemd {
 		if out, err := exec.Command("../packaging/testimage/build").CombinedOutput(); err != nil {
 			t.Fatalf("make a Debian with systemd: %v\n%s", err, out)
 		}
 		// Not --privileged: this much is enough, and may be allowed where that is not.
-		args = append(args, "--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined",
-			"--security-opt", "apparmor=unconfined", "--env", "container=docker",
+		args = append(args, "--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--security-opt",
+			"seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--env", "container=docker",
 			"--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", image)
 	} else {
 		args = append(args, image, "sleep", "600")
@@ -160,7 +161,8 @@ func (b *box) becomes(t testing.TB, want, script string) {
 // write puts a file into the box, for root.
 func (b *box) write(t testing.TB, path, mode string, content []byte) {
 	t.Helper()
-	cmd := b.command(within(t, time.Minute), "", "sh", "-ec", `mkdir -p "$(dirname "$0")"; cat >"$0"; chmod "$1" "$0"`, path, mode)
+	cmd := b.command(within(t, time.Minute), "", "sh", "-ec",
+		`mkdir -p "$(dirname "$0")"; cat >"$0"; chmod "$1" "$0"`, path, mode)
 	cmd.Stdin = bytes.NewReader(content)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("write %s: %v\n%s", path, err, out)

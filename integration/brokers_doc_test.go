@@ -44,8 +44,8 @@ func documentedSettings(t *testing.T, b brokerKind) settings {
 	return set
 }
 
-// documentedConfiguration hands a commit over to a relay that is configured as docs/brokers.md says, but for the
-// host and the certificates.
+// documentedConfiguration hands a commit over to a relay that is configured as docs/brokers.md says, but for
+// the host and the certificates.
 func documentedConfiguration(t *testing.T, b brokerKind, s *server) {
 	a := certificates(t)
 	set := documentedSettings(t, b).with(settings{

@@ -11,11 +11,12 @@ import (
 	"time"
 )
 
-// brokerKind is one row of the table that the suite runs over. What a subscriber asks for is written down here
-// by hand, from the brokers' documentation: it must not come from the code under test.
+// brokerKind is one row of the table that the suite runs over. What a subscriber asks for is written down
+// here by hand, from the brokers' documentation: it must not come from the code under test.
 type brokerKind struct {
-	service      string
-	prefix       string            // topic_prefix as its administrator would write it, with %s for the test's own part
+	service string
+	// topic_prefix as its administrator would write it, with %s for the test's own part
+	prefix       string
 	settings     map[string]string // what else the configuration needs
 	source       string            // where a subscriber finds a topic: prefix part, topic
 	capabilities []string          // of a subscriber's source
@@ -29,7 +30,8 @@ type brokerKind struct {
 	maxMessage   int               // bytes of the largest message it takes; 0 = more than the tests try
 	queue        string            // RabbitMQ: where to read a queue that was declared by other means
 	alarmBlocks  bool              // RabbitMQ: publishers are stopped by a memory alarm
-	full         []string          // Artemis: prefixes whose addresses stop or refuse publishers when they are full
+	// Artemis: prefixes whose addresses stop or refuse publishers when they are full
+	full []string
 }
 
 // rabbit reports whether the broker is a RabbitMQ.

@@ -24,7 +24,8 @@ type authority struct {
 	// strangerCA did not sign the servers' certificates.
 	strangerCA []byte
 
-	caPath, strangerPath, clientPath, clientCertPath, clientKeyPath string // clientPath holds both, as protonmsg's cert
+	// clientPath holds both, as protonmsg's cert
+	caPath, strangerPath, clientPath, clientCertPath, clientKeyPath string
 }
 
 var makeAuthority = sync.OnceValues(newAuthority)
@@ -91,9 +92,10 @@ func newAuthority() (*authority, error) {
 	return a, nil
 }
 
-// certify makes a key and a certificate for it, signed by parent or, where that is nil, by itself. The server's
-// certificate names localhost only, so that 127.0.0.1 is another name.
-func certify(template x509.Certificate, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, []byte, []byte, error) {
+// certify makes a key and a certificate for it, signed by parent or, where that is nil, by itself. The
+// server's certificate names localhost only, so that 127.0.0.1 is another name.
+func certify(template x509.Certificate, parent *x509.Certificate,
+	parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, []byte, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, nil, nil, err

@@ -39,13 +39,15 @@ func consumers(t testing.TB) map[string][]string {
 
 var goConsumer = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(scratch, "consumer")
-	if out, err := exec.Command("go", "build", "-o", path, "koji-relay/examples/consumers/go").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", path,
+		"koji-relay/examples/consumers/go").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the Go example: %w\n%s", err, out)
 	}
 	return path, nil
 })
 
-// subscription is how the examples subscribe on one broker; docs/consumers.md has the same addresses, for koji.
+// subscription is how the examples subscribe on one broker; docs/consumers.md has the same addresses, for
+// koji.
 type subscription struct {
 	brokerKind
 	wildcard string   // everything below a prefix
@@ -63,7 +65,8 @@ var subscriptions = []subscription{
 
 // virtual is ActiveMQ's other way of keeping what comes: each team reads a queue of its own.
 func virtual() subscription {
-	b := subscription{brokerKind: activemqClassic, silent: true, queue: "queue://Consumer.NAME.VirtualTopic.%s.>"}
+	b := subscription{brokerKind: activemqClassic, silent: true,
+		queue: "queue://Consumer.NAME.VirtualTopic.%s.>"}
 	b.source = "topic://VirtualTopic.%s.%s"
 	return b
 }
@@ -94,7 +97,8 @@ func TestConsumerExamples(t *testing.T) {
 		t.Run(b.service, func(t *testing.T) {
 			t.Parallel()
 			s := startBroker(t, b.brokerKind)
-			t.Run("print each message once through a cut and a resend", func(t *testing.T) { consumersPrintOnce(t, b, s, commands) })
+			t.Run("print each message once through a cut and a resend",
+				func(t *testing.T) { consumersPrintOnce(t, b, s, commands) })
 			t.Run("miss nothing while they are away", func(t *testing.T) { consumersComeBack(t, b, s, commands) })
 			if b.service == activemqClassic.service {
 				t.Run("say why they cannot log in", func(t *testing.T) { consumersAreRefused(t, b, s, commands) })
@@ -106,8 +110,9 @@ func TestConsumerExamples(t *testing.T) {
 	}
 }
 
-// consumersPrintOnce: all examples subscribe with a wildcard and lose their connection half-way. Then the whole run is
-// handed over once more, which gives each message a second time under its message-id, and one last commit.
+// consumersPrintOnce: all examples subscribe with a wildcard and lose their connection half-way. Then the
+// whole run is handed over once more, which gives each message a second time under its message-id, and one
+// last commit.
 func consumersPrintOnce(t *testing.T, b subscription, s *server, commands map[string][]string) {
 	g := loadGolden(t, "extra500")
 	part := newPart()
@@ -122,7 +127,8 @@ func consumersPrintOnce(t *testing.T, b subscription, s *server, commands map[st
 	for name, command := range commands {
 		running = append(running, startConsumer(t, name, command, slices.Concat(b.flags, []string{
 			"--url", "amqp://" + way.listener.Addr().String(), "--address", address,
-			"--user", user, "--password-file", passwordFile, "--json", "--count", strconv.Itoa(len(g.messages) + len(ids)),
+			"--user", user, "--password-file", passwordFile, "--json", "--count",
+			strconv.Itoa(len(g.messages) + len(ids)),
 		})...))
 	}
 	subscribed := 1
@@ -148,17 +154,19 @@ func consumersPrintOnce(t *testing.T, b subscription, s *server, commands map[st
 	}
 	rest, again := taken(r.postGolden(t, golden{commits: g.commits[half:]})), taken(r.postGolden(t, g))
 	if first == 0 || first+rest != len(g.messages) || again != len(g.messages) {
-		t.Fatalf("the relay took %d and %d messages, then %d again; there are %d", first, rest, again, len(g.messages))
+		t.Fatalf("the relay took %d and %d messages, then %d again; there are %d", first, rest, again,
+			len(g.messages))
 	}
-	eventually(t, 30*time.Second, "each message comes twice to a subscriber that takes everything", func() error {
-		deliveries := everything.byID()
-		for _, id := range g.ids() {
-			if n := len(deliveries[id]); n < 2 {
-				return fmt.Errorf("%s came %d times", id, n)
+	eventually(t, 30*time.Second, "each message comes twice to a subscriber that takes everything",
+		func() error {
+			deliveries := everything.byID()
+			for _, id := range g.ids() {
+				if n := len(deliveries[id]); n < 2 {
+					return fmt.Errorf("%s came %d times", id, n)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 	r.mustPost(t, last)
 	for _, c := range running {
 		c.awaitEnd(t)
@@ -179,8 +187,9 @@ func (c *consumer) dropLast() {
 	c.stdout.lines = c.stdout.lines[:len(c.stdout.lines)-1]
 }
 
-// consumersComeBack: an example with a durable subscription (on RabbitMQ a queue) takes some of what is sent and ends;
-// the next one gets what was not acknowledged and what came meanwhile. All log in with a certificate.
+// consumersComeBack: an example with a durable subscription (on RabbitMQ a queue) takes some of what is sent
+// and ends; the next one gets what was not acknowledged and what came meanwhile. All log in with a
+// certificate.
 func consumersComeBack(t *testing.T, b subscription, s *server, commands map[string][]string) {
 	g, a := loadGolden(t, "extra0"), certificates(t)
 	const taken, sent = 3, 10
@@ -194,8 +203,9 @@ func consumersComeBack(t *testing.T, b subscription, s *server, commands map[str
 		r := &reader{part: newPart()}
 		r.address = fmt.Sprintf(cmp.Or(b.queue, b.wildcard), r.part)
 		r.args = slices.Concat(b.flags, []string{
-			"--url", fmt.Sprintf("amqps://localhost:%d", s.tlsPort), "--sasl", strings.ToLower(b.tlsLogin), "--address", r.address,
-			"--cacert", a.caPath, "--cert", a.clientCertPath, "--key", a.clientKeyPath, "--json", "--count",
+			"--url", fmt.Sprintf("amqps://localhost:%d", s.tlsPort), "--sasl", strings.ToLower(b.tlsLogin),
+			"--address", r.address, "--cacert", a.caPath, "--cert", a.clientCertPath, "--key", a.clientKeyPath,
+			"--json", "--count",
 		})
 		switch {
 		case b.rabbit():

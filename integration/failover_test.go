@@ -33,11 +33,13 @@ func TestTwoBrokers(t *testing.T) {
 	for _, store := range []string{"file", "postgres"} {
 		t.Run("both down with the queue in "+store, func(t *testing.T) { bothDown(t, p, store) })
 	}
-	t.Run("preferred broker killed under load is used again when it is back", func(t *testing.T) { preferredBack(t, p) })
+	t.Run("preferred broker killed under load is used again when it is back",
+		func(t *testing.T) { preferredBack(t, p) })
 	t.Run("three silent URLs cost one hand-off timeout", func(t *testing.T) { silentURLs(t, p) })
 	t.Run("SIGTERM under load loses nothing", func(t *testing.T) { relayEnds(t, p, syscall.SIGTERM) })
 	t.Run("SIGKILL under load loses nothing", func(t *testing.T) { relayEnds(t, p, syscall.SIGKILL) })
-	t.Run("database killed while the brokers are down is told to the hub by event", func(t *testing.T) { databaseDown(t, p) })
+	t.Run("database killed while the brokers are down is told to the hub by event",
+		func(t *testing.T) { databaseDown(t, p) })
 }
 
 // settings is the configuration for both brokers; RabbitMQ 3 and 4 both serve this prefix.
@@ -126,7 +128,8 @@ func bothDown(t *testing.T, p pair, store string) {
 	p.brokers[0].start(t)
 }
 
-// compareQueued is golden.compare for messages that came through one queue, in which topics are not told apart.
+// compareQueued is golden.compare for messages that came through one queue, in which topics are not told
+// apart.
 func compareQueued(t *testing.T, g golden, box *inbox) {
 	t.Helper()
 	got := box.byID()

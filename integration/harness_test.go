@@ -9,7 +9,8 @@ import (
 	"github.com/Azure/go-amqp"
 )
 
-// receiversSeeAll: the receivers are what every other case believes, so first a plain sender sends the golden messages.
+// receiversSeeAll: the receivers are what every other case believes, so first a plain sender sends the golden
+// messages.
 func receiversSeeAll(t *testing.T, b brokerKind, s *server) {
 	g := loadGolden(t, "extra500")
 	part := newPart()
@@ -40,7 +41,8 @@ func sendPlainly(t *testing.T, s *server, b brokerKind, part string, g golden) {
 	for _, m := range g.messages {
 		target := fmt.Sprintf(b.source, part, m.Address)
 		if senders[target] == nil {
-			if senders[target], err = session.NewSender(ctx, target, &amqp.SenderOptions{TargetCapabilities: b.capabilities}); err != nil {
+			if senders[target], err = session.NewSender(ctx, target,
+				&amqp.SenderOptions{TargetCapabilities: b.capabilities}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// TestReplayBringsWhatAConsumerMissed: a consumer lost all that it was sent. One replay brings it again, equal to the
-// byte, although the relay is killed in its middle; the history knows of each message before and after.
+// TestReplayBringsWhatAConsumerMissed: a consumer lost all that it was sent. One replay brings it again,
+// equal to the byte, although the relay is killed in its middle; the history knows of each message before and
+// after.
 func TestReplayBringsWhatAConsumerMissed(t *testing.T) {
 	t.Parallel()
 	broker := newServer(t, rabbitmq40.service)

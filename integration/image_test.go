@@ -12,9 +12,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// TestImage builds the container image and runs it as compose.yaml has it, under a root that cannot be written and
-// without capabilities: a stand-in for the hub hands over, and the messages wait in PostgreSQL, for nobody has bound
-// their topic.
+// TestImage builds the container image and runs it as compose.yaml has it, under a root that cannot be
+// written and without capabilities: a stand-in for the hub hands over, and the messages wait in PostgreSQL,
+// for nobody has bound their topic.
 func TestImage(t *testing.T) {
 	mode, err := where()
 	if err != nil {
@@ -41,7 +41,8 @@ func TestImage(t *testing.T) {
 	}
 
 	compose := func(args ...string) (string, error) {
-		cmd := exec.Command("docker-compose", append([]string{"-p", id, "-f", "../packaging/image/compose.yaml"}, args...)...)
+		cmd := exec.Command("docker-compose", append([]string{"-p", id, "-f", "../packaging/image/compose.yaml"},
+			args...)...)
 		cmd.Env = append(os.Environ(), "RELAY_IMAGE="+id,
 			"POSTGRES_IMAGE="+imageName("postgres-15"), "RABBITMQ_IMAGE="+imageName("rabbitmq-4.0"))
 		out, err := cmd.Output()
@@ -73,7 +74,8 @@ func TestImage(t *testing.T) {
 		err = json.Unmarshal([]byte(out), &status)
 		return status.Queue.Depth, err
 	}
-	eventually(t, 90*time.Second, "the relay with its database", func() error { _, err := waiting(); return err })
+	eventually(t, 90*time.Second, "the relay with its database",
+		func() error { _, err := waiting(); return err })
 	var report workersReport
 	eventually(t, 60*time.Second, "commits of the stand-in hub", func() error {
 		out, err := compose("run", "--rm", "-T", "hub")

@@ -11,20 +11,24 @@ import (
 	"time"
 )
 
-// These tests prove the promise of the relay: what was handed over is never lost, is never altered, and is repeated only under
-// the same message-id. Relays are killed with SIGKILL between every two steps and at random times; PostgreSQL and the broker
-// are killed and frozen as well. The consumer is a process that shares nothing with the relay.
+// These tests prove the promise of the relay: what was handed over is never lost, is never altered, and is
+// repeated only under the same message-id. Relays are killed with SIGKILL between every two steps and at
+// random times; PostgreSQL and the broker are killed and frozen as well. The consumer is a process that
+// shares nothing with the relay.
 
 // killRounds is how many times relays are killed in all.
 const killRounds = 200
 
-// Every step is between two of these places in the program, at which a build with the tag failpoints can be killed.
+// Every step is between two of these places in the program, at which a build with the tag failpoints can be
+// killed.
 var (
-	sendPoints   = []string{"before-send", "after-send", "before-answer"}
-	putPoints    = []string{"before-put-commit", "after-put-before-answer"}
-	lockPoints   = []string{"holding-the-lock", "mid-expiry"}
-	drainPoints  = []string{"before-drain-send", "after-accept-before-delete", "before-settle-commit", "after-settle"}
-	outboxPoints = []string{"before-outbox-take", "after-outbox-take", "after-outbox-delete", "before-append-commit"}
+	sendPoints  = []string{"before-send", "after-send", "before-answer"}
+	putPoints   = []string{"before-put-commit", "after-put-before-answer"}
+	lockPoints  = []string{"holding-the-lock", "mid-expiry"}
+	drainPoints = []string{"before-drain-send", "after-accept-before-delete", "before-settle-commit",
+		"after-settle"}
+	outboxPoints = []string{"before-outbox-take", "after-outbox-take", "after-outbox-delete",
+		"before-append-commit"}
 )
 
 // fragileBinary is the program built with failpoints.
@@ -51,7 +55,8 @@ func killPostgresLane(t *testing.T, broker, postgres *server) {
 	l := newLane(t, broker, postgres, 1)
 	r := l.relays[0]
 	stop := l.ledger.work(t, 4, r)
-	for round, point := range l.rounds(killRounds/2, sendPoints, putPoints, lockPoints, drainPoints, outboxPoints) {
+	for round, point := range l.rounds(killRounds/2, sendPoints, putPoints, lockPoints, drainPoints,
+		outboxPoints) {
 		set := settings{}
 		if round%2 == 0 || point == "before-append-commit" {
 			set["queue.preserve_order"] = "on"
@@ -72,7 +77,8 @@ func killPostgresLane(t *testing.T, broker, postgres *server) {
 	l.close(false)
 }
 
-// rounds is where the relay dies in each of n rounds: at each point as often as at the others, and as often at random.
+// rounds is where the relay dies in each of n rounds: at each point as often as at the others, and as often
+// at random.
 func (l *lane) rounds(n int, points ...[]string) []string {
 	all := append(slices.Concat(points...), "", "")
 	var rounds []string
@@ -122,8 +128,8 @@ func (l *lane) killBroker(r *relay) {
 	l.kills["at random"]++
 }
 
-// killTwoRelays kills one relay after the other, most of the time where it holds the drain lock or the outbox. Order is kept
-// through all of it.
+// killTwoRelays kills one relay after the other, most of the time where it holds the drain lock or the
+// outbox. Order is kept through all of it.
 func killTwoRelays(t *testing.T, broker, postgres *server) {
 	l := newLane(t, broker, postgres, 2)
 	ordered := settings{"queue.preserve_order": "on"}
@@ -165,7 +171,8 @@ func killOnFullDisk(t *testing.T, broker *server) {
 	r.await(t, "ready", nil)
 	stop := l.ledger.work(t, 4, r)
 	for range 4 {
-		r.await(t, "events are refused, the hub keeps them: neither sent nor stored", map[string]string{"error": "queue.db"})
+		r.await(t, "events are refused, the hub keeps them: neither sent nor stored",
+			map[string]string{"error": "queue.db"})
 		before := l.ledger.namedSoFar()
 		eventually(t, 40*time.Second, "the disk is full", func() error {
 			if n := l.ledger.namedSoFar() - before; n < 30 {

@@ -37,7 +37,8 @@ type lane struct {
 func newLane(t *testing.T, broker, postgres *server, relays int) *lane {
 	t.Helper()
 	part := newPart()
-	l := &lane{TB: t, broker: broker, postgres: postgres, kills: make(map[string]int), other: make(map[string]int)}
+	l := &lane{TB: t, broker: broker, postgres: postgres, kills: make(map[string]int),
+		other: make(map[string]int)}
 	declareQueue(t, broker, part, ledgerTopics)
 	l.open = func() *inbox {
 		return runProton(t, protonJob{URL: "amqp://" + broker.addr(), User: user, Password: password,
@@ -60,8 +61,8 @@ func newLane(t *testing.T, broker, postgres *server, relays int) *lane {
 	return l
 }
 
-// run starts a relay that is to die at point, or lives until it is killed where point is empty. It does not wait until the
-// relay is ready, for that may never be.
+// run starts a relay that is to die at point, or lives until it is killed where point is empty. It does not
+// wait until the relay is ready, for that may never be.
 func (l *lane) run(r *relay, point string, set settings) {
 	l.Helper()
 	r.configure(l, l.settings.with(set))
@@ -76,8 +77,8 @@ func (l *lane) run(r *relay, point string, set settings) {
 	r.launch(l, cmd)
 }
 
-// kill runs a relay until it dies: at the failpoint, or at a random time where that is empty. Others are started a little
-// later, so that they have to wait for what it holds, or take it over.
+// kill runs a relay until it dies: at the failpoint, or at a random time where that is empty. Others are
+// started a little later, so that they have to wait for what it holds, or take it over.
 func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 	l.Helper()
 	if point == "" {
@@ -85,13 +86,15 @@ func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 	} else {
 		l.prepare(r, point)
 		nth := 1
-		if !slices.Contains(lockPoints, point) && !slices.Contains(outboxPoints, point) { // these are not reached often
+		// these are not reached often
+		if !slices.Contains(lockPoints, point) && !slices.Contains(outboxPoints, point) {
 			nth += rand.IntN(3)
 		}
 		l.run(r, fmt.Sprintf("%s:%d", point, nth), set)
 	}
 	draining := slices.Contains(drainPoints, point)
-	alone := draining || slices.Contains(outboxPoints, point) // another would drain in its place, or read the outbox
+	// another would drain in its place, or read the outbox
+	alone := draining || slices.Contains(outboxPoints, point)
 	if !alone {
 		l.leave(r, time.Duration(50+rand.IntN(250))*time.Millisecond)
 		l.runAll(others, set)
@@ -131,7 +134,8 @@ func (l *lane) runAll(relays []*relay, set settings) {
 	}
 }
 
-// prepare makes what a relay needs to come to the failpoint: for a put and for a drain, a broker that takes nothing.
+// prepare makes what a relay needs to come to the failpoint: for a put and for a drain, a broker that takes
+// nothing.
 func (l *lane) prepare(r *relay, point string) {
 	l.Helper()
 	switch {

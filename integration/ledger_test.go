@@ -77,15 +77,17 @@ func (l *ledger) announce(build, n int) (id string, numbers []int, request []byt
 		l.events[number] = &numbered{id: messageID(id, event), build: build, topic: k.topic, body: body,
 			props: ledgerProps(build, number, k.kind)}
 		numbers = append(numbers, number)
-		request = fmt.Appendf(request, `%s{"event": %d, "callback": %q, "kwargs": %s}`, comma(event), event, k.callback, body)
+		request = fmt.Appendf(request, `%s{"event": %d, "callback": %q, "kwargs": %s}`, comma(event), event,
+			k.callback, body)
 	}
 	return id, numbers, append(request, "]}"...)
 }
 
 // ledgerProps are the application-properties of an event of a ledger.
 func ledgerProps(build, number int, kind string) string {
-	return strings.Join([]string{"name string " + quoted("pkg-%d", build), "release string " + quoted("%d.fc39", number),
-		"tag string " + quoted("f39-candidate"), "type string " + quoted("%s", kind), "user string " + quoted("kojiadmin"),
+	return strings.Join([]string{"name string " + quoted("pkg-%d", build),
+		"release string " + quoted("%d.fc39", number), "tag string " + quoted("f39-candidate"),
+		"type string " + quoted("%s", kind), "user string " + quoted("kojiadmin"),
 		"version string " + quoted("1.0")}, "\n")
 }
 
@@ -137,8 +139,9 @@ func (l *ledger) handOver(r *relay, build, n int) {
 			continue
 		}
 		l.events[number].handed = true
-		l.events[number].how = fmt.Sprintf("at %s for %v %s: %d sent, %d queued, not taken %v, %v", began.Format("05.000"),
-			time.Since(began).Round(time.Millisecond), filepath.Base(r.dir), a.Sent, a.Queued, left, err)
+		l.events[number].how = fmt.Sprintf("at %s for %v %s: %d sent, %d queued, not taken %v, %v",
+			began.Format("05.000"), time.Since(began).Round(time.Millisecond), filepath.Base(r.dir), a.Sent, a.Queued,
+			left, err)
 	}
 	select {
 	case l.more <- struct{}{}:
@@ -288,7 +291,8 @@ func (l *ledger) judge(deliveries []delivery) (v verdict) {
 		case d.ID != e.id:
 			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with the message-id %s, not %s", number, d.ID, e.id))
 		case strings.Join(sortedProps(d.Props), "\n") != e.props:
-			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with the properties %s", number, sortedProps(d.Props)))
+			v.wrong = append(v.wrong, fmt.Sprintf("event %d came with the properties %s", number,
+				sortedProps(d.Props)))
 		}
 		if seen[number] {
 			v.duplicates++
@@ -297,8 +301,8 @@ func (l *ledger) judge(deliveries []delivery) (v verdict) {
 		seen[number] = true
 		v.arrived++
 		if before, ok := last[e.build]; ok && before > number {
-			v.disorder = append(v.disorder, fmt.Sprintf("event %d of build %d (%s) came after %d (%s)", number, e.build, e.how, before,
-				l.events[before].how))
+			v.disorder = append(v.disorder, fmt.Sprintf("event %d of build %d (%s) came after %d (%s)", number,
+				e.build, e.how, before, l.events[before].how))
 		}
 		last[e.build] = max(last[e.build], number)
 	}
@@ -365,7 +369,8 @@ func (v verdict) report(t testing.TB, l *ledger, ordered bool) string {
 	if l.answered == 0 || v.arrived == 0 {
 		t.Error("nothing was handed over, or nothing arrived: this proves nothing")
 	}
-	return fmt.Sprintf("%d events announced, %d answered 200, %d in the outbox, %d taken by nobody; %d arrived, %d duplicates, %d lost",
+	return fmt.Sprintf("%d events announced, %d answered 200, %d in the outbox, %d taken by nobody; %d "+
+		"arrived, %d duplicates, %d lost",
 		len(l.events), l.answered, l.stored, l.refused, v.arrived, v.duplicates, len(v.lost))
 }
 

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// RabbitMQ announces what an administrator allows as handle-max and channel-max, and ends the session or the connection of
-// a client that goes beyond.
+// RabbitMQ announces what an administrator allows as handle-max and channel-max, and ends the session or the
+// connection of a client that goes beyond.
 func TestRelayLivesWithinRabbitMQsLimits(t *testing.T) {
 	t.Parallel()
 	standard, err := os.ReadFile("images/conf/rabbitmq.conf")
@@ -25,7 +25,8 @@ func TestRelayLivesWithinRabbitMQsLimits(t *testing.T) {
 	for _, row := range []struct{ links, sessions int }{{3, 1}, {3, 64}} {
 		t.Run(fmt.Sprintf("%d links, %d sessions", row.links, row.sessions), func(t *testing.T) {
 			s.kill(t)
-			text := fmt.Sprintf("%s\nlink_max_per_session = %d\nsession_max_per_connection = %d\n", standard, row.links, row.sessions)
+			text := fmt.Sprintf("%s\nlink_max_per_session = %d\nsession_max_per_connection = %d\n", standard,
+				row.links, row.sessions)
 			if err := s.machine.write(within(t, time.Minute), conf, []byte(text)); err != nil {
 				t.Fatal(err)
 			}

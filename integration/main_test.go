@@ -52,7 +52,8 @@ var binary = sync.OnceValues(func() (string, error) {
 		return path, nil
 	}
 	path := filepath.Join(scratch, "koji-relay")
-	if out, err := exec.Command("go", "build", "-o", path, "koji-relay/cmd/koji-relay").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", path,
+		"koji-relay/cmd/koji-relay").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build koji-relay: %w\n%s", err, out)
 	}
 	return path, nil
@@ -88,7 +89,8 @@ func poll(limit time.Duration, check func() error) error {
 // within is a context for calls of a test; what hangs fails instead of stopping the whole run.
 func within(t testing.TB, limit time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(context.Background(), limit, errors.New("the test waited "+limit.String()))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), limit,
+		errors.New("the test waited "+limit.String()))
 	t.Cleanup(cancel)
 	return ctx
 }

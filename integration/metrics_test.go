@@ -19,8 +19,8 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// TestMetricsTellWhatHappened: a relay has a day with a bit of everything. Its counters agree with what the hub was told and
-// a subscriber got, and no documented metric stays at zero.
+// TestMetricsTellWhatHappened: a relay has a day with a bit of everything. Its counters agree with what the
+// hub was told and a subscriber got, and no documented metric stays at zero.
 func TestMetricsTellWhatHappened(t *testing.T) {
 	t.Parallel()
 	broker, postgres := startBroker(t, rabbitmq40), startPostgres(t)
@@ -30,22 +30,24 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	open := durable(t, rabbitmq40, broker, part, topics...)
 	port, _ := freePorts(t)
 	set := tlsSettings(t, rabbitmq40, part, broker, "localhost").with(newDatabase(t, postgres, part), settings{
-		"message.durable": "on", "message.extra_limit": "500", "queue.interval": "1", "queue.expired": "dead_letter",
-		"relay.admin": fmt.Sprintf("127.0.0.1:%d", port),
+		"message.durable": "on", "message.extra_limit": "500", "queue.interval": "1",
+		"queue.expired": "dead_letter", "relay.admin": fmt.Sprintf("127.0.0.1:%d", port),
 	})
 	day := &relayDay{T: t, url: fmt.Sprintf("http://127.0.0.1:%d/metrics", port), highest: map[string]float64{}}
 
 	// In the morning a message of the day before yesterday is in the queue, and another relay reads the outbox.
 	r := newRelay(t, set)
 	since := time.Now().Add(-30 * time.Hour).Format(time.RFC3339)
-	r.command(t, fmt.Sprintf(`{"kind": "message", "message_id": %q, "address": "build.tag", "props": "{}", "body": "{}", "created": %q, "queued": %q}`,
+	r.command(t, fmt.Sprintf(
+		`{"kind": "message", "message_id": %q, "address": "build.tag", "props": "{}", "body": "{}", "created": %q, "queued": %q}`,
 		uuid.NewString(), since, since)+"\n", "queue", "import")
 	other, err := pgx.Connect(t.Context(), postgres.connString(part))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close(context.Background())
-	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_lock(hashtext('koji_relay'), hashtext('outbox'))"); err != nil {
+	if _, err := other.Exec(t.Context(),
+		"SELECT pg_advisory_lock(hashtext('koji_relay'), hashtext('outbox'))"); err != nil {
 		t.Fatal(err)
 	}
 	const outbox = 8 // events
@@ -56,14 +58,19 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	}
 	r.start(t)
 	r.await(t, "broker connected", nil)
-	day.until("events in the outbox", func(m metrics) bool { return m.total("koji_relay_outbox_depth") == outbox })
-	day.until("an expired message", func(m metrics) bool { return m.total("koji_relay_queue_expired_total") == 1 })
+	day.until("events in the outbox", func(m metrics) bool {
+		return m.total("koji_relay_outbox_depth") == outbox
+	})
+	day.until("an expired message", func(m metrics) bool {
+		return m.total("koji_relay_queue_expired_total") == 1
+	})
 	other.Close(t.Context())
 	day.until("an empty outbox", func(m metrics) bool { return m.total("koji_relay_outbox_depth") == 0 })
 
 	// By day the hub works; one event is beyond translation.
 	told := r.postGolden(t, g)
-	bad := r.mustPost(t, []byte(`{"commit": "`+uuid.NewString()+`", "events": [{"callback": "postPackageListChange", "kwargs": {}}]}`))
+	bad := r.mustPost(t, []byte(`{"commit": "`+uuid.NewString()+
+		`", "events": [{"callback": "postPackageListChange", "kwargs": {}}]}`))
 	if bad.Dead != 1 {
 		t.Errorf("an event without arguments is answered %+v", bad)
 	}
@@ -74,7 +81,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		}
 	}
 	day.until("what nobody subscribed to, set aside", func(m metrics) bool {
-		return m.total("koji_relay_queue_set_aside") == float64(unbound) && m.total("koji_relay_queue_depth") == float64(unbound)
+		return m.total("koji_relay_queue_set_aside") == float64(unbound) &&
+			m.total("koji_relay_queue_depth") == float64(unbound)
 	})
 
 	// In the evening the broker is away, and an administrator at work.
@@ -84,7 +92,9 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	if late.Queued != len(evening) {
 		t.Errorf("with the broker away a commit is answered %+v", late)
 	}
-	day.until("a queue", func(m metrics) bool { return m.total("koji_relay_queue_depth") == float64(unbound+len(evening)) })
+	day.until("a queue", func(m metrics) bool {
+		return m.total("koji_relay_queue_depth") == float64(unbound+len(evening))
+	})
 	r.command(t, "", "pause")
 	r.configure(t, set.with(settings{"queue.batch_size": "many"}))
 	r.signal(t, syscall.SIGHUP)
@@ -97,7 +107,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	broker.start(t)
 	broker.awaitBroker(t)
 	m := day.until("an empty queue", func(m metrics) bool {
-		return m.total("koji_relay_queue_depth") == float64(unbound) && m.total("koji_relay_config_last_reload_successful") == 1
+		return m.total("koji_relay_queue_depth") == float64(unbound) &&
+			m.total("koji_relay_config_last_reload_successful") == 1
 	})
 
 	box := open()
@@ -139,7 +150,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 			t.Errorf("%s %v is %v, want %d", c.name, c.labels, got, c.want)
 		}
 	}
-	if n := m.sum("koji_relay_send_failures_total", map[string]string{"reason": "released"}); n < float64(unbound) {
+	if n := m.sum("koji_relay_send_failures_total",
+		map[string]string{"reason": "released"}); n < float64(unbound) {
 		t.Errorf("%v messages were released, want at least %d", n, unbound)
 	}
 	day.missesNothing()
@@ -204,7 +216,8 @@ func (d *relayDay) until(what string, reached func(metrics) bool) (m metrics) {
 	eventually(d.T, 40*time.Second, what, func() (err error) {
 		if m, err = d.scrape(); err == nil && !reached(m) {
 			err = fmt.Errorf("depth %v, set aside %v, outbox %v, expired %v", m.total("koji_relay_queue_depth"),
-				m.total("koji_relay_queue_set_aside"), m.total("koji_relay_outbox_depth"), m.total("koji_relay_queue_expired_total"))
+				m.total("koji_relay_queue_set_aside"), m.total("koji_relay_outbox_depth"),
+				m.total("koji_relay_queue_expired_total"))
 		}
 		return err
 	})
@@ -252,7 +265,8 @@ func (g golden) countEvents(t testing.TB) (events, trimmed int) {
 			t.Fatal(err)
 		}
 		had := kwargs[m.id()]
-		if had.Build != nil && had.Build.Extra != nil && body.Build.Extra == nil || had.Info != nil && had.Info.Extra != nil && body.Info.Extra == nil {
+		if had.Build != nil && had.Build.Extra != nil && body.Build.Extra == nil || had.Info != nil &&
+			had.Info.Extra != nil && body.Info.Extra == nil {
 			trimmed++
 		}
 	}

@@ -13,8 +13,9 @@ import (
 // outboxEvents is how many events hubs insert into the outbox while two relays read it.
 const outboxEvents = 10_000
 
-// TestOutboxReadByTwoRelaysArrivesOnce: hubs with delivery = outbox insert commits of ten events, among them some that nobody
-// can translate, while two relays of one fleet read. Each event arrives once, not only under one message-id.
+// TestOutboxReadByTwoRelaysArrivesOnce: hubs with delivery = outbox insert commits of ten events, among them
+// some that nobody can translate, while two relays of one fleet read. Each event arrives once, not only under
+// one message-id.
 func TestOutboxReadByTwoRelaysArrivesOnce(t *testing.T) {
 	t.Parallel()
 	broker := newServer(t, rabbitmq40.service)
@@ -93,7 +94,8 @@ func (h *outboxHub) commit(t testing.TB, n int, more ...string) (id string) {
 	id, numbers, _ := h.announce(len(h.events)%7, n)
 	batch := &pgx.Batch{} // one transaction
 	insert := func(event int, callback, kwargs string) {
-		batch.Queue(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES ($1, $2, $3, $4)`, id, event, callback, kwargs)
+		batch.Queue(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES ($1, $2, $3, $4)`, id,
+			event, callback, kwargs)
 	}
 	for event, number := range numbers {
 		e := h.event(number)
@@ -133,10 +135,12 @@ func pokeRelay(socket string) {
 	}
 }
 
-// commitUntranslatable inserts commits with events behind two neighbours that have no action, and so no address.
+// commitUntranslatable inserts commits with events behind two neighbours that have no action, and so no
+// address.
 func (h *outboxHub) commitUntranslatable(t testing.TB) {
 	t.Helper()
-	for _, kwargs := range []string{`{}`, `{"action": null, "tag": {"name": "f39"}}`, `{"action":  {}, "note": "kept to the byte"}`} {
+	for _, kwargs := range []string{`{}`, `{"action": null, "tag": {"name": "f39"}}`,
+		`{"action":  {}, "note": "kept to the byte"}`} {
 		h.commit(t, 2, kwargs)
 		h.neighbours += 2
 		h.bad++
@@ -157,6 +161,7 @@ func (h *outboxHub) deadLetters(t testing.TB, s *server, database string) {
 		}
 	}
 	if n != h.bad || kept != 1 || reasons != h.bad {
-		t.Errorf("%d dead letters, %d with the text as it was, %d with a reason; want %d, 1, %d", n, kept, reasons, h.bad, h.bad)
+		t.Errorf("%d dead letters, %d with the text as it was, %d with a reason; want %d, 1, %d", n, kept, reasons,
+			h.bad, h.bad)
 	}
 }

@@ -80,11 +80,13 @@ func TestPackagesAreReproducible(t *testing.T) {
 	_, first := built(t)
 	top := filepath.Join(t.TempDir(), "a copy") // with a space, as a home directory may have
 	copySources(t, top)
-	second, err := buildPackages(top, t.TempDir(), newVersion, "TZ=Asia/Kathmandu", "LANG=C.UTF-8", "HOSTNAME=elsewhere")
+	second, err := buildPackages(top, t.TempDir(), newVersion, "TZ=Asia/Kathmandu", "LANG=C.UTF-8",
+		"HOSTNAME=elsewhere")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pattern := range []string{"koji-relay_*.deb", "koji-relay-hub-plugin_*.deb", "koji-relay-1*.rpm", "koji-relay-hub-plugin-*.rpm"} {
+	for _, pattern := range []string{"koji-relay_*.deb", "koji-relay-hub-plugin_*.deb", "koji-relay-1*.rpm",
+		"koji-relay-hub-plugin-*.rpm"} {
 		a, b := first.file(t, pattern), second.file(t, pattern)
 		if filepath.Base(a) != filepath.Base(b) || fileSum(t, a) != fileSum(t, b) {
 			t.Errorf("%s and %s, of the same sources, differ", a, b)
@@ -178,8 +180,10 @@ func TestDebOnPlainDebian(t *testing.T) {
 	b.prints(t, "koji-relay "+oldVersion, "koji-relay --version | sed 's/ version / /'")
 	b.prints(t, "koji-relay www-data", "id -Gn koji-relay")
 	b.prints(t, "755 root:root\n644 root:root\n644 root:root\n755 koji-relay:koji-relay",
-		"stat -c '%a %U:%G' /usr/bin/koji-relay /usr/lib/koji-hub-plugins/koji_relay.py /etc/koji-hub/plugins/koji_relay.conf /run/koji-relay")
-	b.prints(t, "/etc/koji-hub/plugins/koji_relay.conf", "cat /var/lib/dpkg/info/koji-relay-hub-plugin.conffiles")
+		"stat -c '%a %U:%G' /usr/bin/koji-relay /usr/lib/koji-hub-plugins/koji_relay.py "+
+			"/etc/koji-hub/plugins/koji_relay.conf /run/koji-relay")
+	b.prints(t, "/etc/koji-hub/plugins/koji_relay.conf",
+		"cat /var/lib/dpkg/info/koji-relay-hub-plugin.conffiles")
 	b.fails(t, "ls "+packagedConfigPath) // Koji's own package has that file
 
 	// As the hub's configuration on Fedora and RHEL: for root and the web server's group only.
@@ -196,7 +200,8 @@ func TestDebOnPlainDebian(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { relay.Process.Kill(); relay.Wait() })
-	eventually(t, 20*time.Second, "the relay's socket", func() error { _, err := b.try("test -S /run/koji-relay/hub.sock"); return err })
+	eventually(t, 20*time.Second, "the relay's socket",
+		func() error { _, err := b.try("test -S /run/koji-relay/hub.sock"); return err })
 	if r := b.hub(t, "", "-count", "1").stop(t); r.Taken != 1 {
 		t.Errorf("a commit was not taken: %v", r.Fallbacks)
 	}
@@ -215,7 +220,8 @@ func TestDebOnPlainDebian(t *testing.T) {
 		t.Errorf("purge does not say that it leaves the queue: %s", out)
 	}
 	b.run(t, "test -s /var/lib/koji-relay/queue.db")
-	b.prints(t, "", "find / -xdev -name '*koji?relay*' -not -path '/var/lib/koji-relay*' -not -path '/*.deb' -not -path '/proc/*'")
+	b.prints(t, "", "find / -xdev -name '*koji?relay*' -not -path '/var/lib/koji-relay*' -not -path '/*.deb' "+
+		"-not -path '/proc/*'")
 }
 
 // startPackaged configures and starts the relay that is installed in b, with credentials of systemd.
@@ -223,15 +229,18 @@ func startPackaged(t testing.TB, b *box, webGroup string) *site {
 	t.Helper()
 	port, _ := freePorts(t)
 	s := &site{admin: "127.0.0.1:" + strconv.Itoa(port)}
-	bus := startBus(t, devbroker.Options{Mechanisms: []string{"PLAIN"}, Users: map[string]string{"koji": "k0ji-secret"}})
+	bus := startBus(t, devbroker.Options{Mechanisms: []string{"PLAIN"},
+		Users: map[string]string{"koji": "k0ji-secret"}})
 	s.bus = bus
-	b.write(t, packagedConfigPath, "640", packagedConfig(bus, s.admin, "user_file = broker.user\npassword_file = broker.password\n"))
+	b.write(t, packagedConfigPath, "640", packagedConfig(bus, s.admin,
+		"user_file = broker.user\npassword_file = broker.password\n"))
 	b.run(t, "chown root:"+webGroup+" "+packagedConfigPath)
 	b.write(t, "/etc/koji-relay/broker.user", "600", []byte("koji\n"))
 	b.write(t, "/etc/koji-relay/broker.password", "600", []byte("k0ji-secret\n"))
 	b.write(t, "/etc/systemd/system/koji-relay.service.d/credentials.conf", "644", []byte(
 		"[Service]\nLoadCredential=broker.user:/etc/koji-relay/broker.user\nLoadCredential=broker.password:/etc/koji-relay/broker.password\n"))
-	b.run(t, "systemctl daemon-reload; systemctl enable --now koji-relay 2>&1 || { journalctl -n 50 --no-pager; false; }")
+	b.run(t, "systemctl daemon-reload; systemctl enable --now koji-relay 2>&1 || { journalctl -n 50 "+
+		"--no-pager; false; }")
 	b.prints(t, "active\nactive", "systemctl is-active koji-relay.socket koji-relay.service")
 	eventually(t, 20*time.Second, "the relay on the bus", func() error {
 		if len(bus.Connections()) == 0 {
@@ -263,7 +272,8 @@ func (s *site) version(t testing.TB) string {
 	return status.Version
 }
 
-// TestDebUnderSystemd: what a site runs. Its steps follow each other. It measures time, so nothing runs beside it.
+// TestDebUnderSystemd: what a site runs. Its steps follow each other. It measures time, so nothing runs
+// beside it.
 func TestDebUnderSystemd(t *testing.T) {
 	b := newBox(t, true)
 	if b == nil {
@@ -328,7 +338,8 @@ func TestDebUnderSystemd(t *testing.T) {
 
 // unitsAreSound lets systemd read the units.
 func unitsAreSound(t *testing.T, b *box) {
-	b.prints(t, "", "systemd-analyze verify --man=no /usr/lib/systemd/system/koji-relay.service /usr/lib/systemd/system/koji-relay.socket")
+	b.prints(t, "", "systemd-analyze verify --man=no /usr/lib/systemd/system/koji-relay.service "+
+		"/usr/lib/systemd/system/koji-relay.socket")
 	out, err := b.try("systemd-analyze security --no-pager --threshold=15 koji-relay.service")
 	if err != nil {
 		t.Errorf("the service is exposed more than 1.5:\n%s", out)
@@ -351,7 +362,8 @@ func handOverByUser(t *testing.T, b *box, bus *devbroker.Broker) {
 	if r := b.hub(t, "nobody", "-count", "1").stop(t); r.Taken != 0 || !r.because("permission denied") {
 		t.Errorf("the commit of just anyone: %+v", r)
 	}
-	b.prints(t, "660 koji-relay:www-data\n600 koji-relay:koji-relay", "stat -c '%a %U:%G' /run/koji-relay/hub.sock /run/koji-relay/control.sock")
+	b.prints(t, "660 koji-relay:www-data\n600 koji-relay:koji-relay",
+		"stat -c '%a %U:%G' /run/koji-relay/hub.sock /run/koji-relay/control.sock")
 }
 
 func journalHasFields(t *testing.T, b *box, bus *devbroker.Broker) {
@@ -364,7 +376,8 @@ func journalHasFields(t *testing.T, b *box, bus *devbroker.Broker) {
 	if err := json.Unmarshal([]byte(text), &record); err != nil {
 		t.Fatalf("the journal has no record with BROKER=%s: %v %q", bus.Addr(), err, text)
 	}
-	if !strings.HasPrefix(record.Message, "broker connected broker="+bus.Addr()) || record.Priority != "6" || record.Identifier != "koji-relay" {
+	if !strings.HasPrefix(record.Message, "broker connected broker="+bus.Addr()) || record.Priority != "6" ||
+		record.Identifier != "koji-relay" {
 		t.Errorf("the journal has %+v", record)
 	}
 	if out := b.run(t, "journalctl -u koji-relay --no-pager -o cat"); strings.Contains(out, "k0ji-secret") {
@@ -376,7 +389,8 @@ func reloadIsChecked(t *testing.T, b *box) {
 	b.run(t, "systemctl reload koji-relay")
 	b.run(t, "cp "+packagedConfigPath+" /good; echo nonsense >>"+packagedConfigPath)
 	b.fails(t, "systemctl reload koji-relay")
-	if out := b.run(t, "journalctl -u koji-relay --no-pager -n 8 -o cat"); !strings.Contains(out, packagedConfigPath+":12: ") {
+	if out := b.run(t, "journalctl -u koji-relay --no-pager -n 8 -o cat"); !strings.Contains(out,
+		packagedConfigPath+":12: ") {
 		t.Errorf("the journal does not say where the mistake is:\n%s", out)
 	}
 	b.run(t, "cat /good >"+packagedConfigPath)
@@ -396,7 +410,8 @@ func watchdogRestarts(t *testing.T, b *box) {
 	if !strings.Contains(out, "SIGABRT") || !strings.Contains(out, "goroutine ") {
 		t.Error("the journal does not show what the relay was doing")
 	}
-	b.run(t, "rm "+dropIn+"; systemctl daemon-reload; systemctl reset-failed koji-relay; systemctl restart koji-relay")
+	b.run(t, "rm "+dropIn+"; systemctl daemon-reload; systemctl reset-failed koji-relay; systemctl restart "+
+		"koji-relay")
 }
 
 func startLimitClosesTheSocket(t *testing.T, b *box) {
@@ -404,9 +419,11 @@ func startLimitClosesTheSocket(t *testing.T, b *box) {
 	hub := b.hub(t, "www-data", "-workers", "8")
 	b.fails(t, "systemctl restart koji-relay")
 	b.becomes(t, "failed failed service-start-limit-hit",
-		"echo $(systemctl is-active koji-relay.socket koji-relay.service) $(systemctl show -P Result koji-relay.socket)")
+		"echo $(systemctl is-active koji-relay.socket koji-relay.service) $(systemctl show -P Result "+
+			"koji-relay.socket)")
 	report := hub.stop(t)
-	t.Logf("a relay that cannot start: %d commits taken before, %d not, slowest %.0f ms: %v", report.Taken, report.fallbacks(), report.SlowestMS, report.Fallbacks)
+	t.Logf("a relay that cannot start: %d commits taken before, %d not, slowest %.0f ms: %v", report.Taken,
+		report.fallbacks(), report.SlowestMS, report.Fallbacks)
 	refused := b.hub(t, "www-data", "-count", "100").stop(t)
 	if refused.Taken != 0 || !refused.because("connection refused") || refused.SlowestMS > 100 {
 		t.Errorf("with the socket closed: %+v; want each refused at once", refused)
@@ -417,8 +434,8 @@ func startLimitClosesTheSocket(t *testing.T, b *box) {
 	}
 }
 
-// TestRPM: rpm's own look at the packages, and their life under rpm and systemd, on a Debian since that is what
-// there is: with --nodeps, since nothing here was installed by rpm.
+// TestRPM: rpm's own look at the packages, and their life under rpm and systemd, on a Debian since that is
+// what there is: with --nodeps, since nothing here was installed by rpm.
 func TestRPM(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, true)
@@ -435,13 +452,15 @@ func TestRPM(t *testing.T) {
 	oldFile, oldPlugin, newFile := b.put(t, older.rpm(t)), b.put(t, older.pluginRPM(t)), b.put(t, newer.rpm(t))
 
 	b.run(t, "rpm -K --nosignature "+oldFile+" "+oldPlugin)
-	b.prints(t, "koji-relay 1.0.0~rc1 1 Apache-2.0 koji-relay", "rpm -qp --qf '%{NAME} %{VERSION} %{RELEASE} %{LICENSE} %{BUILDHOST}' "+oldFile)
+	b.prints(t, "koji-relay 1.0.0~rc1 1 Apache-2.0 koji-relay",
+		"rpm -qp --qf '%{NAME} %{VERSION} %{RELEASE} %{LICENSE} %{BUILDHOST}' "+oldFile)
 	b.prints(t, "noarch", "rpm -qp --qf '%{ARCH}' "+oldPlugin)
 	b.prints(t, "/etc/koji-hub/plugins/koji_relay.conf", "rpm -qp --configfiles "+oldPlugin)
 	files := strings.Split(b.run(t, "rpm -qlp "+oldFile), "\n")
 	for _, want := range []string{
-		"/usr/bin/koji-relay", "/usr/lib/systemd/system/koji-relay.service", "/usr/lib/systemd/system/koji-relay.socket",
-		"/usr/lib/sysusers.d/koji-relay.conf", "/usr/lib/tmpfiles.d/koji-relay.conf", "/usr/share/man/man1/koji-relay-serve.1.gz",
+		"/usr/bin/koji-relay", "/usr/lib/systemd/system/koji-relay.service",
+		"/usr/lib/systemd/system/koji-relay.socket", "/usr/lib/sysusers.d/koji-relay.conf",
+		"/usr/lib/tmpfiles.d/koji-relay.conf", "/usr/share/man/man1/koji-relay-serve.1.gz",
 		"/usr/share/bash-completion/completions/koji-relay", "/usr/share/zsh/site-functions/_koji-relay",
 		"/usr/share/fish/vendor_completions.d/koji-relay.fish", "/usr/share/doc/koji-relay/protonmsg.conf.example",
 		"/usr/share/licenses/koji-relay/LICENSE", "/etc/koji-relay",
@@ -458,16 +477,20 @@ func TestRPM(t *testing.T) {
 	}
 
 	// Into a root folder, with all files and their owners as rpm sees them.
-	b.run(t, "mkdir /root-folder; rpm -i --root /root-folder --nodeps --noscripts --nosignature "+oldFile+" "+oldPlugin+
-		"; rpm -V --root /root-folder --nodeps koji-relay koji-relay-hub-plugin; /root-folder/usr/bin/koji-relay --version")
+	b.run(t, "mkdir /root-folder; rpm -i --root /root-folder --nodeps --noscripts --nosignature "+oldFile+" "+
+		oldPlugin+
+		"; rpm -V --root /root-folder --nodeps koji-relay koji-relay-hub-plugin; "+
+		"/root-folder/usr/bin/koji-relay --version")
 
 	// And into the system.
-	b.run(t, "rpm -i --nodeps --nosignature "+oldFile+" "+oldPlugin+"; rpm -V --nodeps koji-relay koji-relay-hub-plugin")
+	b.run(t, "rpm -i --nodeps --nosignature "+oldFile+" "+oldPlugin+
+		"; rpm -V --nodeps koji-relay koji-relay-hub-plugin")
 	b.prints(t, "koji-relay apache\napache:48", "id -Gn koji-relay; getent group apache | cut -d: -f1,3")
 	unitsAreSound(t, b)
 	site := startPackaged(t, b, "apache")
 	b.prints(t, "660 koji-relay:apache", "stat -c '%a %U:%G' /run/koji-relay/hub.sock")
-	b.run(t, "echo '# changed' >>/etc/koji-hub/plugins/koji_relay.conf; rpm -U --nodeps --nosignature "+newFile+" "+b.put(t, newer.pluginRPM(t)))
+	b.run(t, "echo '# changed' >>/etc/koji-hub/plugins/koji_relay.conf; rpm -U --nodeps --nosignature "+newFile+
+		" "+b.put(t, newer.pluginRPM(t)))
 	b.prints(t, "# changed", "tail -n 1 /etc/koji-hub/plugins/koji_relay.conf")
 	b.becomes(t, "active", "systemctl is-active koji-relay")
 	if v := site.version(t); v != newVersion {

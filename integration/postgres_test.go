@@ -26,8 +26,8 @@ func startPostgres(t testing.TB) *server {
 
 // connString is how to connect to one of its databases.
 func (s *server) connString(database string) string {
-	return fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=%s sslmode=disable", cmp.Or(s.host, "127.0.0.1"),
-		s.port, user, password, database)
+	return fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=%s sslmode=disable",
+		cmp.Or(s.host, "127.0.0.1"), s.port, user, password, database)
 }
 
 func (s *server) awaitPostgres(t testing.TB) {
@@ -71,7 +71,8 @@ func newDatabase(t testing.TB, s *server, name string) settings {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRelay(t, set.with(settings{"broker.urls": "amqp://127.0.0.1:1", "broker.topic_prefix": "/topic/koji"}))
+	r := newRelay(t, set.with(settings{"broker.urls": "amqp://127.0.0.1:1",
+		"broker.topic_prefix": "/topic/koji"}))
 	if out, err := exec.Command(path, "db", "init", "--config", r.conf).CombinedOutput(); err != nil {
 		t.Fatalf("koji-relay db init: %v\n%s", err, out)
 	}

@@ -14,7 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestQueueIsSharedWithProtonmsg moves from protonmsg to the relay with a full queue, and back with a full queue.
+// TestQueueIsSharedWithProtonmsg moves from protonmsg to the relay with a full queue, and back with a full
+// queue.
 func TestQueueIsSharedWithProtonmsg(t *testing.T) {
 	t.Parallel()
 	broker, database := startBroker(t, rabbitmq40), startPostgres(t)
@@ -77,9 +78,10 @@ func drainRowsOfProtonmsg(t *testing.T, broker, database *server) {
 	eventually(t, 10*time.Second, "an empty proton_queue", func() error { return queued(t, database, part, 0) })
 }
 
-// insertAsProtonmsg writes the golden messages as the plugin does: the address without prefix, the properties as Python's json
-// prints a dict, the body as it is sent. It gives the golden message-id for that which each row must get: the UUIDv5 of database, row and
-// time in the namespace that is the UUIDv5 of proton_queue among the OIDs.
+// insertAsProtonmsg writes the golden messages as the plugin does: the address without prefix, the properties
+// as Python's json prints a dict, the body as it is sent. It gives the golden message-id for that which each
+// row must get: the UUIDv5 of database, row and time in the namespace that is the UUIDv5 of proton_queue
+// among the OIDs.
 func insertAsProtonmsg(t *testing.T, s *server, name string, g golden) map[string]string {
 	t.Helper()
 	ctx := within(t, 30*time.Second)
@@ -101,7 +103,8 @@ func insertAsProtonmsg(t *testing.T, s *server, name string, g golden) map[strin
 		}
 		var id int
 		var created time.Time
-		err := db.QueryRow(ctx, "INSERT INTO proton_queue (address, props, body) VALUES ($1, $2::text::json, $3::text::json) RETURNING id, created_ts",
+		err := db.QueryRow(ctx, "INSERT INTO proton_queue (address, props, body) VALUES ($1, $2::text::json, "+
+			"$3::text::json) RETURNING id, created_ts",
 			m.Address, "{"+strings.Join(props, ", ")+"}", m.Body).Scan(&id, &created)
 		if err != nil {
 			t.Fatal(err)
@@ -127,7 +130,8 @@ func queued(t *testing.T, s *server, database string, want int) error {
 func readRowsAsProtonmsg(t *testing.T, broker, database *server) {
 	g, part := loadGolden(t, "extra500"), newPart()
 	box := subscribe(t, broker, rabbitmq40, rabbitmq40.sources(part, g.topics())...)
-	down := settings{"broker.urls": "amqp://127.0.0.1:1", "broker.topic_prefix": fmt.Sprintf(rabbitmq40.prefix, part),
+	down := settings{"broker.urls": "amqp://127.0.0.1:1",
+		"broker.topic_prefix": fmt.Sprintf(rabbitmq40.prefix, part),
 		"message.extra_limit": "500"}.with(newDatabase(t, database, part))
 	r := startRelay(t, down)
 	if total := r.postGolden(t, g); total.Queued != len(g.messages) {
@@ -166,8 +170,8 @@ func readRowsAsProtonmsg(t *testing.T, broker, database *server) {
 	}
 }
 
-// takeAsProtonmsg does what the plugin does with its queue: under its lock, oldest first, it reads rows, sends them (here: gives
-// them back) and deletes them, all in one transaction.
+// takeAsProtonmsg does what the plugin does with its queue: under its lock, oldest first, it reads rows,
+// sends them (here: gives them back) and deletes them, all in one transaction.
 func takeAsProtonmsg(t *testing.T, s *server, database string) (read []goldenMessage) {
 	t.Helper()
 	ctx := within(t, 30*time.Second)
@@ -177,7 +181,8 @@ func takeAsProtonmsg(t *testing.T, s *server, database string) (read []goldenMes
 	}
 	defer db.Close(context.Background())
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, "SELECT id, address, props::text, body::text FROM proton_queue ORDER BY id FOR UPDATE SKIP LOCKED")
+		rows, err := tx.Query(ctx,
+			"SELECT id, address, props::text, body::text FROM proton_queue ORDER BY id FOR UPDATE SKIP LOCKED")
 		if err != nil {
 			return err
 		}

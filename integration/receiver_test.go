@@ -136,7 +136,8 @@ func (b *inbox) waitFor(t testing.TB, limit time.Duration, ids ...string) {
 		select {
 		case <-b.more:
 		case <-timeout:
-			t.Fatalf("%d of %d messages did not come within %v, the first is %s", len(missing), len(ids), limit, missing[0])
+			t.Fatalf("%d of %d messages did not come within %v, the first is %s", len(missing), len(ids), limit,
+				missing[0])
 		}
 	}
 }
@@ -154,8 +155,8 @@ func (s *server) dial(ctx context.Context) (*amqp.Conn, error) {
 	return amqp.Dial(ctx, "amqp://"+s.addr(), s.dialOptions())
 }
 
-// credit is more than any test needs: with go-amqp topping it up, RabbitMQ 3.10 now and then stops delivering, the
-// rest of its queue still ready.
+// credit is more than any test needs: with go-amqp topping it up, RabbitMQ 3.10 now and then stops
+// delivering, the rest of its queue still ready.
 const credit = 20000
 
 // subscribe attaches a go-amqp receiver to each address; it returns when all links are attached.
@@ -167,7 +168,8 @@ func subscribe(t testing.TB, s *server, b brokerKind, addresses ...string) *inbo
 }
 
 // attach opens one connection with one link for each address. containerID may be empty.
-func attach(t testing.TB, s *server, containerID string, addresses []string, options func(address string) *amqp.ReceiverOptions) *inbox {
+func attach(t testing.TB, s *server, containerID string, addresses []string,
+	options func(address string) *amqp.ReceiverOptions) *inbox {
 	t.Helper()
 	ctx := within(t, 30*time.Second)
 	o := s.dialOptions()
@@ -271,7 +273,8 @@ func protonPython(t testing.TB) string {
 	t.Helper()
 	python := cmp.Or(os.Getenv("KOJI_RELAY_PROTON_PYTHON"), "/usr/bin/python3")
 	if out, err := exec.Command(python, "-c", "import proton").CombinedOutput(); err != nil {
-		skipOrFail(t, "%s has no python-proton; install the package python3-qpid-proton or set KOJI_RELAY_PROTON_PYTHON (%v: %s)", python, err, out)
+		skipOrFail(t, "%s has no python-proton; install the package python3-qpid-proton or set "+
+			"KOJI_RELAY_PROTON_PYTHON (%v: %s)", python, err, out)
 	}
 	return python
 }
@@ -292,7 +295,8 @@ type protonJob struct {
 func subscribeProton(t testing.TB, s *server, b brokerKind, addresses ...string) *inbox {
 	t.Helper()
 	return runProton(t, protonJob{
-		URL: "amqp://" + s.addr(), User: user, Password: password, Addresses: addresses, Capabilities: b.capabilities,
+		URL: "amqp://" + s.addr(), User: user, Password: password, Addresses: addresses,
+		Capabilities: b.capabilities,
 	})
 }
 

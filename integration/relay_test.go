@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// relay is one `koji-relay serve` process, with its configuration, socket and file queue in a directory of its
-// own. It can be started again after it ended.
+// relay is one `koji-relay serve` process, with its configuration, socket and file queue in a directory of
+// its own. It can be started again after it ended.
 type relay struct {
 	dir    string
 	conf   string
@@ -34,7 +34,8 @@ type relay struct {
 	log     *journal
 }
 
-// settings are configuration keys as "section.key". "plugin.timeout" is of koji_relay.conf beside the relay's file.
+// settings are configuration keys as "section.key". "plugin.timeout" is of koji_relay.conf beside the relay's
+// file.
 type settings map[string]string
 
 // with is s with other settings on top; an empty value takes a key away.
@@ -256,7 +257,8 @@ type answer struct {
 
 // post hands over one commit. It may be called concurrently.
 func (r *relay) post(ctx context.Context, body []byte) (a answer, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://koji-relay/v1/commits", bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://koji-relay/v1/commits",
+		bytes.NewReader(body))
 	if err != nil {
 		return a, err
 	}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestReloadUnderLoad: SIGHUP changes brokers, limits and levels while hub workers hand over, and drops no commit; a file with
-// a mistake changes nothing.
+// TestReloadUnderLoad: SIGHUP changes brokers, limits and levels while hub workers hand over, and drops no
+// commit; a file with a mistake changes nothing.
 func TestReloadUnderLoad(t *testing.T) {
 	t.Parallel()
 	var brokers [2]*server

@@ -15,7 +15,8 @@ func TestSecurityClaimsHaveTheirTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("git", "grep", "-hoE", "^(func|def) (Test|Fuzz|test_)[A-Za-z0-9_]+", "--", "*_test.go", "*.py")
+	cmd := exec.Command("git", "grep", "-hoE", "^(func|def) (Test|Fuzz|test_)[A-Za-z0-9_]+", "--", "*_test.go",
+		"*.py")
 	cmd.Dir = ".."
 	defined, err := cmd.Output()
 	if err != nil {

@@ -261,7 +261,8 @@ func (m *dockerMachine) kill(ctx context.Context) error {
 	})
 }
 
-// freeze tries several times: on a busy machine the kernel may not freeze all processes soon enough for the engine.
+// freeze tries several times: on a busy machine the kernel may not freeze all processes soon enough for the
+// engine.
 func (m *dockerMachine) freeze(ctx context.Context) error {
 	return poll(20*time.Second, func() error {
 		_, err := m.engine.ContainerPause(ctx, m.id(), client.ContainerPauseOptions{})
@@ -293,7 +294,8 @@ func (m *dockerMachine) exec(ctx context.Context, args ...string) (string, error
 func (m *dockerMachine) remove() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if _, err := m.engine.ContainerRemove(ctx, m.id(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); err != nil {
+	if _, err := m.engine.ContainerRemove(ctx, m.id(),
+		client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); err != nil {
 		fmt.Fprintf(os.Stderr, "remove the container %s: %v\n", m.id(), err)
 	}
 }
@@ -312,8 +314,9 @@ func (m *dockerMachine) logs() string {
 
 // --- in a directory tree ----------------------------------------------------------------------------------
 
-// treeMachine runs a server natively: a process group of the directory that `integration/images/build --native`
-// made. That is a Debian tree entered with chroot, or for the Java brokers a directory like any other.
+// treeMachine runs a server natively: a process group of the directory that `integration/images/build
+// --native` made. That is a Debian tree entered with chroot, or for the Java brokers a directory like any
+// other.
 type treeMachine struct {
 	root    string // of the tree; empty: the machine's own
 	data    string // below root
@@ -330,7 +333,8 @@ func newTree(s *server, files map[string][]byte) (*treeMachine, error) {
 		return nil, err
 	}
 	name := s.service + "-" + strconv.Itoa(s.port)
-	m := &treeMachine{root: dir, data: "/var/lib/" + name, run: runScript, log: filepath.Join(scratch, name+".log")}
+	m := &treeMachine{root: dir, data: "/var/lib/" + name, run: runScript,
+		log: filepath.Join(scratch, name+".log")}
 	if _, err := os.Stat(filepath.Join(dir, "etc")); err != nil {
 		m.root, m.data, m.run = "", filepath.Join(scratch, name), filepath.Join(dir, runScript)
 	}
@@ -369,7 +373,9 @@ func (m *treeMachine) command(ctx context.Context, args ...string) *exec.Cmd {
 const runScript = "/opt/koji-relay-test/run"
 
 // mountable reports whether we may mount; not in most containers.
-var mountable = sync.OnceValue(func() bool { return exec.Command("unshare", "--mount", "--pid", "--fork", "true").Run() == nil })
+var mountable = sync.OnceValue(func() bool {
+	return exec.Command("unshare", "--mount", "--pid", "--fork", "true").Run() == nil
+})
 
 func (m *treeMachine) start(context.Context) error {
 	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

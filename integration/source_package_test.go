@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestSourcePackage makes the source package from the last commit and builds it without network, as a build system of a
-// distribution would. Its packages have the files and scripts of those that packaging/build makes. The tests in its
-// %check are left out: make test has run them.
+// TestSourcePackage makes the source package from the last commit and builds it without network, as a build
+// system of a distribution would. Its packages have the files and scripts of those that packaging/build
+// makes. The tests in its %check are left out: make test has run them.
 func TestSourcePackage(t *testing.T) {
 	t.Parallel()
 	if _, err := where(); err != nil {
@@ -39,8 +39,10 @@ func TestSourcePackage(t *testing.T) {
 		t.Fatalf("rpmbuild made %v %v, want relay, hub plugin, documents and SELinux policy", rpms, err)
 	}
 
-	lint := exec.Command("rpmlint", append([]string{"-r", "../packaging/rpm/koji-relay.rpmlintrc", source}, rpms...)...)
-	if text, err := lint.CombinedOutput(); err != nil || !strings.Contains(string(text), " 0 errors, 0 warnings") {
+	lint := exec.Command("rpmlint", append([]string{"-r", "../packaging/rpm/koji-relay.rpmlintrc", source},
+		rpms...)...)
+	if text, err := lint.CombinedOutput(); err != nil ||
+		!strings.Contains(string(text), " 0 errors, 0 warnings") {
 		t.Errorf("rpmlint complains: %v\n%s", err, text)
 	}
 
@@ -65,7 +67,8 @@ func TestSourcePackage(t *testing.T) {
 		slices.Sort(all)
 		return slices.Compact(all)
 	}
-	relay, docs, plugin := pick("koji-relay-1*.rpm"), pick("koji-relay-doc-*.rpm"), pick("koji-relay-hub-plugin-*.rpm")
+	relay, docs, plugin := pick("koji-relay-1*.rpm"), pick("koji-relay-doc-*.rpm"),
+		pick("koji-relay-hub-plugin-*.rpm")
 	own := func(line string) bool { return strings.Contains(line, "/licenses/koji-relay-doc/") }
 	for what, pair := range map[string][2][]string{
 		"relay and documents": {files(newer.rpm(t)), slices.DeleteFunc(files(relay, docs), own)},

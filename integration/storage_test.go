@@ -28,7 +28,8 @@ func TestStores(t *testing.T) {
 		t.Run("difficult messages in "+store, func(t *testing.T) { difficult(t, open(t)) })
 		t.Run("max_bytes in "+store, func(t *testing.T) { maxBytes(t, open(t)) })
 	}
-	t.Run("no transaction idles while the drain waits for a broker", func(t *testing.T) { idleTransactions(t, newLane(t, broker, postgres, 1)) })
+	t.Run("no transaction idles while the drain waits for a broker",
+		func(t *testing.T) { idleTransactions(t, newLane(t, broker, postgres, 1)) })
 }
 
 // command runs a command of the program and gives what it printed.
@@ -64,8 +65,8 @@ func kept(t testing.TB, r *relay) []string {
 	return all
 }
 
-// expire starts relays with what an outage of a day left: the relay was stopped for as long, or comes up while no
-// broker is there.
+// expire starts relays with what an outage of a day left: the relay was stopped for as long, or comes up
+// while no broker is there.
 func expire(t *testing.T, open func(*testing.T) *lane) {
 	item := func(kind, name string, since time.Duration) string {
 		at := time.Now().Add(-since).Format(time.RFC3339)
@@ -73,17 +74,21 @@ func expire(t *testing.T, open func(*testing.T) *lane) {
 			kind, uuid.NewString(), name, at, at) + "\n"
 	}
 	const hour = time.Hour
-	left := item("message", "of 23 h", 23*hour) + item("message", "of 25 h", 25*hour) + item("message", "of 47 h", 47*hour) +
+	left := item("message", "of 23 h", 23*hour) + item("message", "of 25 h", 25*hour) +
+		item("message", "of 47 h", 47*hour) +
 		item("dead_message", "of 29 days", 29*24*hour) + item("dead_message", "of 31 days", 31*24*hour)
 	for _, row := range []struct {
 		set  settings
 		want []string
 	}{
 		{settings{"queue.expired": "drop"}, []string{"dead_message of 29 days", "message of 23 h"}},
-		{settings{"queue.expired": "dead_letter"}, []string{"dead_message of 25 h", "dead_message of 29 days", "dead_message of 47 h", "message of 23 h"}},
-		{settings{"queue.expired": "drop", "queue.max_age": "26"}, []string{"dead_message of 29 days", "message of 23 h", "message of 25 h"}},
+		{settings{"queue.expired": "dead_letter"},
+			[]string{"dead_message of 25 h", "dead_message of 29 days", "dead_message of 47 h", "message of 23 h"}},
+		{settings{"queue.expired": "drop", "queue.max_age": "26"},
+			[]string{"dead_message of 29 days", "message of 23 h", "message of 25 h"}},
 		{settings{"queue.expired": "drop", "queue.max_age": "48", "queue.dead_max_age": "40"},
-			[]string{"dead_message of 29 days", "dead_message of 31 days", "message of 23 h", "message of 25 h", "message of 47 h"}},
+			[]string{"dead_message of 29 days", "dead_message of 31 days", "message of 23 h", "message of 25 h",
+				"message of 47 h"}},
 	} {
 		l := open(t)
 		r := l.relays[0]
@@ -124,11 +129,13 @@ func difficult(t *testing.T, l *lane) {
 	for event, body := range bodies {
 		request += fmt.Sprintf(`%s{"event": %d, "callback": "postTag", "kwargs": %s}`, comma(event), event, body)
 	}
-	// On a busy machine 10 MB may take longer than the store has; the hub hands over again then, under the same ids.
+	// On a busy machine 10 MB may take longer than the store has; the hub hands over again then, under the
+	// same ids.
 	eventually(t, 30*time.Second, "all are taken", func() error {
 		a, err := r.post(within(t, 30*time.Second), []byte(request+"]}"))
 		if err == nil && a.Queued+a.Dead != len(bodies) {
-			err = fmt.Errorf("answer %d: %d were queued and %d are dead letters, of %d; %s", a.Code, a.Queued, a.Dead, len(bodies), a.Error)
+			err = fmt.Errorf("answer %d: %d were queued and %d are dead letters, of %d; %s", a.Code, a.Queued, a.Dead,
+				len(bodies), a.Error)
 		}
 		return err
 	})
@@ -175,7 +182,8 @@ func maxBytes(t *testing.T, l *lane) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.Code != http.StatusOK && (a.Code != http.StatusServiceUnavailable || fmt.Sprint(a.NotTaken) != "[0 1 2]" || !strings.Contains(a.Error, "max_bytes")) {
+		if a.Code != http.StatusOK && (a.Code != http.StatusServiceUnavailable ||
+			fmt.Sprint(a.NotTaken) != "[0 1 2]" || !strings.Contains(a.Error, "max_bytes")) {
 			t.Errorf("answer %d, not taken %v: %s", a.Code, a.NotTaken, a.Error)
 		}
 		return a.Code, ids
@@ -224,7 +232,8 @@ func idleTransactions(t *testing.T, l *lane) {
 		}
 	}
 	if seen == 0 || longest > 10 {
-		t.Errorf("%d times a transaction was idle, for at most %.1f s; want some, for the lock, and none above 10 s", seen, longest)
+		t.Errorf("%d times a transaction was idle, for at most %.1f s; want some, for the lock, and none above "+
+			"10 s", seen, longest)
 	}
 	t.Logf("account: idle transactions seen %d times, the longest for %.1f s", seen, longest)
 	l.thaw()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The suite: the same cases on each broker that Koji sites run. Each broker is one server for all of its cases,
-// which run one after the other since some of them take it down; the brokers run side by side.
+// The suite: the same cases on each broker that Koji sites run. Each broker is one server for all of its
+// cases, which run one after the other since some of them take it down; the brokers run side by side.
 
 func TestRabbitMQ310(t *testing.T)     { suite(t, rabbitmq310) }
 func TestRabbitMQ40(t *testing.T)      { suite(t, rabbitmq40) }
@@ -62,7 +62,8 @@ func goldenArrives(t *testing.T, b brokerKind, s *server) {
 		r := startRelay(t, forBroker(b, part, s).with(settings{"message.extra_limit": limit}), s)
 		got := r.postGolden(t, g)
 		if got.Sent+got.Queued != len(g.messages) || got.Dead != 0 {
-			t.Errorf("%s: the relay says sent %d, queued %d, dead %d for %d messages", run, got.Sent, got.Queued, got.Dead, len(g.messages))
+			t.Errorf("%s: the relay says sent %d, queued %d, dead %d for %d messages", run, got.Sent, got.Queued,
+				got.Dead, len(g.messages))
 		}
 		for _, box := range []*inbox{amqpBox, protonBox} {
 			box.waitFor(t, 30*time.Second, g.ids()...)
@@ -234,7 +235,8 @@ func wrongPrefix(t *testing.T, b brokerKind, s *server) {
 		"broker.topic_prefix": b.wrongPrefix, "broker.dialect": "auto",
 	}))
 	down := r.await(t, "broker down", map[string]string{"broker": s.addr()})
-	if cause := down.text("cause"); !strings.Contains(cause, "topic_prefix") || !strings.Contains(cause, b.remedy) {
+	if cause := down.text("cause"); !strings.Contains(cause, "topic_prefix") ||
+		!strings.Contains(cause, b.remedy) {
 		t.Errorf("the cause does not name topic_prefix and %s: %s", b.remedy, cause)
 	}
 	body, _ := tagCommit(1)

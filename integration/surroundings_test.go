@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// The relay's surroundings fail here: who reads its log, its port, its file descriptors. The hub is served all the same.
+// The relay's surroundings fail here: who reads its log, its port, its file descriptors. The hub is served
+// all the same.
 
 // withoutBrokers is the configuration of a relay that has no broker: what it takes goes into its queue.
 func withoutBrokers() settings {
@@ -179,7 +180,8 @@ func TestMillionTinyEventsTakeBoundedMemory(t *testing.T) {
 	t.Parallel()
 	r := startRelay(t, withoutBrokers())
 	const event = `{"callback":"a","kwargs":{}},`
-	body := `{"commit":"7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55","events":[` + strings.Repeat(event, 999_999) + event[:len(event)-1] + `]}`
+	body := `{"commit":"7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55","events":[` + strings.Repeat(event, 999_999) +
+		event[:len(event)-1] + `]}`
 	for name, reader := range map[string]io.Reader{
 		"announced": bytes.NewReader([]byte(body)), "chunked": struct{ io.Reader }{strings.NewReader(body)},
 	} {

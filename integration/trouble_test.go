@@ -12,7 +12,8 @@ import (
 	"github.com/Azure/go-amqp"
 )
 
-// The cases of the suite in which a broker or a message misbehaves, and those with subscribers of another kind.
+// The cases of the suite in which a broker or a message misbehaves, and those with subscribers of another
+// kind.
 
 // selector: Jenkins jobs and others choose messages by their application-properties, types included.
 func selector(t *testing.T, b brokerKind, s *server) {
@@ -21,7 +22,8 @@ func selector(t *testing.T, b brokerKind, s *server) {
 	with := func(text string) *inbox {
 		return attach(t, s, "", b.sources(part, []string{"task.closed"}), func(string) *amqp.ReceiverOptions {
 			return &amqp.ReceiverOptions{
-				Credit: credit, SourceCapabilities: b.capabilities, Filters: []amqp.LinkFilter{amqp.NewSelectorFilter(text)},
+				Credit: credit, SourceCapabilities: b.capabilities,
+				Filters: []amqp.LinkFilter{amqp.NewSelectorFilter(text)},
 			}
 		})
 	}
@@ -87,8 +89,8 @@ func large(t *testing.T, b brokerKind, s *server) {
 	}
 }
 
-// severalFrames: a message of several frames goes out while others are sent to another address. RabbitMQ 3 settles by
-// ranges of delivery-ids, in which it expects one message to be whole before the next begins.
+// severalFrames: a message of several frames goes out while others are sent to another address. RabbitMQ 3
+// settles by ranges of delivery-ids, in which it expects one message to be whole before the next begins.
 func severalFrames(t *testing.T, b brokerKind, s *server) {
 	part := newPart()
 	box := subscribe(t, s, b, b.sources(part, []string{tagTopic, "build.untag"})...)
@@ -128,7 +130,8 @@ func unboundTopic(t *testing.T, b brokerKind, s *server) {
 	part := newPart()
 	box := subscribe(t, s, b, b.sources(part, []string{"package.add"})...)
 	bound := bytes.ReplaceAll(mustTagCommit(1), []byte("postTag"), []byte("postPackageListChange"))
-	bound = bytes.Replace(bound, []byte(`"kwargs": {`), []byte(`"kwargs": {"action": "add", "package": {"name": "pkg"}, `), 1)
+	bound = bytes.Replace(bound, []byte(`"kwargs": {`),
+		[]byte(`"kwargs": {"action": "add", "package": {"name": "pkg"}, `), 1)
 
 	r := startRelay(t, forBroker(b, part, s), s)
 	var unbound answer
@@ -139,7 +142,8 @@ func unboundTopic(t *testing.T, b brokerKind, s *server) {
 		unbound.Queued += a.Queued
 	}
 	if b.released && unbound.Queued != 200 || !b.released && unbound.Sent != 200 {
-		t.Errorf("of 200 messages that nobody subscribed to, %d were sent and %d queued", unbound.Sent, unbound.Queued)
+		t.Errorf("of 200 messages that nobody subscribed to, %d were sent and %d queued", unbound.Sent,
+			unbound.Queued)
 	}
 	a := r.mustPost(t, bound)
 	if a.Sent != 1 || a.Took > 500*time.Millisecond {
@@ -174,7 +178,8 @@ func alarm(t *testing.T, b brokerKind, s *server) {
 		func() {
 			s.exec(t, runScript, "ctl", "set_vm_memory_high_watermark", "0.000001")
 			eventually(t, 20*time.Second, "the alarm", func() error {
-				if alarms := s.exec(t, runScript, "ctl", "eval", "rabbit_alarm:get_alarms()."); !strings.Contains(alarms, "memory") {
+				if alarms := s.exec(t, runScript, "ctl", "eval", "rabbit_alarm:get_alarms()."); !strings.Contains(alarms,
+					"memory") {
 					return fmt.Errorf("alarms are %s", alarms)
 				}
 				return nil
@@ -214,12 +219,13 @@ func blockedBroker(t *testing.T, b brokerKind, s *server, stalls bool, block, un
 	box.waitFor(t, 90*time.Second, all...)
 }
 
-// waited is how long an answer takes only if it waited for the hand-off timeout of 1 s; what is slower than usual and
-// quicker than this, a busy machine explains.
+// waited is how long an answer takes only if it waited for the hand-off timeout of 1 s; what is slower than
+// usual and quicker than this, a busy machine explains.
 const waited = 700 * time.Millisecond
 
-// postQuickly posts commits to a relay whose broker takes nothing: one of them may cost the hand-off timeout, and
-// one more is forgiven since the block may come in the middle. It gives the message-ids and how many were queued.
+// postQuickly posts commits to a relay whose broker takes nothing: one of them may cost the hand-off timeout,
+// and one more is forgiven since the block may come in the middle. It gives the message-ids and how many were
+// queued.
 func postQuickly(t *testing.T, r *relay, commits, events int) (all []string, queued int) {
 	t.Helper()
 	var slow []time.Duration
@@ -241,8 +247,8 @@ func postQuickly(t *testing.T, r *relay, commits, events int) (all []string, que
 	return all, queued
 }
 
-// fullAddress: Artemis gives no credit for an address that is full, or rejects what is sent there. The subscriber
-// that should empty it is away at first.
+// fullAddress: Artemis gives no credit for an address that is full, or rejects what is sent there. The
+// subscriber that should empty it is away at first.
 func fullAddress(t *testing.T, b brokerKind, s *server) {
 	for _, prefix := range b.full {
 		b.prefix, b.source = prefix, prefix+".%s"
@@ -272,8 +278,8 @@ func fullAddress(t *testing.T, b brokerKind, s *server) {
 	}
 }
 
-// durable makes a subscription that outlives its connection and the broker's process, and gives the function that
-// opens it.
+// durable makes a subscription that outlives its connection and the broker's process, and gives the function
+// that opens it.
 func durable(t *testing.T, b brokerKind, s *server, part string, topics ...string) func() *inbox {
 	t.Helper()
 	if b.rabbit() {
@@ -351,7 +357,8 @@ func killedUnderLoad(t *testing.T, b brokerKind, s *server) {
 	if b.rabbit() {
 		defer func() {
 			if t.Failed() {
-				t.Log(s.exec(t, runScript, "ctl", "list_queues", "name", "messages", "messages_unacknowledged", "consumers"))
+				t.Log(s.exec(t, runScript, "ctl", "list_queues", "name", "messages", "messages_unacknowledged",
+					"consumers"))
 			}
 		}()
 	}

@@ -89,7 +89,8 @@ func (r *relay) says(t testing.TB, admin string, limit time.Duration, state, cod
 		if err != nil {
 			return err
 		}
-		if s.state != state || s.ready != want.ready || s.gauge != want.gauge || s.command != want.command || s.page != want.page ||
+		if s.state != state || s.ready != want.ready || s.gauge != want.gauge || s.command != want.command ||
+			s.page != want.page ||
 			(code == "") != (len(s.codes) == 0) || code != "" && !slices.Contains(s.codes, code) {
 			return fmt.Errorf("it says %+v", s)
 		}
@@ -97,8 +98,8 @@ func (r *relay) says(t testing.TB, admin string, limit time.Duration, state, cod
 	})
 }
 
-// TestWhatItSaysIsTrue leads the built relay through an outage of everything, and asks in every way there is what it
-// says of itself: readiness, metrics, page and command agree, and so does what the hub is answered.
+// TestWhatItSaysIsTrue leads the built relay through an outage of everything, and asks in every way there is
+// what it says of itself: readiness, metrics, page and command agree, and so does what the hub is answered.
 func TestWhatItSaysIsTrue(t *testing.T) {
 	t.Parallel()
 	db := startPostgres(t)
@@ -118,7 +119,8 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 
 	// A database that can be read and not written, while the broker is up: every commit is taken.
 	readOnly := func(on string) {
-		for _, sql := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on, "SELECT pg_reload_conf()"} {
+		for _, sql := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on,
+			"SELECT pg_reload_conf()"} {
 			var ignored any
 			if err := db.query(t, "postgres", sql, &ignored); err != nil && !strings.Contains(err.Error(), "no rows") {
 				t.Fatal(err)
@@ -153,7 +155,8 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(path, "queue", "drop", "--config", r.conf, "--all", "--yes").CombinedOutput(); err != nil {
+	if out, err := exec.Command(path, "queue", "drop", "--config", r.conf, "--all",
+		"--yes").CombinedOutput(); err != nil {
 		t.Fatalf("drop the queue: %v\n%s", err, out)
 	}
 	r.says(t, admin, soon, "ok", "")

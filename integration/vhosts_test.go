@@ -26,7 +26,8 @@ func TestVirtualHosts(t *testing.T) {
 				}
 			}
 			part := newPart()
-			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one"), subscribeIn(t, s, b, part, "a/b"), subscribeIn(t, s, b, part, "/")
+			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one"), subscribeIn(t, s, b, part, "a/b"),
+				subscribeIn(t, s, b, part, "/")
 
 			byURL := startRelay(t, forBroker(b, part, s).with(settings{"broker.urls": brokerURL(s) + "/one"}))
 			byKey := startRelay(t, forBroker(b, part, s).with(settings{"broker.virtual_host": "a/b"}))
@@ -42,7 +43,8 @@ func TestVirtualHosts(t *testing.T) {
 					t.Errorf("%d messages in %s, want %d: %v", len(all), name, want, err)
 				}
 			}
-			if text := byURL.command(t, "", "check", "--connect", "--json"); !strings.Contains(text, `"virtual_host": "one"`) {
+			if text := byURL.command(t, "", "check", "--connect", "--json"); !strings.Contains(text,
+				`"virtual_host": "one"`) {
 				t.Errorf("check does not name the virtual host:\n%s", text)
 			}
 			for urls, want := range map[string]string{
@@ -56,7 +58,8 @@ func TestVirtualHosts(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				out, err := exec.CommandContext(within(t, time.Minute), path, "check", "--connect", "--config", r.conf).CombinedOutput()
+				out, err := exec.CommandContext(within(t, time.Minute), path, "check", "--connect", "--config",
+					r.conf).CombinedOutput()
 				if err == nil || !strings.Contains(string(out), want) {
 					t.Errorf("want %q: %v\n%s", want, err, out)
 				}

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// workersBinary is integration/workers, built without the race detector and statically, to run in any container.
+// workersBinary is integration/workers, built without the race detector and statically, to run in any
+// container.
 var workersBinary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(scratch, "workers")
 	build := exec.Command("go", "build", "-trimpath", "-o", path, "koji-relay/integration/workers")

@@ -9,16 +9,20 @@ import (
 	"koji-relay/internal/message"
 )
 
-// Inspector is the side of a store that administrators look at and change. Its methods are safe for concurrent use, also
-// beside puts and a drain: a message that is being sent while it is dropped may still arrive.
+// Inspector is the side of a store that administrators look at and change. Its methods are safe for
+// concurrent use, also beside puts and a drain: a message that is being sent while it is dropped may still
+// arrive.
 type Inspector interface {
-	// Stats counts everything, which takes time that grows with the queue (for a million messages about a second).
+	// Stats counts everything, which takes time that grows with the queue (for a million messages about a
+	// second).
 	Stats(ctx context.Context) (inspect.Statistics, error)
-	// List calls each for the items of box, oldest first unless asked otherwise, without Body. An error of each ends it and is returned.
+	// List calls each for the items of box, oldest first unless asked otherwise, without Body. An error of
+	// each ends it and is returned.
 	List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(Item) error) error
 	// Show gives one item with Body; ErrNotFound when box does not hold it.
 	Show(ctx context.Context, box inspect.Box, id string) (Item, error)
-	// Retry makes messages due now, with their attempts forgotten; dead letters return to the queue, as new in age.
+	// Retry makes messages due now, with their attempts forgotten; dead letters return to the queue, as new
+	// in age.
 	Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
 	// Drop deletes items for good.
 	Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error)
@@ -48,8 +52,8 @@ type Item struct {
 func (it *Item) Shown(box inspect.Box) inspect.Item {
 	m := &it.Message
 	shown := inspect.Item{
-		MessageID: m.ID, Address: m.Address, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Created: m.Created,
-		Size: it.Size, Attempts: it.Attempts, NextAttempt: it.NextAttempt, Reason: it.Reason,
+		MessageID: m.ID, Address: m.Address, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
+		Created: m.Created, Size: it.Size, Attempts: it.Attempts, NextAttempt: it.NextAttempt, Reason: it.Reason,
 	}
 	if box == inspect.DeadBox {
 		shown.Died = it.Queued

@@ -13,8 +13,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// record is one line of an export. Bodies and properties are kept to the byte: as a string where they are UTF-8, else in
-// base64.
+// record is one line of an export. Bodies and properties are kept to the byte: as a string where they are
+// UTF-8, else in base64.
 type record struct {
 	Kind        string    `json:"kind"` // "message", "dead_message" or "dead_event"
 	MessageID   string    `json:"message_id"`
@@ -33,8 +33,8 @@ type record struct {
 	Reason      string    `json:"reason,omitempty"`
 }
 
-// Export writes the queue and then the dead letters of s as JSON Lines, in their order. It changes nothing; what
-// is put or drained meanwhile may be in it or not, so pause the drain first.
+// Export writes the queue and then the dead letters of s as JSON Lines, in their order. It changes nothing;
+// what is put or drained meanwhile may be in it or not, so pause the drain first.
 func Export(ctx context.Context, s Inspector, w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
@@ -58,9 +58,9 @@ func Export(ctx context.Context, s Inspector, w io.Writer) error {
 
 func recordOf(box inspect.Box, it Item) record {
 	m := &it.Message
-	r := record{Kind: "message", MessageID: m.ID, Commit: m.Commit, Event: m.Event, Callback: m.Callback, Address: m.Address,
-		Props: it.Props, Created: m.Created, Queued: it.Queued, Attempts: it.Attempts, Tries: it.Tries,
-		NextAttempt: it.NextAttempt, Reason: it.Reason}
+	r := record{Kind: "message", MessageID: m.ID, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
+		Address: m.Address, Props: it.Props, Created: m.Created, Queued: it.Queued, Attempts: it.Attempts,
+		Tries: it.Tries, NextAttempt: it.NextAttempt, Reason: it.Reason}
 	switch {
 	case box == inspect.DeadBox && it.Event:
 		r.Kind = "dead_event"
@@ -88,17 +88,18 @@ func (r record) item() (box inspect.Box, it Item, err error) {
 	if r.MessageID == "" {
 		return box, it, errors.New("message_id is missing")
 	}
-	it = Item{Props: r.Props, Event: r.Kind == "dead_event", Body: r.BodyBase64, Attempts: r.Attempts, Tries: r.Tries,
-		NextAttempt: r.NextAttempt, Queued: r.Queued, Reason: r.Reason}
-	it.Message = message.Message{ID: r.MessageID, Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address, Created: r.Created}
+	it = Item{Props: r.Props, Event: r.Kind == "dead_event", Body: r.BodyBase64, Attempts: r.Attempts,
+		Tries: r.Tries, NextAttempt: r.NextAttempt, Queued: r.Queued, Reason: r.Reason}
+	it.Message = message.Message{ID: r.MessageID, Commit: r.Commit, Event: r.Event, Callback: r.Callback,
+		Address: r.Address, Created: r.Created}
 	if r.Body != nil {
 		it.Body = []byte(*r.Body)
 	}
 	return box, it, nil
 }
 
-// Import reads what Export wrote into s, keeping ids, ages and counts. After an error the lines before the one it names may
-// have been stored; importing again stores the rest.
+// Import reads what Export wrote into s, keeping ids, ages and counts. After an error the lines before the
+// one it names may have been stored; importing again stores the rest.
 func Import(ctx context.Context, s Inspector, r io.Reader) (inspect.Imported, error) {
 	var done inspect.Imported
 	dec := json.NewDecoder(r)

@@ -63,9 +63,9 @@ func laterDelay(tries int) time.Duration {
 	return retry.Jitter(retry.Doubled(5*time.Second, tries, 10*time.Minute))
 }
 
-// countDelay is the time until a message is tried again that looks permanently refused: 30 s, doubling to 2 h. The
-// seven delays between the default eight attempts add up to 63.5 min or more, so that a broker misconfigured for an
-// hour costs no message.
+// countDelay is the time until a message is tried again that looks permanently refused: 30 s, doubling to 2
+// h. The seven delays between the default eight attempts add up to 63.5 min or more, so that a broker
+// misconfigured for an hour costs no message.
 func countDelay(attempts int) time.Duration {
 	return retry.Jitter(retry.Doubled(30*time.Second, attempts, 2*time.Hour))
 }

@@ -1,16 +1,17 @@
 // Package queue keeps messages that no broker accepted yet, until one does.
 //
 // It promises: Put returns nil only when everything it was given is on disk (synchronous commit, or fsync); a
-// message leaves the queue only after a broker accepted it, the administrator dropped it, or it grew older than
-// max_age; bodies come back to the byte, and a message keeps its message-id; what cannot be stored or sent
-// becomes a dead letter with its reason and holds up nothing.
+// message leaves the queue only after a broker accepted it, the administrator dropped it, or it grew older
+// than max_age; bodies come back to the byte, and a message keeps its message-id; what cannot be stored or
+// sent becomes a dead letter with its reason and holds up nothing.
 //
 // It never: sends (the drain is given a sender), deletes before an outcome is known, changes Koji's own
 // tables beyond inserting and deleting rows of proton_queue, or logs bodies or passwords.
 //
-// This package is the contract, the policy of attempts, the stored form, and export and import. Two stores keep the
-// contract: queue/postgres, on Koji's table proton_queue beside our schema koji_relay, and queue/file, on one file of
-// its own. queue/storetest is the contract as tests, queue/drain sends what a store holds.
+// This package is the contract, the policy of attempts, the stored form, and export and import. Two stores
+// keep the contract: queue/postgres, on Koji's table proton_queue beside our schema koji_relay, and
+// queue/file, on one file of its own. queue/storetest is the contract as tests, queue/drain sends what a
+// store holds.
 package queue
 
 import (
@@ -21,19 +22,19 @@ import (
 	"koji-relay/internal/message"
 )
 
-// Store is where messages wait. Implementations are safe for concurrent use. Every call blocks for I/O until its
-// context ends, and no longer.
+// Store is where messages wait. Implementations are safe for concurrent use. Every call blocks for I/O until
+// its context ends, and no longer.
 type Store interface {
 	// Put stores unsent messages according to their outcomes, and undeliverable events as dead letters, in
-	// one transaction: all or nothing. It is idempotent on message-id: what is queued already stays as it is. After
-	// an error nothing is stored, except that a deadline or a broken connection leaves it open what was; putting
-	// again is safe. A message that the store cannot hold (not JSON, not UTF-8) becomes a dead letter instead of
-	// failing its neighbours, and so does one whose outcome says so: Stored tells. Above the store's MaxBytes the
-	// error is ErrFull.
+	// one transaction: all or nothing. It is idempotent on message-id: what is queued already stays as it is.
+	// After an error nothing is stored, except that a deadline or a broken connection leaves it open what
+	// was; putting again is safe. A message that the store cannot hold (not JSON, not UTF-8) becomes a dead
+	// letter instead of failing its neighbours, and so does one whose outcome says so: Stored tells. Above
+	// the store's MaxBytes the error is ErrFull.
 	Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (Stored, error)
 
-	// Probe returns nil when a Put would find what it needs: it writes, to disk, and leaves nothing behind. So it
-	// notices a server that is read-only and a disk that is full. It costs as much as a Put.
+	// Probe returns nil when a Put would find what it needs: it writes, to disk, and leaves nothing behind.
+	// So it notices a server that is read-only and a disk that is full. It costs as much as a Put.
 	Probe(ctx context.Context) error
 
 	// BeginDrain starts a run over the queue that no other process of the fleet, and no protonmsg, makes at
@@ -111,7 +112,8 @@ type Settlement struct {
 	Reason          string        // for SetAside and Bury
 }
 
-// Backlog says where messages wait that were never attempted. Messages set aside after an attempt do not count.
+// Backlog says where messages wait that were never attempted. Messages set aside after an attempt do not
+// count.
 type Backlog struct {
 	Queue  bool // messages in the queue
 	Outbox bool // events in the outbox

@@ -55,8 +55,8 @@ type DeadRow struct {
 	Reason     string
 }
 
-// SortOut prepares one Put. What a store cannot hold becomes a dead letter here, the same for each store, so that
-// it fails no neighbour.
+// SortOut prepares one Put. What a store cannot hold becomes a dead letter here, the same for each store, so
+// that it fails no neighbour.
 func SortOut(unsent []message.Unsent, undeliverable []message.Undeliverable, maxAttempts int) Incoming {
 	var in Incoming
 	for _, u := range unsent {
@@ -72,7 +72,8 @@ func SortOut(unsent []message.Unsent, undeliverable []message.Undeliverable, max
 			in.Dead = append(in.Dead, DeadMessage(u.Message, props, s.Attempts, reason))
 			continue
 		}
-		r := Row{Message: u.Message, PropsText: props, Bytes: int64(u.Message.Size()), Age: age(u.Message.Created), LastError: CleanText(s.Reason)}
+		r := Row{Message: u.Message, PropsText: props, Bytes: int64(u.Message.Size()), Age: age(u.Message.Created),
+			LastError: CleanText(s.Reason)}
 		r.Commit, r.Callback = CleanText(r.Commit), CleanText(r.Callback)
 		if changed {
 			r.Aside, r.Delay, r.Attempts, r.Tries = true, s.Delay, s.Attempts, s.Tries
@@ -90,8 +91,9 @@ func SortOut(unsent []message.Unsent, undeliverable []message.Undeliverable, max
 // DeadMessage gives m as a dead letter.
 func DeadMessage(m message.Message, props []byte, attempts int, reason string) DeadRow {
 	address := CleanText(m.Address)
-	return DeadRow{ID: CleanText(m.ID), Commit: CleanText(m.Commit), Event: m.Event, Callback: CleanText(m.Callback),
-		Address: &address, Props: props, Body: []byte(m.Body), Created: m.Created, Attempts: attempts, Reason: CleanText(reason)}
+	return DeadRow{ID: CleanText(m.ID), Commit: CleanText(m.Commit), Event: m.Event,
+		Callback: CleanText(m.Callback), Address: &address, Props: props, Body: []byte(m.Body), Created: m.Created,
+		Attempts: attempts, Reason: CleanText(reason)}
 }
 
 // storable gives the stored text of m's properties, and the reason why m cannot be queued, if there is one.

@@ -39,7 +39,8 @@ configuration.`,
 		Args: cobra.NoArgs,
 	}
 	path := addConfigFlag(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with file, settings, warnings and problems")
+	cmd.Flags().BoolVar(&asJSON, "json", false,
+		"print one JSON object with file, settings, warnings and problems")
 	cmd.Flags().BoolVar(&changed, "changed", false, "show only what differs from the defaults")
 	cmd.Flags().BoolVar(&connecting, "connect", false, "connect to the brokers and the database as well")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

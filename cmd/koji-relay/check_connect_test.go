@@ -34,7 +34,8 @@ dialect = literal
 store = file
 path = %s/queue.db
 `, rabbit.Addr(), t.TempDir()), "--connect")
-	if code != exitFailure || !strings.Contains(stdout, "leave it at auto") || strings.Contains(stdout, "Nothing to complain") {
+	if code != exitFailure || !strings.Contains(stdout, "leave it at auto") ||
+		strings.Contains(stdout, "Nothing to complain") {
 		t.Errorf("exit %d\nstdout %s\nstderr %s", code, stdout, stderr)
 	}
 }
@@ -73,7 +74,8 @@ func TestCheckConnectTellsOfEachBroker(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			text := fmt.Sprintf("[broker]\nurls = %s\ntopic_prefix = %s\n[queue]\nstore = file\npath = %s/queue.db\n", tc.url, tc.prefix, t.TempDir())
+			text := fmt.Sprintf("[broker]\nurls = %s\ntopic_prefix = %s\n[queue]\nstore = file\npath = %s/queue.db\n",
+				tc.url, tc.prefix, t.TempDir())
 			code, stdout, stderr := checkFile(t, text, "--connect")
 			if code != tc.code {
 				t.Errorf("exit %d, want %d: %s", code, tc.code, stderr)

@@ -72,21 +72,26 @@ func TestCheckFailsOnProblemsAndWarnings(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"problems in the file", "[broker]\nurls = http://relay:sesame@x\nurls = amqp://y\n", "",
-			"problem: protonmsg.conf:1: [broker] topic_prefix: missing; add a line such as: topic_prefix = topic://koji\n" +
-				"problem: protonmsg.conf:3: [broker] urls: set twice, first on line 2; keep one of the two\n"},
+			"problem: protonmsg.conf:1: [broker] topic_prefix: missing; add a line such as: topic_prefix = " +
+				"topic://koji\nproblem: protonmsg.conf:3: [broker] urls: set twice, first on line 2; keep one of the " +
+				"two\n"},
 		{"an unknown key", cleanConfig + "max_aeg = 5\n", "Effective configuration of protonmsg.conf\n",
 			"warning: protonmsg.conf:8: [queue] max_aeg: unknown key, not read; did you mean max_age?\n"},
-		{"a pattern that matches no callback", strings.Replace(cleanConfig, "[queue]", "[message]\nevents = posttag\n[queue]", 1),
-			"Effective configuration of protonmsg.conf\n",
-			"warning: protonmsg.conf:6: [message] events = posttag: matches none of Koji's callbacks, so that it publishes nothing; did you mean postTag?\n"},
-		{"a file that is named and missing", strings.Replace(cleanConfig, "topic_", "cacert = /nonexistent/ca.pem\ntopic_", 1), "Effective configuration of protonmsg.conf\n",
-			"problem: protonmsg.conf:4: [broker] cacert = /nonexistent/ca.pem: no such file or directory; give the path of a file that is there\n"},
+		{"a pattern that matches no callback",
+			strings.Replace(cleanConfig, "[queue]", "[message]\nevents = posttag\n[queue]", 1),
+			"Effective configuration of protonmsg.conf\n", "warning: protonmsg.conf:6: [message] events = posttag: " +
+				"matches none of Koji's callbacks, so that it publishes nothing; did you mean postTag?\n"},
+		{"a file that is named and missing", strings.Replace(cleanConfig, "topic_",
+			"cacert = /nonexistent/ca.pem\ntopic_", 1), "Effective configuration of protonmsg.conf\n",
+			"problem: protonmsg.conf:4: [broker] cacert = /nonexistent/ca.pem: no such file or directory; give the " +
+				"path of a file that is there\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			code, stdout, stderr := checkFile(t, tt.text)
-			if code != exitFailure || stderr != tt.stderr || !strings.HasPrefix(stdout, tt.stdout) || tt.stdout == "" && stdout != "" {
+			if code != exitFailure || stderr != tt.stderr || !strings.HasPrefix(stdout, tt.stdout) ||
+				tt.stdout == "" && stdout != "" {
 				t.Errorf("exit %d\nstdout %s\nstderr %s", code, stdout, stderr)
 			}
 			if strings.Contains(stdout, "Nothing to complain") {
@@ -99,7 +104,8 @@ func TestCheckFailsOnProblemsAndWarnings(t *testing.T) {
 func TestCheckWithoutAFileIsAUsageError(t *testing.T) {
 	t.Parallel()
 	var out, errOut bytes.Buffer
-	code := run(t.Context(), []string{"check", "--config", filepath.Join(t.TempDir(), "none")}, nil, &out, &errOut)
+	code := run(t.Context(), []string{"check", "--config", filepath.Join(t.TempDir(), "none")}, nil, &out,
+		&errOut)
 	if code != exitUsage || !strings.Contains(errOut.String(), "no such file") {
 		t.Errorf("exit %d: %s", code, errOut.String())
 	}
@@ -155,9 +161,12 @@ func TestCheckFailsOnACertificateOutOfItsTime(t *testing.T) {
 		key, path string
 		complaint string
 	}{
-		"expired":        {"cert", certificateFile(t, now.Add(-9*day), now.Add(-day)), "holds a certificate that expired on "},
-		"not yet":        {"cert", certificateFile(t, now.Add(day), now.Add(9*day)), "holds a certificate that is not valid before "},
-		"authority":      {"cacert", certificateFile(t, now.Add(-9*day), now.Add(-day)), "begins with an authority's certificate that expired on "},
+		"expired": {"cert", certificateFile(t, now.Add(-9*day), now.Add(-day)),
+			"holds a certificate that expired on "},
+		"not yet": {"cert", certificateFile(t, now.Add(day), now.Add(9*day)),
+			"holds a certificate that is not valid before "},
+		"authority": {"cacert", certificateFile(t, now.Add(-9*day), now.Add(-day)),
+			"begins with an authority's certificate that expired on "},
 		"good":           {"cert", certificateFile(t, now.Add(-day), now.Add(9*day)), ""},
 		"good authority": {"cacert", certificateFile(t, now.Add(-day), now.Add(9*day)), ""},
 	} {
@@ -182,7 +191,8 @@ func TestCheckFailsOnACertificateOutOfItsTime(t *testing.T) {
 
 func TestCheckChangedShowsOnlyWhatDiffers(t *testing.T) {
 	t.Parallel()
-	code, stdout, stderr := checkFile(t, cleanConfig+"enabled = yes\nbatch_size = 100\nmax_age = 48\n", "--changed")
+	code, stdout, stderr := checkFile(t, cleanConfig+"enabled = yes\nbatch_size = 100\nmax_age = 48\n",
+		"--changed")
 	want := `Effective configuration of protonmsg.conf
 
         [broker]

@@ -200,8 +200,10 @@ func openStoppedQueue(ctx context.Context, cfg *config.Config) (*openedQueue, er
 	}
 	return &openedQueue{
 		QueueControl: control,
-		status:       func(ctx context.Context) (admin.Status, error) { return daemon.StoppedStatus(ctx, cfg, store), nil },
-		release:      func() { store.Close() },
-		log:          log,
+		status: func(ctx context.Context) (admin.Status, error) {
+			return daemon.StoppedStatus(ctx, cfg, store), nil
+		},
+		release: func() { store.Close() },
+		log:     log,
 	}, nil
 }

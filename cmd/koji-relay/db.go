@@ -109,7 +109,8 @@ owner.`,
 				return err
 			}
 			if len(made) == 0 {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay has version %d.\n", schema.Version())
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay has version %d.\n",
+					schema.Version())
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Created %s.\nA relay or hub whose role is not the owner "+
@@ -213,8 +214,9 @@ type dbReport struct {
 }
 
 func newDBReport(st postgres.SchemaStatus) dbReport {
-	r := dbReport{Database: st.Database, Version: st.Version, Wanted: schema.Version(), QueueTable: st.QueueTable,
-		LockRow: st.LockRow, Queued: st.Queued, DeadLetters: st.DeadLetters, Outbox: st.Outbox}
+	r := dbReport{Database: st.Database, Version: st.Version, Wanted: schema.Version(),
+		QueueTable: st.QueueTable, LockRow: st.LockRow, Queued: st.Queued, DeadLetters: st.DeadLetters,
+		Outbox: st.Outbox}
 	switch {
 	case r.Version == 0 || !r.QueueTable:
 		r.Remedy = "run 'koji-relay db init'"
@@ -283,7 +285,8 @@ protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 				return err
 			}
 			if st.Version == 0 {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay is absent in %s.\n", st.Database)
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Nothing to do: schema koji_relay is absent in %s.\n",
+					st.Database)
 				return err
 			}
 			if !yes {
@@ -296,7 +299,8 @@ protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 			if err := s.Remove(cmd.Context()); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Removed schema koji_relay; proton_queue holds %d messages.\n", st.Queued)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Removed schema koji_relay; proton_queue holds %d messages.\n",
+				st.Queued)
 			return err
 		})
 	}

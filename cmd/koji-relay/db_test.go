@@ -37,14 +37,17 @@ func TestDatabaseGoesFromInitToRemove(t *testing.T) {
 	}{
 		{"", []string{"status", "--config", path}, exitFailure, "schema koji_relay  absent"},
 		{"", []string{"upgrade", "--config", path}, exitFailure, "run 'koji-relay db init'"},
-		{"", []string{"init", "--config", path}, exitOK, "Created table proton_queue and schema koji_relay, version " + version + "."},
-		{"", []string{"init", "--config", path}, exitOK, "Nothing to do: schema koji_relay has version " + version + "."},
+		{"", []string{"init", "--config", path}, exitOK,
+			"Created table proton_queue and schema koji_relay, version " + version + "."},
+		{"", []string{"init", "--config", path}, exitOK,
+			"Nothing to do: schema koji_relay has version " + version + "."},
 		{"", []string{"upgrade", "--database", conn}, exitOK, "Nothing to do"},
 		{"", []string{"upgrade", "--print", "--database", conn}, exitOK, "-- Nothing to do"},
 		{"", []string{"status", "--config", path}, exitOK, "proton_queue       present, 0 messages"},
 		{"", []string{"status", "--json", "--database", conn}, exitOK, `"ready": true`},
 		{"", []string{"remove", "--config", path}, exitUsage, "not confirmed"},
-		{"no\n", []string{"remove", "--config", path}, exitUsage, "with 0 dead letters and 0 events in the outbox? [y/N]"},
+		{"no\n", []string{"remove", "--config", path}, exitUsage,
+			"with 0 dead letters and 0 events in the outbox? [y/N]"},
 		{"yes\n", []string{"remove", "--config", path}, exitOK, "Removed schema koji_relay"},
 		{"", []string{"remove", "--yes", "--config", path}, exitOK, "Nothing to do"},
 	} {
@@ -66,15 +69,18 @@ func TestPrintedSQLMakesADatabaseThatIsReady(t *testing.T) {
 	if code, stdout, stderr := runDB(t, "", "status", "--database", conn); code != exitOK {
 		t.Errorf("status after the printed SQL:\n%s%s", stdout, stderr)
 	}
-	if code, sql, _ := runDB(t, "", "remove", "--print"); code != exitOK || !strings.Contains(sql, "DROP SCHEMA") {
+	if code, sql, _ := runDB(t, "", "remove", "--print"); code != exitOK ||
+		!strings.Contains(sql, "DROP SCHEMA") {
 		t.Errorf("remove --print gave exit %d: %s", code, sql)
 	}
 }
 
 func TestUnreachableDatabaseIsNamedWithoutItsPassword(t *testing.T) {
 	t.Parallel()
-	code, _, stderr := runDB(t, "", "status", "--database", "host=127.0.0.1 port=1 user=u password=sesame dbname=koji")
-	if code != exitFailure || !strings.Contains(stderr, "connect to 127.0.0.1:1/koji") || strings.Contains(stderr, "sesame") {
+	code, _, stderr := runDB(t, "", "status", "--database",
+		"host=127.0.0.1 port=1 user=u password=sesame dbname=koji")
+	if code != exitFailure || !strings.Contains(stderr, "connect to 127.0.0.1:1/koji") ||
+		strings.Contains(stderr, "sesame") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }

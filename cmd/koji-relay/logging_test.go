@@ -54,7 +54,8 @@ func TestLogFormatIsObeyed(t *testing.T) {
 	out.Reset()
 	log := newLogger(&out, config.LogJournal, level)
 	log.Info("hello")
-	if text := out.String(); !strings.Contains(text, "no systemd journal") || !strings.Contains(text, `"msg":"hello"`) {
+	if text := out.String(); !strings.Contains(text, "no systemd journal") ||
+		!strings.Contains(text, `"msg":"hello"`) {
 		t.Errorf("without a journal, log_format = journal wrote %q", text)
 	}
 }

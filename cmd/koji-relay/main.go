@@ -88,9 +88,10 @@ unusable arguments or configuration, nothing was done.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), checkCommand(), statusCommand(), translateCommand(), tailCommand(), dbCommand(),
-		demoCommand(), queueCommand(), deadCommand(), historyCommand(), replayCommand(), auditCommand(), pauseCommand(), resumeCommand(),
-		reloadCommand(), logLevelCommand(), completionCommand(), sendTestCommand())
+	root.AddCommand(serveCommand(), checkCommand(), statusCommand(), translateCommand(), tailCommand(),
+		dbCommand(), demoCommand(), queueCommand(), deadCommand(), historyCommand(), replayCommand(),
+		auditCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand(), completionCommand(),
+		sendTestCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(strings.NewReplacer( // every terminal has 80 columns

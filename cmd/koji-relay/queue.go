@@ -51,8 +51,8 @@ func addBoxCommands(parent *cobra.Command, box inspect.Box, noun, retry string) 
 		listCommand(box, noun),
 		showCommand(box, noun),
 		selectionCommand(box, noun, selectionVerb{name: "retry", short: retry, do: admin.QueueControl.Retry}),
-		selectionCommand(box, noun, selectionVerb{name: "drop", short: "Delete " + noun + "s for good", ask: "Delete",
-			do: admin.QueueControl.Drop}),
+		selectionCommand(box, noun, selectionVerb{name: "drop", short: "Delete " + noun + "s for good",
+			ask: "Delete", do: admin.QueueControl.Drop}),
 	)
 }
 
@@ -110,7 +110,8 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 		t.row("set aside", fmt.Sprintf("%d, next attempt %s", q.SetAside, inspect.Time(q.NextAttempt)))
 	}
 	if s.Outbox.Known {
-		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth, inspect.Age(s.Generated, s.Outbox.Oldest)))
+		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
+			inspect.Age(s.Generated, s.Outbox.Oldest)))
 	}
 	t.row("dead letters", fmt.Sprint(q.DeadLetters))
 	for _, reason := range slices.Sorted(maps.Keys(q.DeadLettersByReason)) {

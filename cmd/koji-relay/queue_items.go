@@ -17,10 +17,11 @@ const listedByDefault = 50
 func listCommand(box inspect.Box, noun string) *cobra.Command {
 	var opts inspect.ListOptions
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List " + noun + "s, oldest first",
-		Example: fmt.Sprintf("  koji-relay %s list --limit 20\n  koji-relay %s list --address build.tag --json", box, box),
-		Args:    cobra.NoArgs,
+		Use:   "list",
+		Short: "List " + noun + "s, oldest first",
+		Example: fmt.Sprintf("  koji-relay %s list --limit 20\n  koji-relay %s list --address build.tag --json",
+			box, box),
+		Args: cobra.NoArgs,
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	cmd.Flags().IntVar(&opts.Limit, "limit", listedByDefault, "at most this many; 0 = all, as with --json")

@@ -43,7 +43,8 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 		Short: verb.short,
 		Long:  verb.short + "." + selectionLong,
 		Example: line + "2b53e448-91ec-5132-8b6f-8078aa6cb1a3\n" +
-			line + "--address build.tag --older-than 12h --dry-run\n" + line + "--reason 'queue full'\n" + line + "--all",
+			line + "--address build.tag --older-than 12h --dry-run\n" + line + "--reason 'queue full'\n" + line +
+			"--all",
 		ValidArgsFunction: completeIDs(box),
 	}
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)

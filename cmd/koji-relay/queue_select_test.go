@@ -101,7 +101,8 @@ func TestConditionsSelectWhatIsDropped(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := `msg="changed by an administrator" user=` + me.Username + ` action=drop box=queue count=2 missing=0 address=build.untag`
+			want := `msg="changed by an administrator" user=` + me.Username +
+				` action=drop box=queue count=2 missing=0 address=build.untag`
 			if !strings.Contains(log.String(), want) {
 				t.Errorf("no %q in:\n%s", want, log)
 			}
@@ -117,8 +118,9 @@ func TestSelectionsThatCouldMeanTwoThingsAreRefused(t *testing.T) {
 	s := newRelaySite(t)
 	for _, args := range [][]string{
 		{"queue", "drop"}, {"queue", "drop", "--all", "id"}, {"queue", "drop", "--all", "--address", "build.tag"},
-		{"dead", "retry", "id", "--reason", "x"}, {"queue", "drop", "--older-than", "7"}, {"queue", "drop", "--older-than", "-1h"},
-		{"queue", "drop", "--older-than", "soon"}, {"queue", "drop", "--yes"}, {"queue", "list", "--limit", "-1"},
+		{"dead", "retry", "id", "--reason", "x"}, {"queue", "drop", "--older-than", "7"},
+		{"queue", "drop", "--older-than", "-1h"}, {"queue", "drop", "--older-than", "soon"},
+		{"queue", "drop", "--yes"}, {"queue", "list", "--limit", "-1"},
 	} {
 		s.command(t, exitUsage, args...)
 	}
@@ -141,7 +143,8 @@ func TestQuestionNamesTheNumber(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	run(context.Background(), []string{"dead", "drop", "--all", "--config", s.config}, strings.NewReader("n\n"), &out, &out)
+	run(context.Background(), []string{"dead", "drop", "--all", "--config", s.config}, strings.NewReader("n\n"),
+		&out, &out)
 	if !strings.Contains(out.String(), "Delete all 1 dead letter of the dead letters for good?") {
 		t.Errorf("asked %q", &out)
 	}
@@ -212,7 +215,10 @@ func TestRetriedMessagesAreSentAtOnce(t *testing.T) {
 			}
 			once(devbroker.Reject)
 			retry(2, "queue", "retry", "--address", "build.untag")
-			waitUntil(t, "it is a dead letter", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 2 })
+			waitUntil(t, "it is a dead letter", func() bool {
+				queued, dead := depths(t, s)
+				return queued == 0 && dead == 2
+			})
 			retry(3, "dead", "retry", "--address", "build.untag")
 			waitUntil(t, "it is gone", func() bool { queued, dead := depths(t, s); return queued == 0 && dead == 1 })
 		})
@@ -258,7 +264,8 @@ func TestListsHaveAHeadAndALimit(t *testing.T) {
 	}
 	text := s.command(t, exitOK, "queue", "list")
 	lines := strings.Split(strings.TrimSpace(text), "\n")
-	if len(lines) != 1+listedByDefault+1 || !strings.HasPrefix(lines[0], "CREATED ") || strings.Contains(lines[1], "CREATED") ||
+	if len(lines) != 1+listedByDefault+1 || !strings.HasPrefix(lines[0], "CREATED ") ||
+		strings.Contains(lines[1], "CREATED") ||
 		lines[len(lines)-1] != "koji-relay: these are the oldest 50; --limit 0 lists all" {
 		t.Errorf("%d lines:\n%s", len(lines), text)
 	}
@@ -269,7 +276,8 @@ func TestListsHaveAHeadAndALimit(t *testing.T) {
 		t.Errorf("all in JSON are\n%s", text)
 	}
 	text = s.command(t, exitOK, "dead", "list", "--limit", "20")
-	if !strings.HasPrefix(text, "DIED ") || strings.Contains(text, "these are") || strings.Count(text, "\n") != 21 {
+	if !strings.HasPrefix(text, "DIED ") || strings.Contains(text, "these are") ||
+		strings.Count(text, "\n") != 21 {
 		t.Errorf("dead letters:\n%s", text)
 	}
 }

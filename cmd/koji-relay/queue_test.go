@@ -29,9 +29,10 @@ type relaySite struct {
 func newRelaySite(t *testing.T) relaySite {
 	t.Helper()
 	dir := t.TempDir()
-	s := relaySite{filepath.Join(dir, "relay.conf"), filepath.Join(dir, "hub.sock"), slog.New(slog.DiscardHandler)}
-	text := fmt.Sprintf("[broker]\nurls = amqp://127.0.0.1:1\ntopic_prefix = /topic/koji\n[message]\nevents = *\n"+
-		"[queue]\nstore = file\npath = %s\n[relay]\nsocket = %s\ncontrol = %s\nadmin =\n",
+	s := relaySite{filepath.Join(dir, "relay.conf"), filepath.Join(dir, "hub.sock"),
+		slog.New(slog.DiscardHandler)}
+	text := fmt.Sprintf("[broker]\nurls = amqp://127.0.0.1:1\ntopic_prefix = /topic/koji\n[message]\nevents "+
+		"= *\n[queue]\nstore = file\npath = %s\n[relay]\nsocket = %s\ncontrol = %s\nadmin =\n",
 		filepath.Join(dir, "queue.db"), s.socket, filepath.Join(dir, "control.sock"))
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -74,10 +75,12 @@ func (s relaySite) start(t *testing.T) (stop func()) {
 
 func (s relaySite) post(t *testing.T, body string) {
 	t.Helper()
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", s.socket)
-	}}
-	resp, err := (&http.Client{Transport: transport}).Post("http://hub/v1/commits", "application/json", strings.NewReader(body))
+	transport := &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+		}}
+	resp, err := (&http.Client{Transport: transport}).Post("http://hub/v1/commits", "application/json",
+		strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +128,8 @@ func TestQueueCommandsWorkOnTheRelayAndOnTheStore(t *testing.T) {
 			if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "status", "--json")), &status); err != nil {
 				t.Fatal(err)
 			}
-			if q := status.Queue; q.Depth != 1 || q.DeadLetters != 1 || len(q.ByTopic) != 1 || q.ByTopic[0].Address != "build.untag" {
+			if q := status.Queue; q.Depth != 1 || q.DeadLetters != 1 || len(q.ByTopic) != 1 ||
+				q.ByTopic[0].Address != "build.untag" {
 				t.Errorf("status: %+v", q)
 			}
 			if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "build.untag") ||
@@ -138,7 +142,8 @@ func TestQueueCommandsWorkOnTheRelayAndOnTheStore(t *testing.T) {
 				t.Fatal(err)
 			}
 			var shown inspect.Item
-			if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "show", listed.MessageID, "--json")), &shown); err != nil {
+			if err := json.Unmarshal([]byte(s.command(t, exitOK, "queue", "show", listed.MessageID, "--json")),
+				&shown); err != nil {
 				t.Fatal(err)
 			}
 			if shown.Body != untagBody || shown.MessageID != listed.MessageID {
@@ -154,7 +159,8 @@ func TestQueueCommandsWorkOnTheRelayAndOnTheStore(t *testing.T) {
 			if text := s.command(t, exitFailure, "queue", "drop", untagID, "--yes"); !strings.Contains(text, untagID) {
 				t.Errorf("drop of an id that is not there: %s", text)
 			}
-			if text := s.command(t, exitFailure, "queue", "show", untagID); !strings.Contains(text, "not in the queue") {
+			if text := s.command(t, exitFailure, "queue", "show", untagID); !strings.Contains(text,
+				"not in the queue") {
 				t.Errorf("show of an id that is not there: %s", text)
 			}
 
@@ -182,7 +188,8 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		t.Errorf("pause without a relay: %s", text)
 	}
 	defer s.start(t)()
-	if text := s.command(t, exitOK, "pause", "--json"); !strings.Contains(text, `"paused": true`) || !strings.Contains(text, `"what": "drain"`) {
+	if text := s.command(t, exitOK, "pause", "--json"); !strings.Contains(text, `"paused": true`) ||
+		!strings.Contains(text, `"what": "drain"`) {
 		t.Errorf("pause --json: %s", text)
 	}
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "the drain; koji-relay resume") {
@@ -215,7 +222,8 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		t.Errorf("reload: %s", text)
 	}
 	change("events = postTag", "priority = high")
-	if text := s.command(t, exitFailure, "reload"); !strings.Contains(text, "old configuration stays") || !strings.Contains(text, "[message] priority = high") {
+	if text := s.command(t, exitFailure, "reload"); !strings.Contains(text, "old configuration stays") ||
+		!strings.Contains(text, "[message] priority = high") {
 		t.Errorf("reload of a bad file: %s", text)
 	}
 }

@@ -91,10 +91,12 @@ func TestSendTestNeedsARelay(t *testing.T) {
 // The relay has credentials that systemd gave to it; the commands have not.
 func TestCommandsWorkWhereCredentialsAreSystemds(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, devbroker.Options{Mechanisms: []string{"PLAIN"}, Users: map[string]string{"koji": "sesame"}})
+	b := startBroker(t, devbroker.Options{Mechanisms: []string{"PLAIN"},
+		Users: map[string]string{"koji": "sesame"}})
 	s := newRelaySite(t)
 	s.withBroker(t, b, "user_file = bus-user", "password_file = bus-password")
-	if text := s.command(t, exitFailure, "check", "--connect"); !strings.Contains(text, "names a systemd credential") {
+	if text := s.command(t, exitFailure, "check", "--connect"); !strings.Contains(text,
+		"names a systemd credential") {
 		t.Errorf("check without a relay: %s", text)
 	}
 	if text := s.command(t, exitFailure, "tail"); !strings.Contains(text, "systemd's, for the relay alone") {
@@ -102,7 +104,8 @@ func TestCommandsWorkWhereCredentialsAreSystemds(t *testing.T) {
 	}
 	startWithCredentials(t, s, map[string]string{"bus-user": "koji", "bus-password": "sesame"})
 	text := s.command(t, exitOK, "check", "--connect")
-	if !strings.Contains(text, "seen by the running relay") || !strings.Contains(text, "broker amqp://"+b.Addr()+": usable") ||
+	if !strings.Contains(text, "seen by the running relay") ||
+		!strings.Contains(text, "broker amqp://"+b.Addr()+": usable") ||
 		!strings.Contains(text, "Nothing to complain about.") || strings.Contains(text, "sesame") {
 		t.Errorf("check --connect:\n%s", text)
 	}
@@ -119,7 +122,8 @@ func TestCommandsWorkWhereCredentialsAreSystemds(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.post(t, untagCommit)
-	if c := <-code; c != exitOK || !strings.Contains(out.String(), "Untag b tag=f39") || !strings.Contains(errs.String(), "subscribed") {
+	if c := <-code; c != exitOK || !strings.Contains(out.String(), "Untag b tag=f39") ||
+		!strings.Contains(errs.String(), "subscribed") {
 		t.Errorf("tail ends with %d, shows %q and tells %q", c, out.String(), errs.String())
 	}
 }

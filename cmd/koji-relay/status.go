@@ -82,7 +82,8 @@ func printStatus(out io.Writer, s *admin.Status) error {
 		t.row("dead letters", fmt.Sprint(s.Queue.DeadLetters))
 	}
 	if s.Outbox.Known {
-		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth, inspect.Age(s.Generated, s.Outbox.Oldest)))
+		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
+			inspect.Age(s.Generated, s.Outbox.Oldest)))
 	}
 	return t.flush()
 }

@@ -142,7 +142,8 @@ func (t *tail) line(a inspect.Arrival) string {
 	if t.broker {
 		fmt.Fprintf(&b, "  %s", a.Broker)
 	}
-	fmt.Fprintf(&b, "  %-16s  %s  %s", inspect.Line(a.Address, 0), inspect.Line(summary(a.Props), 0), inspect.Line(a.MessageID, 0))
+	fmt.Fprintf(&b, "  %-16s  %s  %s", inspect.Line(a.Address, 0), inspect.Line(summary(a.Props), 0),
+		inspect.Line(a.MessageID, 0))
 	return b.String()
 }
 
@@ -163,7 +164,8 @@ func summary(props map[string]any) string {
 			name+"\x00"+text("version")+"\x00"+text("release"), func(r rune) bool { return r == 0 }), "-"))
 	}
 	for _, key := range []string{
-		"importType", "method", "id", "build_id", "repo_id", "task_id", "package", "action", "tag", "sigkey", "user",
+		"importType", "method", "id", "build_id", "repo_id", "task_id", "package", "action", "tag", "sigkey",
+		"user",
 	} {
 		if v := text(key); v != "" {
 			parts = append(parts, key+"="+v)

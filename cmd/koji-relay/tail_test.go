@@ -50,8 +50,9 @@ func TestTailShowsWhatArrives(t *testing.T) {
 		for range n {
 			r.Send(ctx, []message.Message{{
 				ID: "id-1", Address: "build.tag", Body: `{"a": "<b>"}`, Created: time.Now(),
-				Props: []message.Prop{{Key: "type", Value: "Tag"}, {Key: "name", Value: "bash"}, {Key: "version", Value: "5.2"},
-					{Key: "release", Value: "1"}, {Key: "tag", Value: "f\x1b[31m42"}, {Key: "user", Value: "alice"}},
+				Props: []message.Prop{{Key: "type", Value: "Tag"}, {Key: "name", Value: "bash"},
+					{Key: "version", Value: "5.2"}, {Key: "release", Value: "1"}, {Key: "tag", Value: "f\x1b[31m42"},
+					{Key: "user", Value: "alice"}},
 			}})
 		}
 		cancel()
@@ -96,7 +97,8 @@ func TestTailShowsWhatArrives(t *testing.T) {
 	if err := json.Unmarshal([]byte(tail("--json", "--count", "1")), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.MessageID != "id-1" || got.Body != `{"a": "<b>"}` || got.Section != "value" || got.Props["user"] != "alice" {
+	if got.MessageID != "id-1" || got.Body != `{"a": "<b>"}` || got.Section != "value" ||
+		got.Props["user"] != "alice" {
 		t.Errorf("message %+v", got)
 	}
 }
@@ -118,9 +120,11 @@ func TestTailEndsWhenInterrupted(t *testing.T) {
 
 func TestTailRefusesBadArguments(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--count", "-1"}, {"build..tag"}, {"bu*"}, {""}, {"--config", "/nonexistent"}} {
+	for _, args := range [][]string{{"--count", "-1"}, {"build..tag"}, {"bu*"}, {""},
+		{"--config", "/nonexistent"}} {
 		var out, errs bytes.Buffer
-		if code := run(context.Background(), append([]string{"tail"}, args...), nil, &out, &errs); code != exitUsage {
+		if code := run(context.Background(), append([]string{"tail"}, args...), nil, &out,
+			&errs); code != exitUsage {
 			t.Errorf("%q: exit code %d, %s", args, code, errs.String())
 		}
 	}
@@ -132,9 +136,11 @@ func TestSummaryReadsWell(t *testing.T) {
 		props map[string]any
 		want  string
 	}{
-		{map[string]any{"type": "TaskStateChange", "id": int64(5), "parent": nil, "method": "build", "old": "FREE", "new": "OPEN"},
+		{map[string]any{"type": "TaskStateChange", "id": int64(5), "parent": nil, "method": "build", "old": "FREE",
+			"new": "OPEN"},
 			"TaskStateChange method=build id=5 FREE->OPEN"},
-		{map[string]any{"type": "BuildStateChange", "name": "bash", "version": "5", "release": "1", "old": nil, "new": "BUILDING"},
+		{map[string]any{"type": "BuildStateChange", "name": "bash", "version": "5", "release": "1", "old": nil,
+			"new": "BUILDING"},
 			"BuildStateChange bash-5-1 BUILDING"},
 		{nil, "-"},
 	} {

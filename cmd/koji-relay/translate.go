@@ -55,7 +55,8 @@ configuration.`,
   koji-relay translate --config ./protonmsg.conf < commits.jsonl`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usageError{fmt.Errorf("translate reads one file, not %d; join them with cat and pipe them in", len(args))}
+				return usageError{fmt.Errorf("translate reads one file, not %d; join them with cat and pipe them in",
+					len(args))}
 			}
 			return nil
 		},
@@ -84,9 +85,11 @@ configuration.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&configPath, "config", "", "take events, extra_limit, extra_keep and topic_prefix from this `FILE`")
+	flags.StringVar(&configPath, "config", "",
+		"take events, extra_limit, extra_keep and topic_prefix from this `FILE`")
 	flags.StringVar(&events, "events", callbacks.Protonmsg, "globs of callback names, space separated")
-	flags.IntVar(&extraLimit, "extra-limit", 0, "cut extra where it is longer than this many characters; 0 = never")
+	flags.IntVar(&extraLimit, "extra-limit", 0,
+		"cut extra where it is longer than this many characters; 0 = never")
 	flags.StringVar(&topicPrefix, "topic-prefix", "topic://koji", "what stands before the address in target")
 	return cmd
 }
@@ -189,7 +192,8 @@ func (t *translator) line(line []byte) {
 			m := &one.Messages[j]
 			target, err := t.target(m.Address)
 			if err != nil {
-				fmt.Fprintf(t.errors, "koji-relay: line %d: target of event %d (%s): %v\n", t.count, m.Event, m.Callback, err)
+				fmt.Fprintf(t.errors, "koji-relay: line %d: target of event %d (%s): %v\n", t.count, m.Event, m.Callback,
+					err)
 			}
 			t.out.print(m, target)
 		}

@@ -45,7 +45,8 @@ func TestTranslatePrintsProtonmsgsMessagesForTheGoldenCommits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			code, got, stderr := translateRun(t, "", append(args, "--topic-prefix", "/topic/koji", filepath.Join(golden, "commits."+run+".jsonl"))...)
+			code, got, stderr := translateRun(t, "",
+				append(args, "--topic-prefix", "/topic/koji", filepath.Join(golden, "commits."+run+".jsonl"))...)
 			if code != exitOK || stderr != "" {
 				t.Fatalf("exit code %d, standard error:\n%s", code, stderr)
 			}
@@ -61,7 +62,8 @@ func TestTranslatePrintsProtonmsgsMessagesForTheGoldenCommits(t *testing.T) {
 					t.Errorf("line %d\nours      %.2000s\nprotonmsg %.2000s", i+1, compared, wantLines[i])
 				}
 				var m struct{ Address, Target, Message_ID string }
-				if err := json.Unmarshal([]byte(line), &m); err != nil || m.Target != "/topic/koji."+m.Address || len(m.Message_ID) != 36 {
+				if err := json.Unmarshal([]byte(line), &m); err != nil || m.Target != "/topic/koji."+m.Address ||
+					len(m.Message_ID) != 36 {
 					t.Errorf("line %d has target %q, message_id %q (%v)", i+1, m.Target, m.Message_ID, err)
 				}
 			}
@@ -118,7 +120,8 @@ func TestTranslatePrintsEachTypeOfProp(t *testing.T) {
 	} {
 		t.Run(value, func(t *testing.T) {
 			t.Parallel()
-			_, got, stderr := translateRun(t, commitLine(`{"callback": "postRepoInit", "kwargs": {"repo_id": `+value+`}}`))
+			_, got, stderr := translateRun(t, commitLine(`{"callback": "postRepoInit", "kwargs": {"repo_id": `+value+
+				`}}`))
 			if !strings.Contains(got, want) || !json.Valid([]byte(got)) {
 				t.Errorf("%s is not in %s%s", want, got, stderr)
 			}
@@ -230,7 +233,8 @@ func TestTranslateFailsWhereItCannotReadOrPrint(t *testing.T) {
 	input := io.MultiReader(strings.NewReader(commitLine(oneTag)), iotest.ErrReader(errors.New("cable cut")))
 	var out bytes.Buffer
 	code = run(t.Context(), []string{"translate"}, input, &out, &errs)
-	if code != exitFailure || !strings.Contains(errs.String(), "read commits after line 1: cable cut") || strings.Count(out.String(), "\n") != 1 {
+	if code != exitFailure || !strings.Contains(errs.String(), "read commits after line 1: cable cut") ||
+		strings.Count(out.String(), "\n") != 1 {
 		t.Errorf("broken input: exit code %d, %q, output %q", code, errs.String(), out.String())
 	}
 }
@@ -298,7 +302,8 @@ func TestTranslateMemoryStaysInBounds(t *testing.T) {
 		t.Skip("builds the program")
 	}
 	program := filepath.Join(t.TempDir(), "koji-relay")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program,
+		".").CombinedOutput(); err != nil {
 		t.Fatalf("build koji-relay: %v\n%s", err, out)
 	}
 	tag := func(extra string) string {
@@ -311,11 +316,12 @@ func TestTranslateMemoryStaysInBounds(t *testing.T) {
 		line  string
 		count int
 	}{
-		"short lines":            {small, 12_000},
-		"one event of 40 MB":     {oneLarge, 4},
-		"many events of a kB":    {manySmall, 4},
-		"large and small mixed":  {oneLarge + small + manySmall + small, 3},
-		"events that are no use": {commitLine(`{"callback": "postImport", "kwargs": {"a": "` + strings.Repeat("x", 40_000_000) + `"}}`), 3},
+		"short lines":           {small, 12_000},
+		"one event of 40 MB":    {oneLarge, 4},
+		"many events of a kB":   {manySmall, 4},
+		"large and small mixed": {oneLarge + small + manySmall + small, 3},
+		"events that are no use": {commitLine(`{"callback": "postImport", "kwargs": {"a": "` +
+			strings.Repeat("x", 40_000_000) + `"}}`), 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			longest := 0
@@ -357,7 +363,8 @@ func peakMemory(t *testing.T, program string, input io.Reader) int64 {
 	}
 	fed := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(stdin, io.MultiReader(input, strings.NewReader(commitLine(`{"callback": "postUntag", "kwargs": {}}`))))
+		_, err := io.Copy(stdin, io.MultiReader(input,
+			strings.NewReader(commitLine(`{"callback": "postUntag", "kwargs": {}}`))))
 		fed <- err
 	}()
 	// The last message shows that all before it is done.

@@ -1,6 +1,7 @@
-// Command workers hands over commits as the workers of a hub do, and measures what that costs them: each commit
-// over a connection of its own, with a time limit as the hub plugin's. A test puts it where a hub would be, such as in a
-// container, as the web server's user. It promises to count every commit that it began; it never tries one twice.
+// Command workers hands over commits as the workers of a hub do, and measures what that costs them: each
+// commit over a connection of its own, with a time limit as the hub plugin's. A test puts it where a hub
+// would be, such as in a container, as the web server's user. It promises to count every commit that it
+// began; it never tries one twice.
 package main
 
 import (

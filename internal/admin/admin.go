@@ -1,14 +1,14 @@
 // Package admin shows an administrator what the relay does, and lets those who may steer it.
 //
-// Two handlers: the read-only one (a loopback port: /live, /ready, /metrics, /status and the status page at /)
-// and the control one (a Unix socket for its owner: the same, and what changes state). Both show one cached
-// Status, so that neither a scrape nor a page costs the queue anything.
+// Two handlers: the read-only one (a loopback port: /live, /ready, /metrics, /status and the status page at
+// /) and the control one (a Unix socket for its owner: the same, and what changes state). Both show one
+// cached Status, so that neither a scrape nor a page costs the queue anything.
 //
-// It promises: a read never waits for a broker or a store; the read-only handler changes nothing and answers no
-// other site's scripts; the number of metric series is bounded.
+// It promises: a read never waits for a broker or a store; the read-only handler changes nothing and answers
+// no other site's scripts; the number of metric series is bounded.
 //
-// It never: reaches into a stage (the daemon tells it everything), shows bodies except to the control socket's
-// "show" and "export", or shows secrets (the daemon sends masked texts).
+// It never: reaches into a stage (the daemon tells it everything), shows bodies except to the control
+// socket's "show" and "export", or shows secrets (the daemon sends masked texts).
 package admin
 
 import (
@@ -42,7 +42,8 @@ const (
 	sourceTimeout  = 10 * time.Second
 	// refreshGap bounds how often Refresh makes the cache ask.
 	refreshGap = 250 * time.Millisecond
-	// headerTimeout and idleTimeout are how long a connection may stand by without a request. Their number is bounded.
+	// headerTimeout and idleTimeout are how long a connection may stand by without a request. Their number is
+	// bounded.
 	headerTimeout = 2 * time.Second
 	idleTimeout   = 30 * time.Second
 )
@@ -67,8 +68,8 @@ type look struct {
 	since  since
 }
 
-// New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only. Nothing
-// runs until Run, Serve and ServeControl are called.
+// New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only.
+// Nothing runs until Run, Serve and ServeControl are called.
 func New(opts Options) *Server {
 	if opts.Refresh == 0 {
 		opts.Refresh = defaultRefresh
@@ -102,7 +103,8 @@ func (s *Server) Run(ctx context.Context) error {
 			s.opts.Headline(line)
 		}
 		took := time.Since(start)
-		if !wait(ctx, max(refreshGap, took), nil) || !wait(ctx, max(s.opts.Refresh, 10*took)-time.Since(start), s.nudge) {
+		if !wait(ctx, max(refreshGap, took), nil) ||
+			!wait(ctx, max(s.opts.Refresh, 10*took)-time.Since(start), s.nudge) {
 			return nil
 		}
 	}
@@ -145,8 +147,8 @@ func (s *Server) refresh(ctx context.Context) {
 	s.cached.Store(&look{status, s.cached.Load().since.note(judged.Reasons, time.Now())})
 }
 
-// Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares with
-// other callers must not be changed.
+// Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares
+// with other callers must not be changed.
 func (s *Server) Status() *Status {
 	last := s.cached.Load()
 	status := last.status

@@ -66,7 +66,8 @@ func (c *Client) Resume(ctx context.Context, what Pausable) error {
 }
 
 // List calls each for every item, oldest first. Items that came before an error are good.
-func (c *Client) List(ctx context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error {
+func (c *Client) List(ctx context.Context, box inspect.Box, opts inspect.ListOptions,
+	each func(inspect.Item) error) error {
 	resp, err := c.do(ctx, http.MethodPost, boxPath(box, "list"), opts)
 	if err != nil {
 		return err
@@ -92,12 +93,14 @@ func (c *Client) Show(ctx context.Context, box inspect.Box, id string) (inspect.
 }
 
 // Retry makes messages due now; dead letters return to the queue.
-func (c *Client) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (c *Client) Retry(ctx context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	return call[inspect.Changed](ctx, c, http.MethodPost, boxPath(box, "retry"), which)
 }
 
 // Drop deletes messages or dead letters.
-func (c *Client) Drop(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (c *Client) Drop(ctx context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	return call[inspect.Changed](ctx, c, http.MethodPost, boxPath(box, "drop"), which)
 }
 
@@ -175,7 +178,8 @@ func (c *Client) explain(err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: nothing answers on the control socket %s", ErrNotRunning, c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("may not use the control socket %s; run this as root or as the relay's own user: %w", c.socket, err)
+		return fmt.Errorf("may not use the control socket %s; run this as root or as the relay's own user: %w",
+			c.socket, err)
 	}
 	return fmt.Errorf("ask the relay on %s: %w", c.socket, err)
 }

@@ -29,7 +29,8 @@ type Control interface {
 	Check(ctx context.Context, connecting bool) (any, error)
 	// Tail calls each for every message that arrives from the brokers, and notice with what is worth knowing
 	// about the subscriptions, one at a time, until ctx ends.
-	Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error, notice func(string) error) error
+	Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error,
+		notice func(string) error) error
 	// SendTest sends a test message the way that commits go, and waits for it to come back.
 	SendTest(ctx context.Context) (inspect.TestSent, error)
 	QueueControl
@@ -87,7 +88,8 @@ func (s *Server) ControlHandler() http.Handler {
 		}
 		return done{}, c.SetLogLevel(r.Context(), in.Level)
 	}))
-	for path, do := range map[string]func(context.Context, Pausable) error{"/v1/pause": c.Pause, "/v1/resume": c.Resume} {
+	for path, do := range map[string]func(context.Context, Pausable) error{
+		"/v1/pause": c.Pause, "/v1/resume": c.Resume} {
 		mux.HandleFunc("POST "+path, s.action(func(r *http.Request) (any, error) {
 			in, err := decode[pauseRequest](r)
 			if err == nil && in.What != Drain && in.What != Publish {
@@ -106,7 +108,8 @@ func (s *Server) ControlHandler() http.Handler {
 		}
 		return c.Check(r.Context(), in.Connect)
 	}))
-	mux.HandleFunc("POST /v1/send-test", s.action(func(r *http.Request) (any, error) { return c.SendTest(r.Context()) }))
+	mux.HandleFunc("POST /v1/send-test",
+		s.action(func(r *http.Request) (any, error) { return c.SendTest(r.Context()) }))
 	s.handleTail(mux, c)
 	s.handleQueue(mux, c)
 	s.handleHistory(mux, c)
@@ -191,7 +194,8 @@ func (s *Server) change(verb string, box inspect.Box, do boxChange) http.Handler
 }
 
 // LogChange logs what an administrator did to queue or dead letters.
-func LogChange(log *slog.Logger, verb string, box inspect.Box, which inspect.Selection, changed inspect.Changed) {
+func LogChange(log *slog.Logger, verb string, box inspect.Box, which inspect.Selection,
+	changed inspect.Changed) {
 	by := []any{"action", verb, "box", string(box), "count", changed.Count, "missing", len(changed.Missing)}
 	switch {
 	case which.All:

@@ -18,7 +18,8 @@ import (
 func TestClientReachesEveryAction(t *testing.T) {
 	t.Parallel()
 	s, _, control := newTestServer(t, runningStatus())
-	control.items = []inspect.Item{{MessageID: "a", Address: "build.tag", Event: 3}, {MessageID: "b", Reason: "rejected"}}
+	control.items = []inspect.Item{{MessageID: "a", Address: "build.tag", Event: 3},
+		{MessageID: "b", Reason: "rejected"}}
 	control.lines = `{"a":1}` + "\n"
 	c, ctx := serveControl(t, s), t.Context()
 
@@ -46,7 +47,8 @@ func TestClientReachesEveryAction(t *testing.T) {
 	}
 	for _, box := range []inspect.Box{inspect.QueueBox, inspect.DeadBox} {
 		var items []inspect.Item
-		err := c.List(ctx, box, inspect.ListOptions{Limit: 2, Address: "build.tag"}, func(i inspect.Item) error { items = append(items, i); return nil })
+		err := c.List(ctx, box, inspect.ListOptions{Limit: 2, Address: "build.tag"},
+			func(i inspect.Item) error { items = append(items, i); return nil })
 		check("List", err, fmt.Sprintf(`list %s {"limit":2,"address":"build.tag"}`, box))
 		if diff := cmp.Diff(control.items, items); diff != "" {
 			t.Error(diff)
@@ -103,8 +105,10 @@ func TestErrorsComeBackWithTheirCode(t *testing.T) {
 		want *Error
 	}{
 		{errors.New("disk on fire"), &Error{CodeFailed, "disk on fire"}},
-		{fmt.Errorf("drop from the queue: %w", &Error{CodeNotFound, "no message x"}), &Error{CodeNotFound, "drop from the queue: no message x"}},
-		{&Error{CodeUnavailable, "the database does not answer"}, &Error{CodeUnavailable, "the database does not answer"}},
+		{fmt.Errorf("drop from the queue: %w", &Error{CodeNotFound, "no message x"}),
+			&Error{CodeNotFound, "drop from the queue: no message x"}},
+		{&Error{CodeUnavailable, "the database does not answer"},
+			&Error{CodeUnavailable, "the database does not answer"}},
 		{&Error{CodeRefused, "stop the other relay first"}, &Error{CodeRefused, "stop the other relay first"}},
 	} {
 		control.err = e.err
@@ -112,8 +116,9 @@ func TestErrorsComeBackWithTheirCode(t *testing.T) {
 		_, drop := c.Drop(ctx, inspect.DeadBox, inspect.Selection{All: true})
 		_, imp := c.Import(ctx, strings.NewReader("x"))
 		for call, err := range map[string]error{"Show": show, "Drop": drop, "Import": imp,
-			"List": c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, each), "Export": c.Export(ctx, &bytes.Buffer{}),
-			"Pause": c.Pause(ctx, Drain), "SetLogLevel": c.SetLogLevel(ctx, "debug")} {
+			"List":   c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, each),
+			"Export": c.Export(ctx, &bytes.Buffer{}), "Pause": c.Pause(ctx, Drain),
+			"SetLogLevel": c.SetLogLevel(ctx, "debug")} {
 			var got *Error
 			if !errors.As(err, &got) || *got != *e.want {
 				t.Errorf("%s gives %#v, want %#v", call, err, e.want)
@@ -132,7 +137,9 @@ func TestStreamThatFailsLateIsAnError(t *testing.T) {
 	control.fail = &Error{CodeUnavailable, "the database went away"}
 	var got *Error
 	n := 0
-	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, func(inspect.Item) error { n++; return nil }); !errors.As(err, &got) || got.Code != CodeUnavailable || n != 3000 {
+	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{},
+		func(inspect.Item) error { n++; return nil }); !errors.As(err,
+		&got) || got.Code != CodeUnavailable || n != 3000 {
 		t.Errorf("List gives %v after %d items", err, n)
 	}
 	control.lines = strings.Repeat("x", 1<<20)
@@ -140,7 +147,8 @@ func TestStreamThatFailsLateIsAnError(t *testing.T) {
 		t.Errorf("Export gives %v", err)
 	}
 	control.items, control.fail = nil, nil
-	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{}, func(inspect.Item) error { return nil }); err != nil {
+	if err := c.List(ctx, inspect.QueueBox, inspect.ListOptions{},
+		func(inspect.Item) error { return nil }); err != nil {
 		t.Errorf("an empty list gives %v", err)
 	}
 }
@@ -170,7 +178,8 @@ func TestAnswerWithoutAJSONFormIsAnError(t *testing.T) {
 		t.Errorf("Show gives %v", err)
 	}
 	control.items = []inspect.Item{{Props: []byte("{not JSON")}}
-	if err := c.List(t.Context(), inspect.DeadBox, inspect.ListOptions{}, func(inspect.Item) error { return nil }); !errors.As(err, &got) || got.Code != CodeFailed {
+	if err := c.List(t.Context(), inspect.DeadBox, inspect.ListOptions{},
+		func(inspect.Item) error { return nil }); !errors.As(err, &got) || got.Code != CodeFailed {
 		t.Errorf("List gives %v", err)
 	}
 }
@@ -183,8 +192,8 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 	_, both := c.Drop(ctx, inspect.QueueBox, inspect.Selection{IDs: []string{"x"}, All: true})
 	_, unknown := call[done](ctx, c, "POST", "/v1/queue/drop", map[string]bool{"everything": true})
 	_, text := call[done](ctx, c, "POST", "/v1/queue/drop", strings.NewReader("all"))
-	for name, err := range map[string]error{"nothing selected": none, "ids and all": both, "unknown key": unknown, "not JSON": text,
-		"unknown pause": c.Pause(ctx, "hub")} {
+	for name, err := range map[string]error{"nothing selected": none, "ids and all": both,
+		"unknown key": unknown, "not JSON": text, "unknown pause": c.Pause(ctx, "hub")} {
 		var got *Error
 		if !errors.As(err, &got) || got.Code != CodeBadRequest {
 			t.Errorf("%s gives %v", name, err)
@@ -220,7 +229,8 @@ func TestClientEndsWithItsContext(t *testing.T) {
 func TestProfilesAreOnTheControlSocket(t *testing.T) {
 	t.Parallel()
 	s, _, _ := newTestServer(t, runningStatus())
-	if code, text := get(t, s.ControlHandler(), "/debug/pprof/goroutine?debug=1"); code != 200 || !strings.Contains(text, "goroutine profile") {
+	if code, text := get(t, s.ControlHandler(), "/debug/pprof/goroutine?debug=1"); code != 200 ||
+		!strings.Contains(text, "goroutine profile") {
 		t.Errorf("answered %d %s", code, text)
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// gauges shows a Status as metrics. It looks at the cached one only, so that a scrape costs the same whatever the
-// queue holds; what the Status does not know is absent, not zero.
+// gauges shows a Status as metrics. It looks at the cached one only, so that a scrape costs the same whatever
+// the queue holds; what the Status does not know is absent, not zero.
 type gauges struct {
 	status func() *Status
 
@@ -36,11 +36,13 @@ func newGauges(status func() *Status) *gauges {
 		queueUsable:  desc("queue_usable", "Whether a message could be put into the queue."),
 		depth:        desc("queue_depth", "Messages in the queue."),
 		bytes:        desc("queue_bytes", "Bytes of the messages in the queue."),
-		oldest:       desc("queue_oldest_age_seconds", "Age of the oldest message in the queue; 0 when it is empty."),
-		setAside:     desc("queue_set_aside", "Messages in the queue that wait for their next attempt."),
-		deadLetters:  desc("queue_dead_letters", "Dead letters kept."),
-		outboxDepth:  desc("outbox_depth", "Events in the outbox."),
-		outboxOldest: desc("outbox_oldest_age_seconds", "Age of the oldest event in the outbox; 0 when it is empty."),
+		oldest: desc("queue_oldest_age_seconds",
+			"Age of the oldest message in the queue; 0 when it is empty."),
+		setAside:    desc("queue_set_aside", "Messages in the queue that wait for their next attempt."),
+		deadLetters: desc("queue_dead_letters", "Dead letters kept."),
+		outboxDepth: desc("outbox_depth", "Events in the outbox."),
+		outboxOldest: desc("outbox_oldest_age_seconds",
+			"Age of the oldest event in the outbox; 0 when it is empty."),
 		reloadOK: desc("config_last_reload_successful",
 			"Whether the configuration file could be used when it was last read."),
 		reloadTime: desc("config_last_reload_success_timestamp_seconds",
@@ -51,8 +53,8 @@ func newGauges(status func() *Status) *gauges {
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive, g.queueUsable,
-		g.depth, g.bytes, g.oldest, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest,
+	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive,
+		g.queueUsable, g.depth, g.bytes, g.oldest, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest,
 		g.reloadOK, g.reloadTime, g.certificate} {
 		ch <- d
 	}

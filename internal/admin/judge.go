@@ -14,12 +14,13 @@ const (
 	certificateWarning = 14 * 24 * time.Hour
 	// staleAfter is the age of a Status from which on it says nothing about now.
 	staleAfter = 30 * time.Second
-	// backlogAfter is the age from which on what waits is worth a word: the drain and the reader had their chance.
+	// backlogAfter is the age from which on what waits is worth a word: the drain and the reader had their
+	// chance.
 	backlogAfter = time.Minute
 )
 
-// judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived. Ready answers
-// one question: would a commit handed over at the moment be taken?
+// judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived.
+// Ready answers one question: would a commit handed over at the moment be taken?
 func (s *Status) judge(now time.Time) {
 	s.Reasons = slices.Concat(s.sending(), s.storing(), s.waiting(now), s.setUp(now))
 	if age := now.Sub(s.Generated); age > staleAfter {
@@ -47,8 +48,8 @@ func (s *Status) judge(now time.Time) {
 	}
 }
 
-// Summary is a judged Status in a word and a sentence: the first line of the page, of 'koji-relay status', and what
-// systemd shows.
+// Summary is a judged Status in a word and a sentence: the first line of the page, of 'koji-relay status',
+// and what systemd shows.
 func (s *Status) Summary() (word, sentence string) {
 	switch {
 	case s.Phase == Stopping:
@@ -86,7 +87,8 @@ func (s *Status) sending() (all []Reason) {
 	if s.Paused.Publish {
 		all = append(all, Reason{Code: "PAUSED", Text: "sending is paused", Command: "koji-relay resume --publish"})
 	} else if s.Paused.Drain {
-		all = append(all, Reason{Code: "DRAIN_PAUSED", Text: "the queue is not drained", Command: "koji-relay resume"})
+		all = append(all, Reason{Code: "DRAIN_PAUSED", Text: "the queue is not drained",
+			Command: "koji-relay resume"})
 	}
 	return all
 }
@@ -98,7 +100,8 @@ func (s *Status) storing() (all []Reason) {
 		all = append(all, Reason{Code: "QUEUE_OFF",
 			Text: "[queue] enabled = off: what no broker takes is handed back to the hub"})
 	case q.Enabled && !q.Usable:
-		all = append(all, Reason{Code: "STORE_UNUSABLE", Text: fmt.Sprintf("the %s store cannot be used: %s", q.Store, q.Error),
+		all = append(all, Reason{Code: "STORE_UNUSABLE",
+			Text:    fmt.Sprintf("the %s store cannot be used: %s", q.Store, q.Error),
 			Command: "koji-relay check --connect"})
 	case q.Enabled && q.Full:
 		all = append(all, Reason{Code: "QUEUE_FULL", Count: q.Depth,
@@ -122,12 +125,14 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 	}
 	if n := q.Depth - q.SetAside; n > 0 && s.sends() && seconds(now, q.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "BACKLOG", Count: n,
-			Text:    fmt.Sprintf("%s in the queue, the oldest for %s", count(n, "message"), now.Sub(q.Oldest).Round(time.Second)),
+			Text: fmt.Sprintf("%s in the queue, the oldest for %s", count(n, "message"),
+				now.Sub(q.Oldest).Round(time.Second)),
 			Command: "koji-relay queue status"})
 	}
 	if o := s.Outbox; o.Depth > 0 && seconds(now, o.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "OUTBOX_BACKLOG", Count: o.Depth,
-			Text:    fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"), now.Sub(o.Oldest).Round(time.Second)),
+			Text: fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"),
+				now.Sub(o.Oldest).Round(time.Second)),
 			Command: "koji-relay queue status"})
 	}
 	if q.DeadLetters > 0 {
@@ -166,7 +171,8 @@ func count(n int64, noun string) string {
 	return fmt.Sprintf("%d %s", n, noun)
 }
 
-// since knows when each reason was first seen. Its zero value is ready to use; it is not safe for concurrent use.
+// since knows when each reason was first seen. Its zero value is ready to use; it is not safe for concurrent
+// use.
 type since map[string]time.Time
 
 // note takes the reasons of a look, and forgets those that are over.

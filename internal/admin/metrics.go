@@ -14,8 +14,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// Failure says, from a bounded set, why a message was not sent or a broker not reached. A word outside the set
-// is counted as FailureOther.
+// Failure says, from a bounded set, why a message was not sent or a broker not reached. A word outside the
+// set is counted as FailureOther.
 type Failure string
 
 // The failures.
@@ -37,8 +37,9 @@ const (
 )
 
 var failures = map[Failure]bool{FailureConnect: true, FailureTLS: true, FailureSASL: true, FailureLink: true,
-	FailureLost: true, FailureTimeout: true, FailureAbandoned: true, FailureRejected: true, FailureReleased: true, FailureModified: true,
-	FailureTooLarge: true, FailureUnencodable: true, FailureExpired: true, FailureOther: true}
+	FailureLost: true, FailureTimeout: true, FailureAbandoned: true, FailureRejected: true,
+	FailureReleased: true, FailureModified: true, FailureTooLarge: true, FailureUnencodable: true,
+	FailureExpired: true, FailureOther: true}
 
 func (f Failure) bounded() string {
 	if failures[f] {
@@ -67,14 +68,15 @@ func FailureOf(o message.Outcome) Failure {
 	return FailureOther
 }
 
-// maxLabelValues bounds the distinct addresses, callbacks and brokers that get a series of their own: a hub with
-// its own callbacks, or a hostile event, must not fill the memory of whoever scrapes.
+// maxLabelValues bounds the distinct addresses, callbacks and brokers that get a series of their own: a hub
+// with its own callbacks, or a hostile event, must not fill the memory of whoever scrapes.
 const maxLabelValues = 200
 
 // otherLabel stands for all values above maxLabelValues.
 const otherLabel = "other"
 
-// labels bounds the values of one label. It is safe for concurrent use and does not allocate for a known value.
+// labels bounds the values of one label. It is safe for concurrent use and does not allocate for a known
+// value.
 type labels struct {
 	mu    sync.RWMutex
 	known map[string]struct{} // guarded by mu
@@ -102,8 +104,8 @@ func (l *labels) value(v string) string {
 	return v
 }
 
-// Metrics counts what the stages report through the daemon's hooks. Its methods are safe for concurrent use, do not
-// block, and allocate only for label values not seen before. docs/metrics.md describes every metric.
+// Metrics counts what the stages report through the daemon's hooks. Its methods are safe for concurrent use,
+// do not block, and allocate only for label values not seen before. docs/metrics.md describes every metric.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -138,7 +140,8 @@ func NewMetrics(version string) *Metrics {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 	}
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help},
+			labels)
 	}
 	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels)
@@ -154,14 +157,17 @@ func NewMetrics(version string) *Metrics {
 		commits: counter("commits_received_total", "Commits that the hub handed over."),
 		events:  counters("events_received_total", "Events that the hub handed over, by callback.", "callback"),
 		handled: counters("events_handled_total", "Events by what the hub was told about them.", "result"),
-		handoff: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: "handoff_duration_seconds",
-			Help: "Time from a commit's last byte to its answer.", Buckets: handoffBuckets}),
+		handoff: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace,
+			Name: "handoff_duration_seconds", Help: "Time from a commit's last byte to its answer.",
+			Buckets: handoffBuckets}),
 		sent: counters("messages_sent_total", "Messages that a broker accepted.", "address", "broker"),
 		lastSuccess: gauges("last_success_timestamp_seconds", "When a broker last accepted a message, by address.",
 			"address"),
-		failed: counters("send_failures_total", "Attempts to send that failed, by broker and reason.", "broker", "reason"),
-		roundTrip: prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: "send_duration_seconds",
-			Help: "Time from sending a message to the broker's answer.", Buckets: sendBuckets}, []string{"broker"}),
+		failed: counters("send_failures_total", "Attempts to send that failed, by broker and reason.", "broker",
+			"reason"),
+		roundTrip: prometheus.NewHistogramVec(
+			prometheus.HistogramOpts{Namespace: namespace, Name: "send_duration_seconds",
+				Help: "Time from sending a message to the broker's answer.", Buckets: sendBuckets}, []string{"broker"}),
 		put:          counter("queue_put_total", "Messages put into the queue."),
 		drained:      counter("queue_drained_total", "Messages from the queue that a broker accepted."),
 		expired:      counters("queue_expired_total", "Messages given up after max_age.", "address"),
@@ -174,8 +180,8 @@ func NewMetrics(version string) *Metrics {
 		Help:        "Always 1; its labels tell the version of koji-relay and of Go.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed, m.roundTrip,
-		m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, m.historyGap, build,
+	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed,
+		m.roundTrip, m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, m.historyGap, build,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -271,5 +277,6 @@ func (m *Metrics) countLostLog() float64 {
 }
 
 func (m *Metrics) totals() totals {
-	return totals{m.nEvents.Load(), m.nSent.Load(), m.nQueued.Load(), m.nDrained.Load(), m.nFailed.Load(), m.nNotTaken.Load()}
+	return totals{m.nEvents.Load(), m.nSent.Load(), m.nQueued.Load(), m.nDrained.Load(), m.nFailed.Load(),
+		m.nNotTaken.Load()}
 }

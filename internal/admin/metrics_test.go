@@ -108,8 +108,10 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 func TestCommitIsCountedByCallbackAndResult(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics("1")
-	events := []message.Event{{Callback: "postTag"}, {Callback: "postTag"}, {Callback: "preTag"}, {Callback: "postImport"}, {Callback: "postImport"}}
-	m.CommitTaken(message.Commit{Events: events}, message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 1, NotTaken: []int{4}}, time.Millisecond)
+	events := []message.Event{{Callback: "postTag"}, {Callback: "postTag"}, {Callback: "preTag"},
+		{Callback: "postImport"}, {Callback: "postImport"}}
+	m.CommitTaken(message.Commit{Events: events},
+		message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 1, NotTaken: []int{4}}, time.Millisecond)
 	want := `
 # HELP koji_relay_events_handled_total Events by what the hub was told about them.
 # TYPE koji_relay_events_handled_total counter
@@ -124,7 +126,8 @@ koji_relay_events_received_total{callback="postImport"} 2
 koji_relay_events_received_total{callback="postTag"} 2
 koji_relay_events_received_total{callback="preTag"} 1
 `
-	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "koji_relay_events_handled_total", "koji_relay_events_received_total"); err != nil {
+	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "koji_relay_events_handled_total",
+		"koji_relay_events_received_total"); err != nil {
 		t.Error(err)
 	}
 }
@@ -138,7 +141,8 @@ func TestLabelValuesAreBounded(t *testing.T) {
 			for i := range 500 {
 				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1")
 				m.SendFailed("b:1", Failure(fmt.Sprint(i)))
-				m.CommitTaken(message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}}, message.Receipt{}, 0)
+				m.CommitTaken(message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
+					message.Receipt{}, 0)
 			}
 		})
 	}
@@ -211,9 +215,9 @@ func TestUnknownNumbersAreAbsent(t *testing.T) {
 
 func TestEveryStateHasItsFailure(t *testing.T) {
 	t.Parallel()
-	for state, want := range map[message.State]Failure{message.NotSent: FailureConnect, message.Unknown: FailureTimeout,
-		message.Rejected: FailureRejected, message.Released: FailureReleased, message.Modified: FailureModified,
-		message.Accepted: FailureOther} {
+	for state, want := range map[message.State]Failure{message.NotSent: FailureConnect,
+		message.Unknown: FailureTimeout, message.Rejected: FailureRejected, message.Released: FailureReleased,
+		message.Modified: FailureModified, message.Accepted: FailureOther} {
 		if got := FailureOf(message.Outcome{State: state}); got != want {
 			t.Errorf("FailureOf(%s) = %s, want %s", state, got, want)
 		}

@@ -27,8 +27,9 @@ var (
 	pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 
 	// Only the page's own style and script run, by their digests, and only this port is asked for anything.
-	pagePolicy = strings.Join([]string{"default-src 'none'", "style-src " + digest(pageCSS), "script-src " + digest(pageJS),
-		"connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"}, "; ")
+	pagePolicy = strings.Join([]string{"default-src 'none'", "style-src " + digest(pageCSS),
+		"script-src " + digest(pageJS), "connect-src 'self'", "img-src data:", "base-uri 'none'",
+		"form-action 'self'", "frame-ancestors 'none'"}, "; ")
 )
 
 func digest(text string) string {
@@ -39,8 +40,8 @@ func digest(text string) string {
 // shownMessages bounds the page; /status has the rest.
 const shownMessages = 30
 
-// page answers with the status page. It is whole without scripts; its script fetches it again and exchanges what
-// changed.
+// page answers with the status page. It is whole without scripts; its script fetches it again and exchanges
+// what changed.
 func (s *Server) page(w http.ResponseWriter, status *Status) {
 	var out bytes.Buffer
 	if err := pageTemplate.Execute(&out, newView(status, time.Now())); err != nil {
@@ -85,7 +86,8 @@ type reasonCount struct {
 
 func newView(s *Status, now time.Time) *view {
 	v := &view{Status: s, now: now, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
-		Headline: newHeadline(s), Chart: newChart(s.Minutes, now), Shown: s.Recent[:min(len(s.Recent), shownMessages)]}
+		Headline: newHeadline(s), Chart: newChart(s.Minutes, now),
+		Shown: s.Recent[:min(len(s.Recent), shownMessages)]}
 	for _, b := range s.Brokers {
 		if b.State == inspect.Up {
 			v.BrokersUp++
@@ -192,7 +194,8 @@ func (v *view) PerMinute(perSecond float64) string {
 
 // PerMinutes writes the columns of a rate.
 func (v *view) PerMinutes(r Rate) []string {
-	return []string{v.PerMinute(r.Events), v.PerMinute(r.Sent), v.PerMinute(r.Queued), v.PerMinute(r.Drained), v.PerMinute(r.Failed)}
+	return []string{v.PerMinute(r.Events), v.PerMinute(r.Sent), v.PerMinute(r.Queued), v.PerMinute(r.Drained),
+		v.PerMinute(r.Failed)}
 }
 
 // Age says how long ago a time was.
@@ -245,7 +248,8 @@ func newChart(minutes []Minute, now time.Time) chart {
 	}
 	v := &view{}
 	c.Top = "at most " + v.Count(top) + " a minute"
-	c.Label = fmt.Sprintf("Messages per minute over the last hour, %s: %d sent, %d queued, %d handed back to the hub",
+	c.Label = fmt.Sprintf("Messages per minute over the last hour, %s: %d sent, %d queued, %d handed back to "+
+		"the hub",
 		c.Top, c.Sent, c.Queued, c.NotTaken)
 	this := now.Truncate(time.Minute)
 	for _, m := range minutes {

@@ -11,9 +11,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Handler answers read-only requests. It is for a loopback port, where every user of the host, and every web page
-// that a browser on it shows, can send requests: so it only reads, only answers for local names, and lets no other
-// site read the answers.
+// Handler answers read-only requests. It is for a loopback port, where every user of the host, and every web
+// page that a browser on it shows, can send requests: so it only reads, only answers for local names, and
+// lets no other site read the answers.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.handleReads(mux, func(*http.Request) *Status { return s.Status() })
@@ -47,7 +47,8 @@ func (s *Server) handleReads(mux *http.ServeMux, status func(*http.Request) *Sta
 	mux.HandleFunc("GET /search", s.search)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { s.page(w, status(r)) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, &Error{Code: CodeNotFound, Text: "no such path; try /, /search, /status, /ready, /live or /metrics"})
+		refuse(w, &Error{Code: CodeNotFound, Text: "no such path; try /, /search, /status, /ready, /live or " +
+			"/metrics"})
 	})
 }
 
@@ -56,15 +57,16 @@ func getOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
-			refuse(w, &Error{Code: CodeMethod, Text: "this port only reads; use the koji-relay commands to change something"})
+			refuse(w, &Error{Code: CodeMethod, Text: "this port only reads; use the koji-relay commands to change " +
+				"something"})
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// localNamesOnly refuses requests for a name that is not this host's loopback: a page of another site can make its
-// own name point here (DNS rebinding), and would then be allowed to read the answers.
+// localNamesOnly refuses requests for a name that is not this host's loopback: a page of another site can
+// make its own name point here (DNS rebinding), and would then be allowed to read the answers.
 func localNamesOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

@@ -22,9 +22,10 @@ func TestReadOnlyPortAnswersLocalNamesOnly(t *testing.T) {
 	t.Parallel()
 	s, _, _ := newTestServer(t, runningStatus())
 	for host, want := range map[string]int{
-		"127.0.0.1:9763": 200, "127.0.0.1": 200, "127.8.9.1:9763": 200, "localhost": 200, "LOCALHOST:1234": 200, "[::1]:9763": 200, "[::1]": 200,
-		"evil.example.com": 421, "evil.example.com:9763": 421, "localhost.evil.example.com": 421, "10.0.0.1:9763": 421, "": 421,
-		"127.0.0.1.evil.example.com": 421, "0.0.0.0:9763": 421,
+		"127.0.0.1:9763": 200, "127.0.0.1": 200, "127.8.9.1:9763": 200, "localhost": 200, "LOCALHOST:1234": 200,
+		"[::1]:9763": 200, "[::1]": 200, "evil.example.com": 421, "evil.example.com:9763": 421,
+		"localhost.evil.example.com": 421, "10.0.0.1:9763": 421, "": 421, "127.0.0.1.evil.example.com": 421,
+		"0.0.0.0:9763": 421,
 	} {
 		for _, path := range []string{"/status", "/metrics", "/ready", "/live", "/"} {
 			if code, text := request(t, s.Handler(), "GET", host, path); code != want {
@@ -35,7 +36,8 @@ func TestReadOnlyPortAnswersLocalNamesOnly(t *testing.T) {
 }
 
 func FuzzOnlyLoopbackNamesAreLocal(f *testing.F) {
-	for _, host := range []string{"localhost:9763", "[::1]", "127.0.0.1.evil.example.com", "[::ffff:127.0.0.1]:80", "0x7f.1", "::1", "[localhost]"} {
+	for _, host := range []string{"localhost:9763", "[::1]", "127.0.0.1.evil.example.com",
+		"[::ffff:127.0.0.1]:80", "0x7f.1", "::1", "[localhost]"} {
 		f.Add(host)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
@@ -44,7 +46,8 @@ func FuzzOnlyLoopbackNamesAreLocal(f *testing.F) {
 		}
 		// Whatever is let in is, but for brackets and port, a word that no name server is asked for.
 		name := strings.ToLower(host)
-		if i := strings.LastIndexByte(name, ':'); i > 0 && !strings.HasSuffix(name, "]") && strings.Count(name, ":") == 1 || strings.Contains(name, "]:") {
+		if i := strings.LastIndexByte(name, ':'); i > 0 && !strings.HasSuffix(name, "]") &&
+			strings.Count(name, ":") == 1 || strings.Contains(name, "]:") {
 			name = name[:i]
 		}
 		name = strings.Trim(name, "[]")
@@ -84,13 +87,16 @@ func TestReadOnlyPortChangesNothing(t *testing.T) {
 	s, _, control := newTestServer(t, runningStatus())
 	for _, path := range []string{"/", "/status", "/v1/reload", "/v1/pause", "/v1/queue/drop", "/v1/import"} {
 		for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
-			if code, text := request(t, s.Handler(), method, "localhost", path); code != http.StatusMethodNotAllowed || !strings.Contains(text, CodeMethod) {
+			if code, text := request(t, s.Handler(), method, "localhost", path); code != http.StatusMethodNotAllowed ||
+				!strings.Contains(text, CodeMethod) {
 				t.Errorf("%s %s is answered %d %s", method, path, code, text)
 			}
 		}
 	}
-	for _, path := range []string{"/v1/export", "/v1/queue/x", "/debug/pprof/", "/debug/pprof/heap", "/nothing"} {
-		if code, text := get(t, s.Handler(), path); code != http.StatusNotFound || !strings.Contains(text, CodeNotFound) {
+	for _, path := range []string{"/v1/export", "/v1/queue/x", "/debug/pprof/", "/debug/pprof/heap",
+		"/nothing"} {
+		if code, text := get(t, s.Handler(), path); code != http.StatusNotFound ||
+			!strings.Contains(text, CodeNotFound) {
 			t.Errorf("GET %s is answered %d %s", path, code, text)
 		}
 	}

@@ -6,9 +6,9 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it knows
-// and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Rates, Minutes and Recent are
-// added here. Times that are not known are zero and left out.
+// Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it
+// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Rates, Minutes and
+// Recent are added here. Times that are not known are zero and left out.
 type Status struct {
 	Version       string    `json:"version"`
 	Host          string    `json:"host,omitempty"`
@@ -74,10 +74,11 @@ type Paused struct {
 // Queue is the state of the durable queue.
 type Queue struct {
 	Enabled bool   `json:"enabled"`
-	Store   string `json:"store"`           // postgres or file
-	Usable  bool   `json:"usable"`          // a put would be committed, by the last one and by a probe that writes
-	Full    bool   `json:"full"`            // a put would not fit into max_bytes
-	Error   string `json:"error,omitempty"` // why it is not usable
+	Store   string `json:"store"` // postgres or file
+	// a put would be committed, by the last one and by a probe that writes
+	Usable bool   `json:"usable"`
+	Full   bool   `json:"full"`            // a put would not fit into max_bytes
+	Error  string `json:"error,omitempty"` // why it is not usable
 	// Ordered is [queue] preserve_order: nothing is sent while the queue cannot be looked at.
 	Ordered bool `json:"preserve_order"`
 	// Known says that the numbers below were read. They are zero otherwise.

@@ -32,28 +32,44 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 		{"all is well", func(*Status) {}, OK, ""},
 		{"one broker of two down", func(s *Status) { s.Brokers[0].State = inspect.Down }, OK, ""},
 		{"no broker", brokersDown, Degraded, "NO_BROKER"},
-		{"stalled brokers", func(s *Status) { s.Brokers[0].State, s.Brokers[1].State = inspect.Stalled, inspect.Connecting }, Degraded, "NO_BROKER"},
+		{"stalled brokers", func(s *Status) {
+			s.Brokers[0].State, s.Brokers[1].State = inspect.Stalled,
+				inspect.Connecting
+		}, Degraded, "NO_BROKER"},
 		{"store broken", storeBroken, Degraded, "STORE_UNUSABLE"},
-		{"no broker, store broken", func(s *Status) { brokersDown(s); storeBroken(s) }, NotReady, "NO_BROKER STORE_UNUSABLE"},
-		{"ordered, store broken", func(s *Status) { s.Queue.Ordered = true; storeBroken(s) }, NotReady, "STORE_UNUSABLE"},
+		{"no broker, store broken", func(s *Status) { brokersDown(s); storeBroken(s) }, NotReady,
+			"NO_BROKER STORE_UNUSABLE"},
+		{"ordered, store broken", func(s *Status) { s.Queue.Ordered = true; storeBroken(s) }, NotReady,
+			"STORE_UNUSABLE"},
 		{"paused", func(s *Status) { s.Paused = Paused{Drain: true, Publish: true} }, Degraded, "PAUSED"},
-		{"paused, store broken", func(s *Status) { s.Paused.Publish = true; storeBroken(s) }, NotReady, "PAUSED STORE_UNUSABLE"},
+		{"paused, store broken", func(s *Status) { s.Paused.Publish = true; storeBroken(s) }, NotReady,
+			"PAUSED STORE_UNUSABLE"},
 		{"drain paused", func(s *Status) { s.Paused.Drain = true }, Degraded, "DRAIN_PAUSED"},
 		{"queue off", func(s *Status) { s.Queue = Queue{} }, OK, ""},
-		{"queue off, no broker", func(s *Status) { s.Queue = Queue{}; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_OFF"},
+		{"queue off, no broker", func(s *Status) { s.Queue = Queue{}; brokersDown(s) }, NotReady,
+			"NO_BROKER QUEUE_OFF"},
 		{"queue full", func(s *Status) { s.Queue.Full = true }, Degraded, "QUEUE_FULL"},
-		{"queue full, no broker", func(s *Status) { s.Queue.Full = true; brokersDown(s) }, NotReady, "NO_BROKER QUEUE_FULL"},
-		{"nobody has bound the topics", func(s *Status) { s.Queue.Depth, s.Queue.SetAside = 3, 3 }, Degraded, "TURNED_AWAY"},
+		{"queue full, no broker", func(s *Status) { s.Queue.Full = true; brokersDown(s) }, NotReady,
+			"NO_BROKER QUEUE_FULL"},
+		{"nobody has bound the topics", func(s *Status) { s.Queue.Depth, s.Queue.SetAside = 3, 3 }, Degraded,
+			"TURNED_AWAY"},
 		{"dead letters", func(s *Status) { s.Queue.DeadLetters = 1 }, Degraded, "DEAD_LETTERS"},
 		{"the drain is under way", func(s *Status) { s.Queue.Depth, s.Queue.Oldest = 3, time.Now() }, OK, ""},
-		{"messages wait for minutes", func(s *Status) { s.Queue.Depth, s.Queue.Oldest = 3, time.Now().Add(-time.Hour) },
+		{"messages wait for minutes", func(s *Status) {
+			s.Queue.Depth, s.Queue.Oldest = 3, time.Now().Add(-time.Hour)
+		},
 			Degraded, "BACKLOG"},
-		{"events wait for minutes", func(s *Status) { s.Outbox.Depth, s.Outbox.Oldest = 3, time.Now().Add(-time.Hour) },
+		{"events wait for minutes", func(s *Status) {
+			s.Outbox.Depth, s.Outbox.Oldest = 3, time.Now().Add(-time.Hour)
+		},
 			Degraded, "OUTBOX_BACKLOG"},
-		{"outbox unreadable", func(s *Status) { s.Outbox.Error = "permission denied" }, Degraded, "OUTBOX_UNREADABLE"},
+		{"outbox unreadable", func(s *Status) { s.Outbox.Error = "permission denied" }, Degraded,
+			"OUTBOX_UNREADABLE"},
 		{"reload failed", func(s *Status) { s.Config.Reload.Time = time.Now() }, Degraded, "RELOAD_FAILED"},
-		{"certificate ends soon", func(s *Status) { s.Certificates[0].Expires = time.Now().Add(time.Hour) }, Degraded, "CERTIFICATE_EXPIRES"},
-		{"certificate has ended", func(s *Status) { s.Certificates[0].Expires = time.Now() }, Degraded, "CERTIFICATE_EXPIRED"},
+		{"certificate ends soon", func(s *Status) { s.Certificates[0].Expires = time.Now().Add(time.Hour) },
+			Degraded, "CERTIFICATE_EXPIRES"},
+		{"certificate has ended", func(s *Status) { s.Certificates[0].Expires = time.Now() }, Degraded,
+			"CERTIFICATE_EXPIRED"},
 		{"stale", func(s *Status) { s.Generated = time.Now().Add(-time.Minute) }, Degraded, "STALE"},
 		{"starting", func(s *Status) { s.Phase = Starting }, NotReady, "STARTING"},
 		{"not filled in", func(s *Status) { *s = Status{} }, NotReady, "STARTING"},
@@ -103,8 +119,8 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
-		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
-			Logger: discard})
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1),
+			Control: &fakeControl{}, Logger: discard})
 		if s.Status().Ready {
 			t.Error("ready before the first look")
 		}
@@ -258,8 +274,8 @@ func TestHeadlineIsToldWhenItChanges(t *testing.T) {
 		pass(10 * time.Second)
 		cancel()
 		<-done
-		want := []string{"All is well. Every commit is taken and sent.", "Ready, with problems. Every commit is taken.",
-			"All is well. Every commit is taken and sent."}
+		want := []string{"All is well. Every commit is taken and sent.",
+			"Ready, with problems. Every commit is taken.", "All is well. Every commit is taken and sent."}
 		if !slices.Equal(told, want) {
 			t.Errorf("told %q, want %q", told, want)
 		}
@@ -271,8 +287,8 @@ func TestReasonSaysSinceWhenAndWhatToDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
 		source.change(func(s *Status) { s.Queue.DeadLetters = 2 })
-		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
-			Logger: discard})
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1),
+			Control: &fakeControl{}, Logger: discard})
 		s.refresh(t.Context())
 		began := time.Now()
 		time.Sleep(time.Hour) // of the bubble

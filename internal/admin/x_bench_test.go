@@ -9,7 +9,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// BenchmarkHooks models one commit of one event that a broker accepts: what the metrics add to each hand-over.
+// BenchmarkHooks models one commit of one event that a broker accepts: what the metrics add to each
+// hand-over.
 func BenchmarkHooks(b *testing.B) {
 	m, recent := NewMetrics("1"), NewRecent(100)
 	commit := message.Commit{Events: []message.Event{{Callback: "postTag"}}}
@@ -22,11 +23,12 @@ func BenchmarkHooks(b *testing.B) {
 	}
 }
 
-// BenchmarkReads models a scrape, a look at the page and a health check of a relay that has used forty addresses.
+// BenchmarkReads models a scrape, a look at the page and a health check of a relay that has used forty
+// addresses.
 func BenchmarkReads(b *testing.B) {
 	source := &fakeSource{status: runningStatus()}
-	s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(100), Control: &fakeControl{},
-		Logger: discard})
+	s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(100),
+		Control: &fakeControl{}, Logger: discard})
 	for i := range 40 {
 		s.opts.Metrics.MessageSent(fmt.Sprint("address", i), "broker1.example.com:5671")
 	}

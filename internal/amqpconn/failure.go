@@ -40,7 +40,8 @@ func (c *Conn) dialFailed(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &host):
 		e.Failure = FailedLink
-	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess && c.stage == stageOpen:
+	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess &&
+		c.stage == stageOpen:
 		e.Failure = FailedSASL
 	case timeOver(ctx):
 		e.Failure = FailedTimeout

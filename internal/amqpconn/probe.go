@@ -98,8 +98,8 @@ func (c *Conn) probe(ctx context.Context, r *Report) error {
 	}
 	r.RoundTrip = time.Since(began)
 	if r.Credit, err = s.creditWithin(ctx, creditTime); err == nil && !r.Credit {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send there now "+
-			"(a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send "+
+			"there now (a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))
 	}
 	return err
 }
@@ -128,7 +128,8 @@ func (c *Conn) report(r *Report) {
 		}
 		r.TLS = &TLSReport{
 			Version: tls.VersionName(c.tls.Version), Cipher: tls.CipherSuiteName(c.tls.CipherSuite),
-			Server: CertReport{inspect.Line(leaf.Subject.String(), maxText), names, inspect.Line(leaf.Issuer.String(), maxText), leaf.NotAfter},
+			Server: CertReport{inspect.Line(leaf.Subject.String(), maxText), names,
+				inspect.Line(leaf.Issuer.String(), maxText), leaf.NotAfter},
 		}
 		warn("the broker's certificate", leaf.NotAfter)
 	}
@@ -141,7 +142,8 @@ func (c *Conn) report(r *Report) {
 		r.Warnings = append(r.Warnings, "dialect = literal on RabbitMQ: leave it at auto")
 	}
 	if r.Host != "" && r.Product != "" && !c.Peer.IsRabbitMQ() {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the virtual host %q means nothing to %s; only RabbitMQ has them", r.Host, r.Product))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the virtual host %q means nothing to %s; only RabbitMQ has "+
+			"them", r.Host, r.Product))
 	}
 	remote, _ := netip.ParseAddrPort(c.Remote)
 	if c.tls == nil && c.Mechanism == "PLAIN" && !remote.Addr().IsLoopback() {

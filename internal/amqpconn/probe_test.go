@@ -17,7 +17,8 @@ func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 	a := newAuthority(t)
 	b := startBroker(t, devbroker.Options{
 		Product: "RabbitMQ", Version: "4.0.5", MaxMessageSize: 1 << 24, Mechanisms: []string{"PLAIN", "EXTERNAL"},
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool()},
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool()},
 	})
 	o := testOptions()
 	o.CACert, o.Cert = a.write("ca.pem", a.cert), a.writePair("client.pem", a.issue("hub"))
@@ -25,12 +26,14 @@ func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 	if r.Err != nil {
 		t.Fatalf("%s: %v", r.Stage, r.Err)
 	}
-	if r.Broker != b.Addr() || r.Remote != b.Addr() || r.Login != "EXTERNAL" || strings.Join(r.Offered, " ") != "PLAIN EXTERNAL" ||
+	if r.Broker != b.Addr() || r.Remote != b.Addr() || r.Login != "EXTERNAL" ||
+		strings.Join(r.Offered, " ") != "PLAIN EXTERNAL" ||
 		r.Product != "RabbitMQ" || r.Version != "4.0.5" || r.Dialect != dialect.RabbitMQ ||
 		r.Target != "/exchanges/amq.topic/koji.build.tag" || r.MaxSize != 1<<24 || !r.Credit || r.RoundTrip <= 0 {
 		t.Errorf("%+v", r)
 	}
-	if r.TLS == nil || r.TLS.Server.Names[1] != "127.0.0.1" || !strings.Contains(r.TLS.Server.Issuer, "test CA") || !strings.Contains(r.Client.Subject, "hub") {
+	if r.TLS == nil || r.TLS.Server.Names[1] != "127.0.0.1" ||
+		!strings.Contains(r.TLS.Server.Issuer, "test CA") || !strings.Contains(r.Client.Subject, "hub") {
 		t.Errorf("TLS %+v, client %+v", r.TLS, r.Client)
 	}
 	if len(r.Warnings) != 2 { // both certificates end within the hour
@@ -64,9 +67,11 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 		{"client certificate", stageTLS, "read cert", startBroker(t, devbroker.Options{
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}),
 			func(o *Options) { o.Cert = "/nonexistent" }},
-		{"login", stageSASL, "refused the credentials", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
+		{"login", stageSASL, "refused the credentials",
+			startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
 			func(o *Options) { o.UserFile, o.PasswordFile = secret("u"), secret("wrong-s3cret") }},
-		{"prefix", stagePrefix, "set topic_prefix = /topic/koji", startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "3.10.8"}),
+		{"prefix", stagePrefix, "set topic_prefix = /topic/koji",
+			startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "3.10.8"}),
 			func(o *Options) { o.TopicPrefix = "koji" }},
 		{"options", "read options", "topic_prefix is empty", stopped, func(o *Options) { o.TopicPrefix = "" }},
 	} {
@@ -75,7 +80,8 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 			row.adjust(&o)
 		}
 		r := Probe(t.Context(), o, row.broker.URL())
-		if r.Err == nil || r.Stage != row.stage || !strings.Contains(r.Err.Error(), row.want) || strings.Contains(r.Err.Error(), "s3cret") {
+		if r.Err == nil || r.Stage != row.stage || !strings.Contains(r.Err.Error(), row.want) ||
+			strings.Contains(r.Err.Error(), "s3cret") {
 			t.Errorf("%s: at %q: %v", row.name, r.Stage, r.Err)
 		}
 	}
@@ -83,14 +89,16 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 	refusing.Script("#", devbroker.Behaviour{
 		Refuse: devbroker.RefuseSession, RefuseCause: devbroker.Cause{Condition: "amqp:unauthorized-access"},
 	})
-	if r := Probe(t.Context(), testOptions(), refusing.URL()); r.Stage != stageAttach || !strings.Contains(r.Err.Error(), "permissions") {
+	if r := Probe(t.Context(), testOptions(), refusing.URL()); r.Stage != stageAttach ||
+		!strings.Contains(r.Err.Error(), "permissions") {
 		t.Errorf("attach: at %q: %v", r.Stage, r.Err)
 	}
 	silent := startBroker(t, devbroker.Options{})
 	silent.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageOpen})
 	o := testOptions()
 	o.ConnectTimeout = 100 * time.Millisecond
-	if r := Probe(t.Context(), o, silent.URL()); r.Stage != stageOpen || !strings.Contains(r.Err.Error(), "connect_timeout") {
+	if r := Probe(t.Context(), o, silent.URL()); r.Stage != stageOpen ||
+		!strings.Contains(r.Err.Error(), "connect_timeout") {
 		t.Errorf("silent: at %q: %v", r.Stage, r.Err)
 	}
 	if r := Probe(t.Context(), o, "http://broker"); r.Err == nil {

@@ -39,7 +39,8 @@ func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, e
 
 // declare makes the queue with its bindings in a session of its own.
 func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, patterns []string) error {
-	m, err := openManagement(ctx, conn, int32(1+len(patterns))) // one for each answer: renewing it takes time, too
+	// one for each answer: renewing it takes time, too
+	m, err := openManagement(ctx, conn, int32(1+len(patterns)))
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,8 @@ func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, p
 	}
 	for _, pattern := range patterns {
 		if err := m.request(ctx, "POST", "/bindings", map[string]any{
-			"source": exchange, "destination_queue": name, "binding_key": key + "." + pattern, "arguments": map[string]any{},
+			"source": exchange, "destination_queue": name, "binding_key": key + "." + pattern,
+			"arguments": map[string]any{},
 		}); err != nil {
 			return fmt.Errorf("bind a queue to exchange %s: %w", exchange, err)
 		}
@@ -82,7 +84,8 @@ func openManagement(ctx context.Context, conn *amqp.Conn, credit int32) (*manage
 		return nil, fmt.Errorf("attach to %s: %w", managementNode, err)
 	}
 	m.requests, err = session.NewSender(ctx, managementNode, &amqp.SenderOptions{
-		Name: pair, SourceAddress: managementNode, Properties: paired, SettlementMode: amqp.SenderSettleModeSettled.Ptr(),
+		Name: pair, SourceAddress: managementNode, Properties: paired,
+		SettlementMode: amqp.SenderSettleModeSettled.Ptr(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", managementNode, err)

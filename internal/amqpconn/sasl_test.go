@@ -31,7 +31,8 @@ func TestMechanismIsChosenByWhatThereIsToLogInWith(t *testing.T) {
 		{"plain without a user", login{policy: SASLPlain}, "PLAIN ANONYMOUS", none},
 		{"external", login{policy: SASLExternal}, "EXTERNAL", "EXTERNAL"},
 		{"external not offered", login{policy: SASLExternal, user: "u"}, "PLAIN ANONYMOUS", none},
-		{"anonymous", login{policy: SASLAnonymous, user: "u", certificate: true}, "EXTERNAL PLAIN ANONYMOUS", "ANONYMOUS"},
+		{"anonymous", login{policy: SASLAnonymous, user: "u", certificate: true}, "EXTERNAL PLAIN ANONYMOUS",
+			"ANONYMOUS"},
 	} {
 		if row.login.policy == "" {
 			row.login.policy = SASLAuto
@@ -50,8 +51,10 @@ func TestMechanismFrames(t *testing.T) {
 		name, body string
 		want       []string // nil = malformed
 	}{
-		{"array of short symbols", "\x00\x53\x40\xc0\x15\x01\xe0\x12\x02\xa3\x05PLAIN\x09ANONYMOUS", []string{"PLAIN", "ANONYMOUS"}},
-		{"array of long symbols", "\x00\x53\x40\xd0\x00\x00\x00\x17\x00\x00\x00\x01\xf0\x00\x00\x00\x0e\x00\x00\x00\x01\xb3\x00\x00\x00\x05PLAIN", []string{"PLAIN"}},
+		{"array of short symbols", "\x00\x53\x40\xc0\x15\x01\xe0\x12\x02\xa3\x05PLAIN\x09ANONYMOUS",
+			[]string{"PLAIN", "ANONYMOUS"}},
+		{"array of long symbols",
+			"\x00\x53\x40\xd0\x00\x00\x00\x17\x00\x00\x00\x01\xf0\x00\x00\x00\x0e\x00\x00\x00\x01\xb3\x00\x00\x00\x05PLAIN", []string{"PLAIN"}},
 		{"one symbol", "\x00\x53\x40\xc0\x08\x01\xa3\x05PLAIN", []string{"PLAIN"}},
 		{"long descriptor", "\x00\x80\x00\x00\x00\x00\x00\x00\x00\x40\xc0\x08\x01\xa3\x05PLAIN", []string{"PLAIN"}},
 		{"empty list", "\x00\x53\x40\x45", nil},

@@ -18,7 +18,8 @@ var ErrNoPlace = errors.New("the broker allows no more links")
 type AddressTooLongError struct{ Size, Limit int }
 
 func (e *AddressTooLongError) Error() string {
-	return fmt.Sprintf("address of %d bytes: the broker takes frames of %d bytes (max-frame-size)", e.Size, e.Limit)
+	return fmt.Sprintf("address of %d bytes: the broker takes frames of %d bytes (max-frame-size)", e.Size,
+		e.Limit)
 }
 
 // sessions are those of one connection. Links that send live in main ones: one where the broker allows enough
@@ -283,7 +284,8 @@ func (c *Conn) greetSessions(ctx context.Context, address string) (maxSize uint6
 		}
 	}
 	if err != nil {
-		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address, err)
+		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address,
+			err)
 	}
 	c.sessions.greeted = true
 	return c.sessions.maxSize, nil

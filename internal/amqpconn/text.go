@@ -78,11 +78,13 @@ func wrongHeader(got []byte) error {
 	case strings.HasPrefix(text, "\x15\x03"):
 		return errors.New("log in: the broker expects TLS on this port; write amqps:// in urls")
 	case strings.HasPrefix(text, "HTTP/"):
-		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's AMQP port in urls")
+		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's " +
+			"AMQP port in urls")
 	case text == "":
 		return errors.New("log in: the peer hung up at once; if it expects TLS on this port write amqps:// in urls")
 	}
-	return fmt.Errorf("log in: the peer answered %q, which is no AMQP 1.0 with SASL; check the port in urls", got)
+	return fmt.Errorf("log in: the peer answered %q, which is no AMQP 1.0 with SASL; check the port in urls",
+		got)
 }
 
 // explainTLS says what to do about a failed handshake.
@@ -94,7 +96,8 @@ func explainTLS(err error) error {
 	)
 	switch {
 	case errors.As(err, &plain):
-		return errors.New("set up TLS: the port does not speak TLS; write amqp:// in urls, or give the port that does")
+		return errors.New("set up TLS: the port does not speak TLS; write amqp:// in urls, or give the port " +
+			"that does")
 	case errors.As(err, &unknown):
 		issuer := "an authority"
 		if errors.As(err, &chain) && len(chain.UnverifiedCertificates) > 0 {
@@ -113,8 +116,8 @@ func explainTLS(err error) error {
 func explainOpen(err error) error {
 	var remote *amqp.Error
 	if !errors.As(err, &remote) && hungUp(err) {
-		return errors.New("open AMQP connection: the broker ended the connection after the login; does the virtual host " +
-			"exist, and may the user use it (RabbitMQ: rabbitmqctl list_permissions)?")
+		return errors.New("open AMQP connection: the broker ended the connection after the login; does the " +
+			"virtual host exist, and may the user use it (RabbitMQ: rabbitmqctl list_permissions)?")
 	}
 	return fmt.Errorf("open AMQP connection: %w", err)
 }

@@ -78,28 +78,37 @@ func TestCausesSayWhatToDo(t *testing.T) {
 	closed := free.Addr().String()
 	free.Close()
 	secured := newAuthority(t).issue("127.0.0.1")
-	tlsBroker := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{secured}}})
+	tlsBroker := startBroker(t,
+		devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{secured}}})
 	for name, c := range map[string]struct {
 		url, want string
 	}{
-		"nothing listens":         {"amqp://" + closed, "connect: connection refused"},
-		"AMQP 0-9-1":              {"amqp://" + strangePeer(t, 8, "AMQP\x00\x00\x09\x01", false), "rabbitmq-plugins enable rabbitmq_amqp1_0"},
-		"no SASL":                 {"amqp://" + strangePeer(t, 8, "AMQP\x00\x01\x00\x00", false), "takes no SASL"},
-		"a TLS alert":             {"amqp://" + strangePeer(t, 8, "\x15\x03\x03\x00\x02\x02\x46", false), "expects TLS on this port; write amqps://"},
-		"plain to a TLS broker":   {"amqp://" + tlsBroker.Addr(), "write amqps://"},
-		"HTTP":                    {"amqp://" + strangePeer(t, 8, "HTTP/1.1 400 Bad Request\r\n\r\n", false), "an HTTP server answers"},
-		"silence and the end":     {"amqp://" + strangePeer(t, 8, "", false), "hung up at once"},
-		"TLS to AMQP 1.0":         {"amqps://" + strangePeer(t, 100, "AMQP\x00\x01\x00\x00", false), "does not speak TLS; write amqp://"},
-		"TLS to AMQP 0-9-1":       {"amqps://" + strangePeer(t, 100, "AMQP\x00\x00\x09\x01", false), "does not speak TLS; write amqp://"},
-		"TLS to one that ends":    {"amqps://" + strangePeer(t, 100, "", false), "does this port speak TLS"},
-		"an unknown authority":    {"amqps://" + tlsBroker.Addr(), "issued by CN=test CA, an unknown authority"},
-		"the end after the login": {"amqp://" + strangePeer(t, 8, saslOffer+saslOK+"AMQP\x00\x01\x00\x00", false), "virtual host"},
-		"a reset after the login": {"amqp://" + strangePeer(t, 8, saslOffer+saslOK+"AMQP\x00\x01\x00\x00", true), "virtual host"},
+		"nothing listens": {"amqp://" + closed, "connect: connection refused"},
+		"AMQP 0-9-1": {"amqp://" + strangePeer(t, 8, "AMQP\x00\x00\x09\x01", false),
+			"rabbitmq-plugins enable rabbitmq_amqp1_0"},
+		"no SASL": {"amqp://" + strangePeer(t, 8, "AMQP\x00\x01\x00\x00", false), "takes no SASL"},
+		"a TLS alert": {"amqp://" + strangePeer(t, 8, "\x15\x03\x03\x00\x02\x02\x46", false),
+			"expects TLS on this port; write amqps://"},
+		"plain to a TLS broker": {"amqp://" + tlsBroker.Addr(), "write amqps://"},
+		"HTTP": {"amqp://" + strangePeer(t, 8, "HTTP/1.1 400 Bad Request\r\n\r\n", false),
+			"an HTTP server answers"},
+		"silence and the end": {"amqp://" + strangePeer(t, 8, "", false), "hung up at once"},
+		"TLS to AMQP 1.0": {"amqps://" + strangePeer(t, 100, "AMQP\x00\x01\x00\x00", false),
+			"does not speak TLS; write amqp://"},
+		"TLS to AMQP 0-9-1": {"amqps://" + strangePeer(t, 100, "AMQP\x00\x00\x09\x01", false),
+			"does not speak TLS; write amqp://"},
+		"TLS to one that ends": {"amqps://" + strangePeer(t, 100, "", false), "does this port speak TLS"},
+		"an unknown authority": {"amqps://" + tlsBroker.Addr(), "issued by CN=test CA, an unknown authority"},
+		"the end after the login": {"amqp://" + strangePeer(t, 8, saslOffer+saslOK+"AMQP\x00\x01\x00\x00", false),
+			"virtual host"},
+		"a reset after the login": {"amqp://" + strangePeer(t, 8, saslOffer+saslOK+"AMQP\x00\x01\x00\x00", true),
+			"virtual host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			text := dialText(t, c.url, nil)
-			if !strings.Contains(text, c.want) || strings.Contains(text, "connect: connect:") || strings.Contains(text, "->") {
+			if !strings.Contains(text, c.want) || strings.Contains(text, "connect: connect:") ||
+				strings.Contains(text, "->") {
 				t.Errorf("the cause is %q, and does not say %q", text, c.want)
 			}
 		})
@@ -130,11 +139,13 @@ func TestWhatPeersSayIsPrintableAndShort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shown := c.Peer.Product + c.Peer.Version; len(shown) > 2*maxName+3 || strings.ContainsAny(shown, "\x1b\n") {
+	if shown := c.Peer.Product + c.Peer.Version; len(shown) > 2*maxName+3 ||
+		strings.ContainsAny(shown, "\x1b\n") {
 		t.Errorf("the product is shown as %q", shown)
 	}
 	mechanisms := startBroker(t, devbroker.Options{Mechanisms: []string{"EVIL\x1b[31m"}})
-	if text := dialText(t, mechanisms.URL(), nil); strings.Contains(text, "\x1b") || !strings.Contains(text, "it offers EVIL") {
+	if text := dialText(t, mechanisms.URL(), nil); strings.Contains(text, "\x1b") ||
+		!strings.Contains(text, "it offers EVIL") {
 		t.Errorf("mechanisms are shown as %q", text)
 	}
 }

@@ -20,8 +20,8 @@ func legacy(cfg *tls.Config) {
 	for _, suite := range tls.CipherSuites() {
 		cfg.CipherSuites = append(cfg.CipherSuites, suite.ID)
 	}
-	cfg.CipherSuites = append(cfg.CipherSuites, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
-		tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA)
+	cfg.CipherSuites = append(cfg.CipherSuites, tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA)
 	roots, host := cfg.RootCAs, cfg.ServerName
 	cfg.InsecureSkipVerify = true // VerifyConnection does it
 	cfg.VerifyConnection = func(state tls.ConnectionState) error { return verifyLegacy(state, roots, host) }
@@ -36,7 +36,8 @@ func verifyLegacy(state tls.ConnectionState, roots *x509.CertPool, host string) 
 	failed := func(err error) error {
 		return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: time.Now()}); err != nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between,
+		CurrentTime: time.Now()}); err != nil {
 		return failed(err)
 	}
 	if commonNameOnly(leaf) {
@@ -53,7 +54,8 @@ func verifyLegacy(state tls.ConnectionState, roots *x509.CertPool, host string) 
 
 // commonNameOnly reports whether the certificate has no names but its subject's.
 func commonNameOnly(c *x509.Certificate) bool {
-	return c.Subject.CommonName != "" && len(c.DNSNames)+len(c.IPAddresses)+len(c.EmailAddresses)+len(c.URIs) == 0
+	return c.Subject.CommonName != "" && len(c.DNSNames)+len(c.IPAddresses)+len(c.EmailAddresses)+
+		len(c.URIs) == 0
 }
 
 // noSharedSuite are the alerts by which servers say so.
@@ -66,8 +68,9 @@ func explainLegacy(err error, host string) error {
 	if errors.As(err, &name) {
 		c := name.Certificate
 		if commonNameOnly(c) {
-			return fmt.Errorf("the broker's certificate names its host in the common name only (%s), which is not enough any more; "+
-				"have it issued with subject alternative names, or set legacy_tls = on", inspect.Line(c.Subject.CommonName, 100))
+			return fmt.Errorf("the broker's certificate names its host in the common name only (%s), which is not "+
+				"enough any more; have it issued with subject alternative names, or set legacy_tls = on",
+				inspect.Line(c.Subject.CommonName, 100))
 		}
 		names := slices.Clone(c.DNSNames)
 		for _, ip := range c.IPAddresses {
@@ -78,9 +81,10 @@ func explainLegacy(err error, host string) error {
 	}
 	// An alert of the peer has no type of its own outside of QUIC.
 	var alert *net.OpError
-	if errors.As(err, &alert) && alert.Op == "remote error" && slices.Contains(noSharedSuite, alert.Err.Error()) {
-		return fmt.Errorf("%w: the broker shares no cipher suite with us, or wants another client certificate; have it offer "+
-			"ECDHE key exchange, or set legacy_tls = on if it offers RSA key exchange only", err)
+	if errors.As(err, &alert) && alert.Op == "remote error" &&
+		slices.Contains(noSharedSuite, alert.Err.Error()) {
+		return fmt.Errorf("%w: the broker shares no cipher suite with us, or wants another client certificate; "+
+			"have it offer ECDHE key exchange, or set legacy_tls = on if it offers RSA key exchange only", err)
 	}
 	return err
 }

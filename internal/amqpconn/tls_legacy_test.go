@@ -23,8 +23,8 @@ func (a *authority) old(commonName string, names ...string) tls.Certificate {
 		a.t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: commonName}, DNSNames: names,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: commonName},
+		DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 	}, a.cert, &key.PublicKey, a.key)
 	if err != nil {
@@ -45,14 +45,18 @@ func TestLegacyServersAreRefusedWithTheRemedyOrTaken(t *testing.T) {
 		strict string // in the error without legacy_tls; empty = connects
 		legacy string // with it
 	}{
-		"a common name only":            {a.old("localhost"), nil, ca, "in the common name only (localhost)", ""},
-		"a common name with a wildcard": {a.old("*.example.com"), nil, ca, "set legacy_tls = on", "common name only"},
-		"the common name of another":    {a.old("broker.example.com"), nil, ca, "set legacy_tls = on", "common name only"},
-		"other names beside it":         {a.old("localhost", "broker.example.com"), nil, ca, "is for broker.example.com and not for localhost", "not for localhost"},
-		"of another authority":          {a.old("localhost"), nil, otherCA, "common name only", "unknown authority"},
-		"RSA key exchange only":         {a.old("x", "localhost"), rsaOnly, ca, "set legacy_tls = on if it offers RSA key exchange only", ""},
-		"both":                          {a.old("localhost"), rsaOnly, ca, "legacy_tls = on", ""},
-		"nothing old":                   {a.old("x", "localhost"), nil, ca, "", ""},
+		"a common name only": {a.old("localhost"), nil, ca, "in the common name only (localhost)", ""},
+		"a common name with a wildcard": {a.old("*.example.com"), nil, ca, "set legacy_tls = on",
+			"common name only"},
+		"the common name of another": {a.old("broker.example.com"), nil, ca, "set legacy_tls = on",
+			"common name only"},
+		"other names beside it": {a.old("localhost", "broker.example.com"), nil, ca,
+			"is for broker.example.com and not for localhost", "not for localhost"},
+		"of another authority": {a.old("localhost"), nil, otherCA, "common name only", "unknown authority"},
+		"RSA key exchange only": {a.old("x", "localhost"), rsaOnly, ca,
+			"set legacy_tls = on if it offers RSA key exchange only", ""},
+		"both":        {a.old("localhost"), rsaOnly, ca, "legacy_tls = on", ""},
+		"nothing old": {a.old("x", "localhost"), nil, ca, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -32,8 +32,8 @@ func newAuthority(t *testing.T) *authority {
 	a := &authority{t: t, dir: t.TempDir()}
 	a.key = a.newKey()
 	a.cert = a.sign(&x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}, nil, a.key)
 	return a
 }
@@ -46,7 +46,8 @@ func (a *authority) newKey() *ecdsa.PrivateKey {
 	return key
 }
 
-func (a *authority) sign(c *x509.Certificate, parent *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+func (a *authority) sign(c *x509.Certificate, parent *x509.Certificate,
+	key *ecdsa.PrivateKey) *x509.Certificate {
 	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	if parent == nil {
 		parent = c
@@ -66,8 +67,9 @@ func (a *authority) sign(c *x509.Certificate, parent *x509.Certificate, key *ecd
 func (a *authority) issue(name string) tls.Certificate {
 	key := a.newKey()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth},
 	}
 	if ip := net.ParseIP(name); ip != nil {
 		template.IPAddresses = []net.IP{ip}
@@ -122,7 +124,8 @@ func TestServerMustHaveACertificateForItsName(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue(row.server)}}})
+			b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue(
+				row.server)}}})
 			_, err := connect(t, b, func(o *Options) { o.CACert = row.cacert })
 			if row.reason == "" {
 				if err != nil {
@@ -144,7 +147,8 @@ func TestOldTLSIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
 	b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{
-		Certificates: []tls.Certificate{a.issue("127.0.0.1")}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11,
+		Certificates: []tls.Certificate{a.issue("127.0.0.1")}, MinVersion: tls.VersionTLS10,
+		MaxVersion: tls.VersionTLS11,
 	}})
 	_, err := connect(t, b, func(o *Options) { o.CACert = a.write("ca.pem", a.cert) })
 	if err == nil || !strings.Contains(err.Error(), "protocol version") {
@@ -194,7 +198,8 @@ func TestCertificateErrorsNameFileAndRemedy(t *testing.T) {
 	pair := a.issue("client")
 	certOnly := a.write("cert.pem", pair.Leaf)
 	encrypted := filepath.Join(a.dir, "encrypted.pem")
-	if err := os.WriteFile(encrypted, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")}), 0o600); err != nil {
+	if err := os.WriteFile(encrypted,
+		pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct{ cert, key, want string }{

@@ -54,19 +54,22 @@ func TestOpenFrameNamesTheVirtualHost(t *testing.T) {
 func TestRefusedVirtualHostIsToldApart(t *testing.T) {
 	t.Parallel()
 	rabbit := dialect.Peer{Product: "RabbitMQ", Version: "3.10.8"}
-	denied := &amqp.Error{Condition: amqp.ErrCondUnauthorizedAccess, Description: "Access for user 'koji' was refused"}
+	denied := &amqp.Error{Condition: amqp.ErrCondUnauthorizedAccess,
+		Description: "Access for user 'koji' was refused"}
 	for name, tt := range map[string]struct {
 		host string
 		peer dialect.Peer
 		err  error
 		want string // empty: the error stays as it is
 	}{
-		"version 3 ends the session":      {"two", rabbit, fmt.Errorf("begin session: %w", denied), `refused the virtual host "two"`},
-		"version 3, its default":          {"", rabbit, denied, "refused its default virtual host"},
-		"version 4 resets the connection": {"two", dialect.Peer{}, fmt.Errorf("open: %w", io.EOF), `refused the virtual host "two"`},
-		"another broker denies":           {"", dialect.Peer{Product: "ActiveMQ"}, denied, ""},
-		"another condition":               {"two", rabbit, &amqp.Error{Condition: amqp.ErrCondConnectionForced}, ""},
-		"something that is no refusal":    {"two", rabbit, errors.New("some error"), ""},
+		"version 3 ends the session": {"two", rabbit, fmt.Errorf("begin session: %w", denied),
+			`refused the virtual host "two"`},
+		"version 3, its default": {"", rabbit, denied, "refused its default virtual host"},
+		"version 4 resets the connection": {"two", dialect.Peer{}, fmt.Errorf("open: %w", io.EOF),
+			`refused the virtual host "two"`},
+		"another broker denies":        {"", dialect.Peer{Product: "ActiveMQ"}, denied, ""},
+		"another condition":            {"two", rabbit, &amqp.Error{Condition: amqp.ErrCondConnectionForced}, ""},
+		"something that is no refusal": {"two", rabbit, errors.New("some error"), ""},
 	} {
 		c := New(&Options{VirtualHost: tt.host}, Endpoint{}, slog.New(slog.DiscardHandler))
 		c.Peer = tt.peer

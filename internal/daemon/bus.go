@@ -29,11 +29,12 @@ func (c control) Tail(ctx context.Context, patterns []string, each func(inspect.
 	notice func(string) error) error {
 	lines := &noticeWriter{notice: notice}
 	log := slog.New(slog.NewTextHandler(lines, nil))
-	return relay.Subscribe(ctx, RelayOptions(c.effective.Load().config, log), patterns, func(a inspect.Arrival) error {
-		lines.mu.Lock()
-		defer lines.mu.Unlock()
-		return each(a)
-	})
+	return relay.Subscribe(ctx, RelayOptions(c.effective.Load().config, log), patterns,
+		func(a inspect.Arrival) error {
+			lines.mu.Lock()
+			defer lines.mu.Unlock()
+			return each(a)
+		})
 }
 
 // noticeWriter makes notices of the lines of a log, one at a time with what else is told.
@@ -83,8 +84,8 @@ func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 	began := time.Now()
 	outcome := c.current.send(ctx, m)
 	sent := inspect.TestSent{
-		MessageID: m.ID, Address: m.Address, Outcome: strings.ToLower(outcome.State.String()), Broker: outcome.Broker,
-		Reason: outcome.Reason, AcceptedSeconds: time.Since(began).Seconds(),
+		MessageID: m.ID, Address: m.Address, Outcome: strings.ToLower(outcome.State.String()),
+		Broker: outcome.Broker, Reason: outcome.Reason, AcceptedSeconds: time.Since(began).Seconds(),
 	}
 	w := watches[outcome.Broker]
 	switch {

@@ -29,7 +29,8 @@ func certificates(c *config.Config) []admin.Certificate {
 				continue
 			}
 			if parsed, err := x509.ParseCertificate(block.Bytes); err == nil {
-				all = append(all, admin.Certificate{Name: f.key, Subject: parsed.Subject.String(), Expires: parsed.NotAfter})
+				all = append(all, admin.Certificate{Name: f.key, Subject: parsed.Subject.String(),
+					Expires: parsed.NotAfter})
 			}
 		}
 	}

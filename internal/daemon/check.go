@@ -27,7 +27,8 @@ type CheckReport struct {
 
 // Check loads the configuration at path by the way that serve takes, and with connecting tries what it names.
 // Its error says that there is no configuration.
-func Check(ctx context.Context, path string, load func() (*config.Config, error), connecting bool) (*CheckReport, error) {
+func Check(ctx context.Context, path string, load func() (*config.Config, error),
+	connecting bool) (*CheckReport, error) {
 	// Empty lists, not null, for whoever reads the JSON.
 	report := &CheckReport{
 		File: path, Settings: []inspect.Setting{}, Warnings: []config.Problem{}, Problems: []config.Problem{},
@@ -105,7 +106,10 @@ func connect(ctx context.Context, cfg *config.Config) *Connections {
 	opts := RelayOptions(cfg, slog.New(slog.DiscardHandler))
 	var wg sync.WaitGroup
 	for i, u := range cfg.Broker.URLs {
-		wg.Go(func() { found.Brokers[i] = newBrokerReport(u.String(), amqpconn.Probe(ctx, opts.Options, u.Reveal())) })
+		wg.Go(func() {
+			found.Brokers[i] = newBrokerReport(u.String(),
+				amqpconn.Probe(ctx, opts.Options, u.Reveal()))
+		})
 	}
 	if cfg.Queue.Enabled && cfg.Queue.Store == config.StorePostgres {
 		wg.Go(func() { found.Database = probeDatabase(ctx, cfg) })
@@ -137,7 +141,8 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	}
 	r, err := postgres.Probe(ctx, conn.Reveal())
 	d := &DatabaseReport{
-		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler, Schema: r.Version,
+		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler,
+		Schema: r.Version,
 	}
 	if err != nil {
 		d.Error = err.Error()

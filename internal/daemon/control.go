@@ -29,7 +29,8 @@ func (d *Daemon) control() admin.Control {
 	if d.store == nil {
 		return control{d, noQueue{}, d.historyControl()}
 	}
-	q := queueControl{store: d.store, translate: d.current.translate, log: d.log, wake: d.drainer.Wake, history: noHistory{}}
+	q := queueControl{store: d.store, translate: d.current.translate, log: d.log, wake: d.drainer.Wake,
+		history: noHistory{}}
 	if d.history != nil {
 		q.history = d.history
 	}
@@ -46,7 +47,8 @@ func (c control) Reload(ctx context.Context) admin.Reload {
 func (c control) SetLogLevel(_ context.Context, level string) error {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return &admin.Error{Code: admin.CodeBadRequest, Text: "log level " + level + " is none of debug, info, warn, error"}
+		return &admin.Error{Code: admin.CodeBadRequest,
+			Text: "log level " + level + " is none of debug, info, warn, error"}
 	}
 	c.opts.Level.Set(l)
 	c.log.Info("log level changed until the next start or reload", "log_level", strings.ToLower(l.String()))
@@ -100,7 +102,8 @@ func NewQueueControl(c *config.Config, opened store, log *slog.Logger) (admin.Qu
 	if err != nil {
 		return nil, fmt.Errorf("prepare translation: %w", err)
 	}
-	return queueControl{store: opened, translate: rules.Translate, log: log, wake: func() {}, history: noHistory{}}, nil
+	return queueControl{store: opened, translate: rules.Translate, log: log, wake: func() {},
+		history: noHistory{}}, nil
 }
 
 // explain gives the errors that the control socket knows their codes.

@@ -124,7 +124,8 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 		return err
 	}
 	d.current.exchange(s, s.run(d.fatal))
-	parts.add(part{"sending", 20 * time.Second, func(ctx context.Context) error { return d.current.part.stop(ctx) }})
+	parts.add(part{"sending", 20 * time.Second,
+		func(ctx context.Context) error { return d.current.part.stop(ctx) }})
 	d.startDrain(parts)
 	d.startReplays(parts)
 	d.serveAdmin(parts)

@@ -276,7 +276,8 @@ func TestEventThatCannotBeQueuedStaysADeadLetter(t *testing.T) {
 	t.Parallel()
 	q, ids := deadEvents(t)
 	q.store = full{q.store}
-	if _, err := q.Retry(t.Context(), inspect.DeadBox, inspect.Selection{IDs: ids}); !errors.Is(err, queue.ErrFull) {
+	if _, err := q.Retry(t.Context(), inspect.DeadBox, inspect.Selection{IDs: ids}); !errors.Is(err,
+		queue.ErrFull) {
 		t.Errorf("retry: %v, want %v", err, queue.ErrFull)
 	}
 	if got := boxIDs(t, q, inspect.DeadBox); len(got) != len(ids) {

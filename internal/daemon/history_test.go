@@ -41,14 +41,17 @@ func TestHistoryHearsWhatBecomesOfEachMessage(t *testing.T) {
 	w.sent(m("unroutable"), inspect.ViaSocket, message.Outcome{State: message.Released, Next: message.Done})
 	w.put([]message.Unsent{{Message: *m("put"), Outcome: released}, {Message: *m("large"),
 		Outcome: message.Outcome{Next: message.Dead, Reason: "too large"}}}, bad, inspect.ViaOutbox)
-	w.refused([]message.Unsent{{Message: *m("refused")}}, bad, inspect.ViaSocket, errors.New("the store is down"))
+	w.refused([]message.Unsent{{Message: *m("refused")}}, bad, inspect.ViaSocket,
+		errors.New("the store is down"))
 	w.skipped([]message.Skipped{{Message: *m("skipped"), Reason: "excluded"}}, inspect.ViaSocket, time.Now())
 	w.relayObserver().Settled("b2", m("attempt"), released, 0)
 	w.relayObserver().Settled("b2", m("sent"), accepted, 0) // told by sent and drained
 	w.drained(queue.Entry{Message: *m("drained")}, accepted, queue.Settlement{Action: queue.Forget})
 	w.drained(queue.Entry{Message: *m("buried")}, released, queue.Settlement{Action: queue.Bury})
-	w.drained(queue.Entry{Message: *m("dropped")}, message.Outcome{Next: message.Done}, queue.Settlement{Action: queue.Forget})
-	w.drained(queue.Entry{Message: *m("aside")}, released, queue.Settlement{Action: queue.SetAside}) // its attempt was told
+	w.drained(queue.Entry{Message: *m("dropped")}, message.Outcome{Next: message.Done},
+		queue.Settlement{Action: queue.Forget})
+	// its attempt was told
+	w.drained(queue.Entry{Message: *m("aside")}, released, queue.Settlement{Action: queue.SetAside})
 	w.expiredOne("expired", time.Now())
 
 	want := []string{

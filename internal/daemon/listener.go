@@ -12,8 +12,9 @@ import (
 	"koji-relay/internal/retry"
 )
 
-// listener accepts a bounded number of connections at a time, so that those of one listener leave file descriptors
-// to the others. What comes above it waits in the backlog. It says so, and why it cannot accept, once each time.
+// listener accepts a bounded number of connections at a time, so that those of one listener leave file
+// descriptors to the others. What comes above it waits in the backlog. It says so, and why it cannot accept,
+// once each time.
 type listener struct {
 	net.Listener
 	name string // for the log
@@ -28,7 +29,8 @@ type listener struct {
 }
 
 func newListener(l net.Listener, name string, most int, log *slog.Logger) *listener {
-	return &listener{Listener: l, name: name, room: make(chan struct{}, most), closed: make(chan struct{}), log: log}
+	return &listener{Listener: l, name: name, room: make(chan struct{}, most), closed: make(chan struct{}),
+		log: log}
 }
 
 // Accept implements net.Listener. It blocks while all connections that may be open are.
@@ -101,8 +103,8 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// The most connections of the listeners. With few file descriptors it is a share of them: a quarter for the hub, an
-// eighth for the page, a sixteenth for the commands. The rest is for brokers and the database.
+// The most connections of the listeners. With few file descriptors it is a share of them: a quarter for the
+// hub, an eighth for the page, a sixteenth for the commands. The rest is for brokers and the database.
 const (
 	mostHub     = 1024
 	mostAdmin   = 64
@@ -118,8 +120,8 @@ func shareOf(part uint64, most int) int {
 	return int(min(uint64(most), max(1, limit.Cur/part)))
 }
 
-// serveAlso serves on a listener that the relay can do without. One that cannot be had is tried again until it
-// can, or until parts are stopped; the first try is over when this returns.
+// serveAlso serves on a listener that the relay can do without. One that cannot be had is tried again until
+// it can, or until parts are stopped; the first try is over when this returns.
 func (d *Daemon) serveAlso(parts *stops, name string, most int, open func() (net.Listener, error),
 	serve func(net.Listener) error) {
 	l, err := open()

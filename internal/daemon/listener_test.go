@@ -189,7 +189,8 @@ func TestListenerThatCannotBeHadIsTriedAgain(t *testing.T) {
 			t.Errorf("the relay ended: %v", err)
 		default:
 		}
-		for line, want := range map[string]int{"level=WARN": 3, "address already in use": 1, "listening at last": 2} {
+		for line, want := range map[string]int{"level=WARN": 3, "address already in use": 1,
+			"listening at last": 2} {
 			if n := strings.Count(text.String(), line); n != want {
 				t.Errorf("%q is logged %d times, want %d:\n%s", line, n, want, text)
 			}

@@ -10,8 +10,8 @@ import (
 	"koji-relay/internal/retry"
 )
 
-// refusals logs that events are refused: the cause once, another cause once, and the end with counts. It may be
-// used concurrently.
+// refusals logs that events are refused: the cause once, another cause once, and the end with counts. It may
+// be used concurrently.
 type refusals struct {
 	log *slog.Logger
 
@@ -96,5 +96,6 @@ func (b *brokerless) look(all []string, used string) {
 		return
 	}
 	b.told = true
-	b.log.Error("no broker is up: messages are kept in the queue until one is", "brokers", strings.Join(all, " "))
+	b.log.Error("no broker is up: messages are kept in the queue until one is", "brokers",
+		strings.Join(all, " "))
 }

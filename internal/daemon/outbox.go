@@ -12,8 +12,8 @@ import (
 // announceEvery is how often the hubs are told which callbacks make messages, in the database.
 const announceEvery = time.Minute
 
-// listenPokes takes over the sockets of systemd, or opens one beside the hub's. Without one the outbox is only read
-// less promptly.
+// listenPokes takes over the sockets of systemd, or opens one beside the hub's. Without one the outbox is
+// only read less promptly.
 func (d *Daemon) listenPokes(hub net.Listener, inherited []net.PacketConn, parts *stops) {
 	d.pokes = inherited
 	if len(d.pokes) == 0 {

@@ -40,7 +40,8 @@ func (s *slowParts) Send(ctx context.Context, msgs []message.Message) []message.
 	return outcomes
 }
 
-func (s *slowParts) Put(ctx context.Context, unsent []message.Unsent, _ []message.Undeliverable) (queue.Stored, error) {
+func (s *slowParts) Put(ctx context.Context, unsent []message.Unsent,
+	_ []message.Undeliverable) (queue.Stored, error) {
 	s.puts = append(s.puts, len(unsent))
 	if s.putErr != nil && len(s.puts) > 1 {
 		return queue.Stored{}, s.putErr

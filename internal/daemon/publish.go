@@ -55,9 +55,9 @@ type publisher struct {
 const commitTime = 10 * time.Second
 
 // publish deals with one commit, in pieces. It may be called concurrently. A commit of one piece (at most
-// message.PieceEvents and message.PieceBytes) blocks for handoff_timeout plus twice store_timeout at most. A larger
-// one takes twice store_timeout for each further piece, and no piece is begun after commitTime: the hub is told
-// which events are left. progress is called after each piece.
+// message.PieceEvents and message.PieceBytes) blocks for handoff_timeout plus twice store_timeout at most. A
+// larger one takes twice store_timeout for each further piece, and no piece is begun after commitTime: the
+// hub is told which events are left. progress is called after each piece.
 func (p *publisher) publish(ctx context.Context, c message.Commit, progress func()) message.Receipt {
 	h := handover{publisher: p, began: time.Now()}
 	for events := range message.Pieces(c.Events) {
@@ -90,7 +90,8 @@ type handover struct {
 	sending bool // a piece has been given to the sender
 	receipt message.Receipt
 	failed  error // the first failure to store
-	// failures counts puts that failed in a row. After patience of them the store is not asked again for this commit.
+	// failures counts puts that failed in a row. After patience of them the store is not asked again for this
+	// commit.
 	failures int
 }
 
@@ -138,7 +139,8 @@ var errAppended = errors.New("appended to the outbox")
 
 // send gives the messages to the brokers, unless something stands before them, and returns those that are not
 // done. After an error nothing was sent, and unsent holds all.
-func (h *handover) send(ctx context.Context, c message.Commit, msgs []message.Message) (unsent []message.Unsent, err error) {
+func (h *handover) send(ctx context.Context, c message.Commit,
+	msgs []message.Message) (unsent []message.Unsent, err error) {
 	if len(msgs) == 0 {
 		return nil, nil
 	}
@@ -167,8 +169,8 @@ func (h *handover) send(ctx context.Context, c message.Commit, msgs []message.Me
 	return unsent, err
 }
 
-// sendInTime gives each piece what the ones before it left of handoffTimeout. The first one is not cut here: the
-// sender bounds it, and learns from its silence that a broker stalls.
+// sendInTime gives each piece what the ones before it left of handoffTimeout. The first one is not cut here:
+// the sender bounds it, and learns from its silence that a broker stalls.
 func (h *handover) sendInTime(ctx context.Context, msgs []message.Message) []message.Outcome {
 	if !h.sending {
 		h.sending = true
@@ -182,9 +184,9 @@ func (h *handover) sendInTime(ctx context.Context, msgs []message.Message) []mes
 	return h.sender.Send(ctx, msgs)
 }
 
-// stand finds the place of a piece: behind messages in the queue (true), behind commits in the outbox (errAppended,
-// and it is there now), or first. After a failure no more of the commit may be sent: it would overtake what the hub
-// keeps.
+// stand finds the place of a piece: behind messages in the queue (true), behind commits in the outbox
+// (errAppended, and it is there now), or first. After a failure no more of the commit may be sent: it would
+// overtake what the hub keeps.
 func (h *handover) stand(ctx context.Context, c message.Commit) (behind bool, err error) {
 	if h.failed != nil {
 		return false, h.failed

@@ -41,7 +41,8 @@ type fakeQueue struct {
 	dead   map[string]string // what it makes dead letters of, by message-id
 }
 
-func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent, bad []message.Undeliverable) (queue.Stored, error) {
+func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent,
+	bad []message.Undeliverable) (queue.Stored, error) {
 	if f.err != nil {
 		return queue.Stored{}, f.err
 	}
@@ -53,7 +54,8 @@ func (f *fakeQueue) Put(_ context.Context, unsent []message.Unsent, bad []messag
 // fivePart is a commit of five events that become: three messages (a, b, c), one skip and one undeliverable.
 var fivePart = callbacks.Translation{
 	Messages: []message.Message{
-		{ID: "id-a", Event: 4, Address: "a"}, {ID: "id-b", Event: 1, Address: "b"}, {ID: "id-c", Event: 2, Address: "c"},
+		{ID: "id-a", Event: 4, Address: "a"}, {ID: "id-b", Event: 1, Address: "b"},
+		{ID: "id-c", Event: 2, Address: "c"},
 	},
 	Undeliverable: []message.Undeliverable{{ID: "id-x", Event: 0, Reason: "no action"}},
 	Skipped:       make([]message.Skipped, 1),
@@ -120,7 +122,8 @@ func TestOnlyWhatIsDoneIsForgotten(t *testing.T) {
 	}
 }
 
-// With max_attempts = 1, or a message that the store cannot hold, the put makes a dead letter of what was to be queued.
+// With max_attempts = 1, or a message that the store cannot hold, the put makes a dead letter of what was to
+// be queued.
 func TestDeadLetterMadeByThePutIsAnsweredAndCountedAsDead(t *testing.T) {
 	t.Parallel()
 	s := &fakeSender{outcomes: map[string]message.Outcome{
@@ -152,7 +155,8 @@ func TestNotTakenNamesExactlyTheEventsNeitherSentNorStored(t *testing.T) {
 	}{
 		"one accepted, the store down": {
 			map[string]message.Outcome{"b": done()}, &fakeQueue{err: storeDown},
-			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 2, 4}, Reason: "neither sent nor stored: store is down"},
+			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 2, 4},
+				Reason: "neither sent nor stored: store is down"},
 		},
 		"none accepted, the store down": {
 			nil, &fakeQueue{err: storeDown},
@@ -164,7 +168,8 @@ func TestNotTakenNamesExactlyTheEventsNeitherSentNorStored(t *testing.T) {
 		},
 		"the queue switched off": {
 			map[string]message.Outcome{"a": done()}, nil,
-			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 1, 2}, Reason: "neither sent nor stored: no broker took it and [queue] enabled = off"},
+			message.Receipt{Sent: 1, Skipped: 1, NotTaken: []int{0, 1, 2},
+				Reason: "neither sent nor stored: no broker took it and [queue] enabled = off"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -208,9 +213,11 @@ func TestPreservedOrderPutsNewMessagesBehindOlderOnes(t *testing.T) {
 		"messages wait in the queue: queued without an attempt": {
 			backlog: queue.Backlog{Queue: true}, want: message.Receipt{Queued: 1, Skipped: 1}},
 		"commits wait in the outbox: appended there": {
-			backlog: queue.Backlog{Queue: true, Outbox: true}, want: message.Receipt{Queued: 1, Skipped: 1}, appended: 1},
+			backlog: queue.Backlog{Queue: true, Outbox: true}, want: message.Receipt{Queued: 1, Skipped: 1},
+			appended: 1},
 		"the outbox cannot be appended to: refused": {
-			backlog: queue.Backlog{Outbox: true}, appendErr: down, want: message.Receipt{NotTaken: []int{0}, Skipped: 1}, appended: 1},
+			backlog: queue.Backlog{Outbox: true}, appendErr: down,
+			want: message.Receipt{NotTaken: []int{0}, Skipped: 1}, appended: 1},
 		"paused: queued without an attempt": {
 			paused: true, want: message.Receipt{Queued: 1, Skipped: 1}},
 		"what waits is unknown: refused, nothing is overtaken": {
@@ -231,7 +238,8 @@ func TestPreservedOrderPutsNewMessagesBehindOlderOnes(t *testing.T) {
 				t.Errorf("receipt (-want +got):\n%s", diff)
 			}
 			if len(s.got) != tc.sent || appended != tc.appended {
-				t.Errorf("%d messages sent, %d commits appended; want %d and %d", len(s.got), appended, tc.sent, tc.appended)
+				t.Errorf("%d messages sent, %d commits appended; want %d and %d", len(s.got), appended, tc.sent,
+					tc.appended)
 			}
 		})
 	}
@@ -242,7 +250,9 @@ func TestCommitsFromTheOutboxStandBehindTheQueueOnly(t *testing.T) {
 	tr := callbacks.Translation{Messages: []message.Message{{ID: "id-a", Address: "a"}}}
 	s := &fakeSender{outcomes: map[string]message.Outcome{"a": done()}}
 	p := newPublisher(s, &fakeQueue{}, tr)
-	p.order = &order{backlog: func(context.Context) (queue.Backlog, error) { return queue.Backlog{Outbox: true}, nil }}
+	p.order = &order{backlog: func(context.Context) (queue.Backlog, error) {
+		return queue.Backlog{Outbox: true}, nil
+	}}
 	if got := p.publish(context.Background(), oneCommit, func() {}); got.Sent != 1 {
 		t.Errorf("receipt %+v, want the message sent", got)
 	}

@@ -55,8 +55,8 @@ func (d *Daemon) reload() error {
 	return nil
 }
 
-// exchange builds the next service beside the one in force, hands over to it, and stops the old one. It returns what is
-// in force then, and the names of the keys in the file that wait for a restart.
+// exchange builds the next service beside the one in force, hands over to it, and stops the old one. It
+// returns what is in force then, and the names of the keys in the file that wait for a restart.
 func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
 	file, err := d.opts.Load()
 	if err != nil {
@@ -104,15 +104,15 @@ func (d *Daemon) setLevel(c *config.Config) {
 	d.opts.Level.Set(level)
 }
 
-// ownMemory is what the Go runtime may take besides commits at work and batches of the drain. The program's own text
-// and what the runtime frees too late come on top; together they stay within 64 MiB.
+// ownMemory is what the Go runtime may take besides commits at work and batches of the drain. The program's
+// own text and what the runtime frees too late come on top; together they stay within 64 MiB.
 const ownMemory = 24 << 20
 
 // historyMemory is what waits for the history at most, and what is on its way there.
 const historyMemory = 12 << 20
 
-// setMemoryLimit tells the Go runtime what the relay may take, so that it collects garbage in time. It is a soft limit;
-// GOMEMLIMIT of the environment goes before it.
+// setMemoryLimit tells the Go runtime what the relay may take, so that it collects garbage in time. It is a
+// soft limit; GOMEMLIMIT of the environment goes before it.
 func setMemoryLimit(c *config.Config) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(ownMemory + historyMemory + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes)

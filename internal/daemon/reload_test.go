@@ -23,17 +23,20 @@ var otherValues = map[string]string{
 	"broker.legacy_tls":   "on",
 	"broker.topic_prefix": "other", "broker.virtual_host": "other",
 	"broker.connect_timeout": "11", "broker.send_timeout": "61", "broker.test_mode": "off",
-	"broker.test_mode_fail": "1", "broker.url_order": "random", "broker.dialect": "literal", "broker.sasl": "plain",
-	"broker.user_file": "/other", "broker.password_file": "/other", "broker.unroutable": "drop", "broker.idle_timeout": "31",
+	"broker.test_mode_fail": "1", "broker.url_order": "random", "broker.dialect": "literal",
+	"broker.sasl": "plain", "broker.user_file": "/other", "broker.password_file": "/other",
+	"broker.unroutable": "drop", "broker.idle_timeout": "31",
 
 	"message.extra_limit": "100", "message.extra_keep": "b", "message.ttl": "60", "message.events": "preTag",
-	"message.exclude_tags": "f*", "message.durable": "on", "message.priority": "5", "message.body_section": "data",
+	"message.exclude_tags": "f*", "message.durable": "on", "message.priority": "5",
+	"message.body_section": "data",
 
-	"queue.enabled": "off", "queue.store": "postgres", "queue.database": "host=other", "queue.path": "DIR/other.db",
-	"queue.batch_size": "7", "queue.batch_bytes": "4096", "queue.max_age": "25", "queue.expired": "dead_letter",
-	"queue.dead_max_age": "31", "queue.max_bytes": "1000", "queue.preserve_order": "on", "queue.max_attempts": "9",
-	"queue.interval": "31", "queue.store_timeout": "0.7", "queue.rate_limit": "5",
-	"history.keep": "8", "history.max_bytes": "2000000", "history.store": "file", "history.path": "DIR/other.history",
+	"queue.enabled": "off", "queue.store": "postgres", "queue.database": "host=other",
+	"queue.path": "DIR/other.db", "queue.batch_size": "7", "queue.batch_bytes": "4096", "queue.max_age": "25",
+	"queue.expired": "dead_letter", "queue.dead_max_age": "31", "queue.max_bytes": "1000",
+	"queue.preserve_order": "on", "queue.max_attempts": "9", "queue.interval": "31",
+	"queue.store_timeout": "0.7", "queue.rate_limit": "5", "history.keep": "8", "history.max_bytes": "2000000",
+	"history.store": "file", "history.path": "DIR/other.history",
 
 	"relay.socket": "DIR/other.sock", "relay.socket_group": "other", "relay.socket_mode": "0600",
 	"relay.control": "DIR/other-control.sock", "relay.admin": "127.0.0.1:1", "relay.handoff_timeout": "0.9",
@@ -45,9 +48,9 @@ var otherValues = map[string]string{
 func baseConfig(dir, name, value string) string {
 	values := map[string]string{
 		"broker.urls": "amqp://broker", "broker.topic_prefix": "topic://koji", "broker.test_mode": "on",
-		"broker.cert": "/cert", "broker.key": "/key", "broker.user_file": "/user", "broker.password_file": "/password",
-		"message.events": "postTag", "message.extra_limit": "10", "message.extra_keep": "a",
-		"queue.store": "file", "queue.path": dir + "/queue.db",
+		"broker.cert": "/cert", "broker.key": "/key", "broker.user_file": "/user",
+		"broker.password_file": "/password", "message.events": "postTag", "message.extra_limit": "10",
+		"message.extra_keep": "a", "queue.store": "file", "queue.path": dir + "/queue.db",
 	}
 	if name != "" {
 		values[name] = strings.ReplaceAll(value, "DIR", dir)
@@ -109,7 +112,9 @@ func runningParts(t *testing.T, path string) *Daemon {
 func effects(d *Daemon) string {
 	s := d.current.acquire()
 	defer s.users.Done()
-	inside := func(part any, field string) reflect.Value { return reflect.ValueOf(part).Elem().FieldByName(field) }
+	inside := func(part any, field string) reflect.Value {
+		return reflect.ValueOf(part).Elem().FieldByName(field)
+	}
 	var b strings.Builder
 	for _, v := range []reflect.Value{
 		inside(d.history, "o"),
@@ -124,7 +129,8 @@ func effects(d *Daemon) string {
 	const kwargs = `{"tag": {"name": "f39"}, "build": {"extra": {"a": "aaaa", "b": "bbbb"}}}`
 	for _, callback := range []string{"postTag", "preTag"} {
 		event := message.Event{Callback: callback, Kwargs: []byte(kwargs)}
-		t := s.rules.Translate(message.Commit{ID: "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", Events: []message.Event{event}})
+		t := s.rules.Translate(message.Commit{ID: "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55",
+			Events: []message.Event{event}})
 		fmt.Fprintf(&b, "%d %+v\n", len(t.Skipped), t.Messages)
 	}
 	return b.String()
@@ -207,7 +213,8 @@ func TestReloadChangesTheMemoryOfTheHubAPI(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "protonmsg.conf")
 	write := func(value string) {
-		if err := os.WriteFile(path, []byte(baseConfig(dir, "relay.max_inflight_bytes", value)), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(baseConfig(dir, "relay.max_inflight_bytes", value)),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -229,7 +236,8 @@ func TestReloadNamesAChangeThatIsNotShown(t *testing.T) {
 	path := filepath.Join(dir, "protonmsg.conf")
 	write := func(password string) {
 		text := baseConfig(dir, "broker.urls", "amqp://user:"+password+"@broker")
-		text = strings.ReplaceAll(strings.ReplaceAll(text, "user_file = /user\n", ""), "password_file = /password\n", "")
+		text = strings.ReplaceAll(strings.ReplaceAll(text, "user_file = /user\n", ""),
+			"password_file = /password\n", "")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +269,8 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 		t.Fatal("taken")
 	}
 	said := d.effective.Load().reload
-	if effects(d) != before || said.OK || len(said.Errors) == 0 || !strings.Contains(strings.Join(said.Errors, ""), "batch_size = many") {
+	if effects(d) != before || said.OK || len(said.Errors) == 0 ||
+		!strings.Contains(strings.Join(said.Errors, ""), "batch_size = many") {
 		t.Errorf("%+v", said)
 	}
 }

@@ -48,7 +48,8 @@ func (q queueControl) retryEvent(ctx context.Context, id string) (bool, error) {
 		return false, err
 	}
 	m := &it.Message
-	t := q.translate(message.Commit{ID: m.Commit, Events: []message.Event{{Number: m.Event, Callback: m.Callback, Kwargs: it.Body}}})
+	t := q.translate(message.Commit{ID: m.Commit,
+		Events: []message.Event{{Number: m.Event, Callback: m.Callback, Kwargs: it.Body}}})
 	if len(t.Messages) != 1 {
 		reason := "the configuration does not ask for it (events, exclude_tags)"
 		if len(t.Undeliverable) > 0 {

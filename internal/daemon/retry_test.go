@@ -14,7 +14,8 @@ import (
 
 const deadCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
 
-// deadEvents gives a store with two events as dead letters, of which the rules of today understand only the first.
+// deadEvents gives a store with two events as dead letters, of which the rules of today understand only the
+// first.
 func deadEvents(t *testing.T) (queueControl, []string) {
 	t.Helper()
 	store, err := file.Open(filepath.Join(t.TempDir(), "queue.db"), file.Options{})
@@ -30,7 +31,8 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)
-		bad = append(bad, message.Undeliverable{ID: id, Commit: deadCommit, Event: n, Callback: "postNew", Kwargs: []byte(kwargs), Reason: "an older relay did not know it"})
+		bad = append(bad, message.Undeliverable{ID: id, Commit: deadCommit, Event: n, Callback: "postNew",
+			Kwargs: []byte(kwargs), Reason: "an older relay did not know it"})
 	}
 	if _, err := store.Put(t.Context(), nil, bad); err != nil {
 		t.Fatal(err)
@@ -39,8 +41,8 @@ func deadEvents(t *testing.T) (queueControl, []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return queueControl{store: store, translate: rules.Translate, log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		wake: func() {}, history: noHistory{}}, ids
+	return queueControl{store: store, translate: rules.Translate,
+		log: slog.New(slog.NewTextHandler(t.Output(), nil)), wake: func() {}, history: noHistory{}}, ids
 }
 
 func boxIDs(t *testing.T, q queueControl, b inspect.Box) (ids []string) {

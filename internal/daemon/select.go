@@ -16,7 +16,8 @@ import (
 const selectionChunk = 1000
 
 // Retry implements admin.QueueControl. What became due is sent at once.
-func (q queueControl) Retry(ctx context.Context, b inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (q queueControl) Retry(ctx context.Context, b inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	defer q.wake()
 	switch {
 	case which.DryRun && b == inspect.QueueBox:
@@ -31,7 +32,8 @@ func (q queueControl) Retry(ctx context.Context, b inspect.Box, which inspect.Se
 }
 
 // Drop implements admin.QueueControl.
-func (q queueControl) Drop(ctx context.Context, b inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (q queueControl) Drop(ctx context.Context, b inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	if which.DryRun {
 		return q.count(ctx, b, which, nil)
 	}
@@ -60,8 +62,8 @@ func setAside(it *queue.Item) bool { return it.NextAttempt.After(time.Now()) }
 type storeChange func(context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
 
 // change does something to the selected items for which also is true.
-func (q queueControl) change(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool,
-	do storeChange) (inspect.Changed, error) {
+func (q queueControl) change(ctx context.Context, b inspect.Box, which inspect.Selection,
+	also func(*queue.Item) bool, do storeChange) (inspect.Changed, error) {
 	// What is deleted is named one by one, for the history.
 	if !which.Filtered() && !(which.All && also == nil) {
 		changed, err := do(ctx, b, inspect.Selection{IDs: which.IDs, All: which.All})
@@ -77,13 +79,15 @@ func (q queueControl) change(ctx context.Context, b inspect.Box, which inspect.S
 }
 
 // count tells what change would do.
-func (q queueControl) count(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool) (
+func (q queueControl) count(ctx context.Context, b inspect.Box, which inspect.Selection,
+	also func(*queue.Item) bool) (
 	inspect.Changed, error) {
 	found, err := q.pick(ctx, b, which, also)
 	return inspect.Changed{Count: len(found.messages) + len(found.events), Missing: found.missing}, explain(err)
 }
 
-func (q queueControl) inChunks(ctx context.Context, b inspect.Box, ids []string, do storeChange, done inspect.Changed) (
+func (q queueControl) inChunks(ctx context.Context, b inspect.Box, ids []string, do storeChange,
+	done inspect.Changed) (
 	inspect.Changed, error) {
 	for chunk := range slices.Chunk(ids, selectionChunk) {
 		changed, err := do(ctx, b, inspect.Selection{IDs: chunk})
@@ -104,7 +108,8 @@ type picked struct {
 }
 
 // pick looks up the selected items for which also, if it is given, is true. Named ones need only be there.
-func (q queueControl) pick(ctx context.Context, b inspect.Box, which inspect.Selection, also func(*queue.Item) bool) (
+func (q queueControl) pick(ctx context.Context, b inspect.Box, which inspect.Selection,
+	also func(*queue.Item) bool) (
 	picked, error) {
 	var p picked
 	for _, id := range which.IDs {

@@ -60,7 +60,8 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 			hub.order.append = d.postgres.AppendOutbox
 		}
 	}
-	return &service{relay: r, rules: rules, events: strings.Join(rules.Events(), " "), hub: &hub, outbox: &outbox}, nil
+	return &service{relay: r, rules: rules, events: strings.Join(rules.Events(), " "), hub: &hub,
+		outbox: &outbox}, nil
 }
 
 // run keeps the brokers connected until stop, which first waits for the calls under way.
@@ -89,8 +90,8 @@ func (s *service) wait(ctx context.Context) error {
 	}
 }
 
-// current holds the service in force. It is what ingest, the outbox reader and the drain see: they never learn
-// that it was exchanged.
+// current holds the service in force. It is what ingest, the outbox reader and the drain see: they never
+// learn that it was exchanged.
 type current struct {
 	mu      sync.Mutex // guards the fields below and the first Add to the service's users
 	service *service
@@ -181,7 +182,8 @@ func (c outboxTaker) Take(ctx context.Context, commit message.Commit) message.Re
 	return s.outbox.publish(ctx, commit, func() {})
 }
 
-// subjects says which commits of the outbox keep their order: those about one build, or all with preserve_order.
+// subjects says which commits of the outbox keep their order: those about one build, or all with
+// preserve_order.
 func (d *Daemon) subjects(c message.Commit) []string {
 	if d.effective.Load().config.Queue.PreserveOrder {
 		return []string{"everything"}

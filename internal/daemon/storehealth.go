@@ -10,8 +10,8 @@ import (
 	"koji-relay/queue"
 )
 
-// storeHealth knows whether a put would be kept, by what happened last: a put, or a probe that wrote. A store may well
-// be read that cannot be written: a standby, a read-only database, a full disk.
+// storeHealth knows whether a put would be kept, by what happened last: a put, or a probe that wrote. A store
+// may well be read that cannot be written: a standby, a read-only database, a full disk.
 type storeHealth struct {
 	store interface {
 		putter
@@ -33,7 +33,8 @@ const (
 )
 
 // Put implements putter, and notes how it ended.
-func (h *storeHealth) Put(ctx context.Context, unsent []message.Unsent, bad []message.Undeliverable) (queue.Stored, error) {
+func (h *storeHealth) Put(ctx context.Context, unsent []message.Unsent,
+	bad []message.Undeliverable) (queue.Stored, error) {
 	stored, err := h.store.Put(ctx, unsent, bad)
 	switch {
 	case errors.Is(err, queue.ErrFull):
@@ -66,8 +67,8 @@ func (h *storeHealth) note(err error) {
 	}
 }
 
-// failure says why a put would not be kept; nil when it would. full is true where it would be for want of room in
-// the queue, which holds so many bytes.
+// failure says why a put would not be kept; nil when it would. full is true where it would be for want of
+// room in the queue, which holds so many bytes.
 func (h *storeHealth) failure(held, maxBytes int64) (full bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -41,7 +41,8 @@ func TestUnitAgreesWithWhatTheRelayTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if takes := int64(64<<20) + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes; setting("MemoryMax") < 2*takes {
-		t.Errorf("MemoryMax is %d, want at least twice the %d bytes that the relay takes", setting("MemoryMax"), takes)
+		t.Errorf("MemoryMax is %d, want at least twice the %d bytes that the relay takes", setting("MemoryMax"),
+			takes)
 	}
 	if got := setting("LimitNOFILE") / 4; got < mostHub {
 		t.Errorf("LimitNOFILE leaves the hub %d connections, want %d", got, mostHub)

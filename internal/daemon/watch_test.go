@@ -26,7 +26,8 @@ func scrape(t *testing.T, w *watch) string {
 	t.Helper()
 	s := admin.New(admin.Options{
 		Source:  func(context.Context) admin.Status { return admin.Status{} },
-		Metrics: w.metrics, Recent: w.recent, Control: control{&Daemon{}, noQueue{}, noHistoryControl{}}, Logger: slog.New(slog.DiscardHandler),
+		Metrics: w.metrics, Recent: w.recent, Control: control{&Daemon{}, noQueue{}, noHistoryControl{}},
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -82,7 +83,8 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 	}
 	defer store.Close()
 	if _, err := store.Put(t.Context(), []message.Unsent{{Message: message.Message{
-		ID: deadCommit, Commit: deadCommit, Address: "build.tag", Body: "{}", Created: time.Now().Add(-2 * time.Hour)}}}, nil); err != nil {
+		ID: deadCommit, Commit: deadCommit, Address: "build.tag", Body: "{}",
+		Created: time.Now().Add(-2 * time.Hour)}}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	w := newWatch("test", slog.New(slog.DiscardHandler))
@@ -110,7 +112,8 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	wantSeries(t, scrape(t, w), `koji_relay_queue_expired_total{address="build.tag"} 1`, `koji_relay_dead_letter_total{reason="expired"} 1`)
+	wantSeries(t, scrape(t, w), `koji_relay_queue_expired_total{address="build.tag"} 1`,
+		`koji_relay_dead_letter_total{reason="expired"} 1`)
 }
 
 // One grep for a message-id finds what became of the message, at each stage.
@@ -123,7 +126,8 @@ func TestFateOfAMessageIsLogged(t *testing.T) {
 	w.put([]message.Unsent{{Message: m, Outcome: rejected}}, nil, inspect.ViaSocket)
 	w.sent(&m, inspect.ViaSocket, message.Outcome{State: message.Accepted, Broker: "b:5672"})
 	w.drained(queue.Entry{Message: m}, rejected, queue.Settlement{Action: queue.Bury})
-	w.drained(queue.Entry{Message: m}, message.Outcome{State: message.Accepted}, queue.Settlement{Action: queue.Forget})
+	w.drained(queue.Entry{Message: m}, message.Outcome{State: message.Accepted},
+		queue.Settlement{Action: queue.Forget})
 	const fields = `commit=c-1 event=3 address=build.tag message_id=id-1`
 	for _, want := range []string{
 		`level=DEBUG msg="message dealt with" fate=queued ` + fields,

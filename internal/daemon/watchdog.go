@@ -9,10 +9,10 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 )
 
-// watchdog tells systemd that the hub is being served (WatchdogSec of the unit). It says nothing while a commit
-// of the hub API does not move on for much longer than the time that every step of it is bounded by: then something
-// is stuck that only a restart helps, and systemd ends the process with SIGABRT, which prints all goroutines.
-// Drain, outbox and brokers are not judged: they may wait for others for as long as it takes.
+// watchdog tells systemd that the hub is being served (WatchdogSec of the unit). It says nothing while a
+// commit of the hub API does not move on for much longer than the time that every step of it is bounded by:
+// then something is stuck that only a restart helps, and systemd ends the process with SIGABRT, which prints
+// all goroutines. Drain, outbox and brokers are not judged: they may wait for others for as long as it takes.
 type watchdog struct {
 	interval time.Duration // after which systemd loses patience
 	limit    func() time.Duration
@@ -30,7 +30,8 @@ func (d *Daemon) startWatchdog(parts *stops) {
 	if interval <= 0 {
 		return
 	}
-	w := &watchdog{interval: interval, limit: d.longestPiece, underway: &d.underway, notify: d.notify, log: d.log}
+	w := &watchdog{interval: interval, limit: d.longestPiece, underway: &d.underway, notify: d.notify,
+		log: d.log}
 	parts.add(startPart("watchdog", time.Second, d.fatal, w.Run))
 }
 
@@ -60,7 +61,8 @@ func (w *watchdog) tell(wasStuck bool) (stuck bool) {
 	commit, took := w.underway.oldest()
 	if took > w.limit() {
 		if !wasStuck {
-			w.log.Error("a commit is stuck: no longer telling systemd that all is well", "commit", commit, "took", took)
+			w.log.Error("a commit is stuck: no longer telling systemd that all is well", "commit", commit, "took",
+				took)
 		}
 		return true
 	}

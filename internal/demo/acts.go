@@ -12,9 +12,11 @@ import (
 
 func (d *demo) introduce() {
 	s := d.screen
-	s.line(s.paint(bold, "koji-relay demo") + ": one hub, one relay, two brokers, one subscriber. It takes 20 seconds or so.")
+	s.line(s.paint(bold, "koji-relay demo") +
+		": one hub, one relay, two brokers, one subscriber. It takes 20 seconds or so.")
 	s.line("")
-	s.say("   hub         stands in for Koji: %d commits of a real hub, over %s", len(d.hub.commits), d.site.path(socketFile))
+	s.say("   hub         stands in for Koji: %d commits of a real hub, over %s", len(d.hub.commits),
+		d.site.path(socketFile))
 	s.say("   relay       as koji-relay serve; its log is %s", d.site.path(relayLog))
 	s.say("   broker 1    amqp://%s, the preferred one", d.site.brokers[0].Addr())
 	s.say("   broker 2    amqp://%s", d.site.brokers[1].Addr())
@@ -36,7 +38,8 @@ func (d *demo) play(ctx context.Context) error {
 	}{
 		{"All is well", "The hub hands over commit after commit; broker 1 takes their messages.", d.allIsWell},
 		{"Broker 1 is killed", "Commits go on coming; the relay turns to broker 2 at once.", d.firstDies},
-		{"Broker 2 is killed as well", "No broker is left. The hub still gets its answers, and the queue fills.", d.bothAreDead},
+		{"Broker 2 is killed as well", "No broker is left. The hub still gets its answers, and the queue fills.",
+			d.bothAreDead},
 		{"Broker 2 is back", "The queue drains while new commits go straight through.", d.secondReturns},
 		{"Broker 1 is back", "The relay returns to the broker that it prefers.", d.firstReturns},
 	}
@@ -187,7 +190,8 @@ func (d *demo) conclude(ctx context.Context) error {
 	if b.strangers > 0 {
 		s.say("   unexpected   %7d, handed over by nobody", b.strangers)
 	}
-	s.say("   hand-over    %7s ms p50, %s ms p99", millis(percentile(b.took, 50)), millis(percentile(b.took, 99)))
+	s.say("   hand-over    %7s ms p50, %s ms p99", millis(percentile(b.took, 50)),
+		millis(percentile(b.took, 99)))
 	s.line("")
 	s.line(verdict)
 	if len(b.lost) > 0 || b.strangers > 0 {
@@ -200,13 +204,15 @@ func (d *demo) conclude(ctx context.Context) error {
 func (d *demo) keep(ctx context.Context) {
 	s := d.screen
 	s.line("")
-	s.line(s.paint(bold, "Still running") + "; the hub goes on with a commit every other second. In a second terminal:")
+	s.line(s.paint(bold, "Still running") +
+		"; the hub goes on with a commit every other second. In a second terminal:")
 	s.line("")
 	s.say("   status page: http://%s/", d.site.page)
 	s.say("   %s queue status --config %s", d.opts.Program, d.site.path(relayConfig))
 	s.say("   %s tail --config %s", d.opts.Program, d.site.path(relayConfig))
 	if err := os.WriteFile(d.site.path(commitFile), []byte(tagCommit), 0o600); err == nil {
-		s.say("   curl --unix-socket %s http://hub/v1/commits --data @%s", d.site.path(socketFile), d.site.path(commitFile))
+		s.say("   curl --unix-socket %s http://hub/v1/commits --data @%s", d.site.path(socketFile),
+			d.site.path(commitFile))
 	}
 	s.say("   less +F %s", d.site.path(relayLog))
 	s.line("")

@@ -103,7 +103,8 @@ func serve(ctx context.Context, path string, out io.Writer) error {
 	}
 	load := func() (*config.Config, error) { return config.Load(path) }
 	log := slog.New(slog.NewTextHandler(out, nil))
-	return daemon.New(daemon.Options{Config: cfg, Load: load, Logger: log, Level: new(slog.LevelVar)}).Run(ctx, context.Background())
+	return daemon.New(daemon.Options{Config: cfg, Load: load, Logger: log, Level: new(slog.LevelVar)}).Run(ctx,
+		context.Background())
 }
 
 // A broker accepts one message and throws it away: only the account can notice.
@@ -129,7 +130,8 @@ func TestAPlantedLossIsFound(t *testing.T) {
 	if !errors.Is(err, ErrReported) {
 		t.Errorf("ended with %v", err)
 	}
-	if !regexp.MustCompile(`lost +1\n +[0-9a-f]{8}-[0-9a-f-]{27}\n`).MatchString(out) || !strings.Contains(out, "Messages were lost.") {
+	if !regexp.MustCompile(`lost +1\n +[0-9a-f]{8}-[0-9a-f-]{27}\n`).MatchString(out) ||
+		!strings.Contains(out, "Messages were lost.") {
 		t.Errorf("the account:\n%s", out)
 	}
 	if _, dir, found := strings.Cut(out, "The logs are kept in "); found {

@@ -101,7 +101,8 @@ func (t *table) broker(i int) string {
 	if !t.up[i] {
 		state, colour = "down", red
 	}
-	return fmt.Sprintf("%s %7d", t.screen.paint(colour, fmt.Sprintf("%5s", state)), t.brokers[i].Stats().Messages)
+	return fmt.Sprintf("%s %7d", t.screen.paint(colour, fmt.Sprintf("%5s", state)),
+		t.brokers[i].Stats().Messages)
 }
 
 // millis writes a duration in milliseconds, to a tenth.

@@ -140,7 +140,8 @@ func (s *site) configure(name, user string) error {
 
 // startRelay runs the relay as `koji-relay serve` does, but in this process and with its log in a file. When
 // it ends by itself, fail learns why.
-func (s *site) startRelay(serve func(context.Context, string, io.Writer) error, fail context.CancelCauseFunc) {
+func (s *site) startRelay(serve func(context.Context, string, io.Writer) error,
+	fail context.CancelCauseFunc) {
 	intake, stop := context.WithCancel(context.Background())
 	s.stopRelay = stop
 	s.relayDone = make(chan error, 1)

@@ -22,7 +22,8 @@ type subscriber struct {
 
 // startSubscriber starts the process. Every message that it reports goes into the account; when it ends
 // before stop, fail learns it.
-func startSubscriber(program string, site *site, account *account, fail context.CancelCauseFunc) (*subscriber, error) {
+func startSubscriber(program string, site *site, account *account,
+	fail context.CancelCauseFunc) (*subscriber, error) {
 	stderr, err := os.Create(site.path(subscriberLog))
 	if err != nil {
 		return nil, fmt.Errorf("make the subscriber's log: %w", err)

@@ -57,7 +57,8 @@ func TestSpellingsOfAnAddressShareTheKey(t *testing.T) {
 			t.Errorf("%s: %+v", spelled, got)
 		}
 	}
-	if a := parseAddress("/topic/koji.build.tag"); a.matches("topic://#") || !a.matches("/topic/#") || !a.matches("koji.#") {
+	if a := parseAddress("/topic/koji.build.tag"); a.matches("topic://#") || !a.matches("/topic/#") ||
+		!a.matches("koji.#") {
 		t.Error("a pattern's prefix must be the address's, and no prefix covers all")
 	}
 }

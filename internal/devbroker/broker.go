@@ -1,13 +1,14 @@
-// Package devbroker is a small AMQP 1.0 broker in memory: the bus of the demo, and the scripted peer of tests.
+// Package devbroker is a small AMQP 1.0 broker in memory: the bus of the demo, and the scripted peer of
+// tests.
 //
 // It promises to speak the protocol as AMQP 1.0 specifies it to any client, to pass messages on byte for byte
 // (it decodes performatives, and of a message only message-id and to), to misbehave exactly as it is told to
-// (Script, ScriptConnections, Inflict, Freeze, Stop), and to remember what it received. It never writes to disk,
-// never expires or dead-letters a message, has no transactions, selectors or link recovery, and is not meant for
-// production.
+// (Script, ScriptConnections, Inflict, Freeze, Stop), and to remember what it received. It never writes to
+// disk, never expires or dead-letters a message, has no transactions, selectors or link recovery, and is not
+// meant for production.
 //
-// Like net/http/httptest.Server, a Broker runs goroutines of its own from Start until Stop or Close, which wait
-// for all of them. Its methods may be called concurrently.
+// Like net/http/httptest.Server, a Broker runs goroutines of its own from Start until Stop or Close, which
+// wait for all of them. Its methods may be called concurrently.
 package devbroker
 
 import (
@@ -170,7 +171,8 @@ func (b *Broker) Start() error {
 }
 
 // listen takes the address used before, else the configured one. For port 0 it prefers ports below the range
-// that systems hand out for outgoing connections: while the broker is stopped, no client can be given its port.
+// that systems hand out for outgoing connections: while the broker is stopped, no client can be given its
+// port.
 func listen(before, configured string) (net.Listener, error) {
 	if before != "" {
 		return net.Listen("tcp", before)

@@ -13,8 +13,8 @@ import (
 	"koji-relay/internal/devbroker/wire"
 )
 
-// handshakeTimeout bounds TLS and SASL; writeTimeout one write to a peer that does not read. Frozen time counts
-// in neither: a frozen connection is not in a system call.
+// handshakeTimeout bounds TLS and SASL; writeTimeout one write to a peer that does not read. Frozen time
+// counts in neither: a frozen connection is not in a system call.
 const (
 	handshakeTimeout = 10 * time.Second
 	writeTimeout     = 30 * time.Second
@@ -278,7 +278,8 @@ func (c *conn) sendOpen() {
 		idle = uint32(o.IdleTimeout.Milliseconds())
 	}
 	var properties wire.Pairs
-	for _, p := range [][2]string{{"product", o.Product}, {"version", o.Version}, {"topic-prefix", o.TopicPrefix}} {
+	for _, p := range [][2]string{{"product", o.Product}, {"version", o.Version},
+		{"topic-prefix", o.TopicPrefix}} {
 		if p[1] != "" {
 			properties = append(properties, wire.Symbol(p[0]), p[1])
 		}
@@ -408,7 +409,8 @@ func (c *conn) dispatch(channel uint16, p wire.Described, payload []byte) error 
 	}
 	s := c.sessions[channel]
 	if s == nil {
-		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("performative 0x%x on channel %d without a session", p.Code(), channel)})
+		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("performative 0x%x on channel %d without a "+
+			"session", p.Code(), channel)})
 	}
 	return s.handle(p, payload)
 }

@@ -120,7 +120,8 @@ func TestMessageReachesEverySubscriptionThatMatches(t *testing.T) {
 	hash := receiver(t, b, "/exchange/amq.topic/koji.#", nil)
 	other := receiver(t, b, "koji.build.untag", nil)
 	for i, spelling := range []string{
-		"topic://koji.build.tag", "/topic/koji.build.tag", "/exchanges/amq.topic/koji.build%2Etag", "koji.build.tag",
+		"topic://koji.build.tag", "/topic/koji.build.tag", "/exchanges/amq.topic/koji.build%2Etag",
+		"koji.build.tag",
 	} {
 		id := fmt.Sprint("m", i)
 		if state := outcome(t, sender(t, b, spelling), text(id, "body")); !accepted(state) {
@@ -159,7 +160,8 @@ func TestScriptedOutcomesReachTheSender(t *testing.T) {
 	cause := devbroker.Cause{Condition: "amqp:resource-limit-exceeded", Description: "full"}
 	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject, Cause: cause}})
 	state, ok := outcome(t, s, text("x", "body")).(*amqp.StateRejected)
-	if !ok || state.Error == nil || string(state.Error.Condition) != cause.Condition || state.Error.Description != "full" {
+	if !ok || state.Error == nil || string(state.Error.Condition) != cause.Condition ||
+		state.Error.Description != "full" {
 		t.Errorf("rejected with %+v", state)
 	}
 }
@@ -248,7 +250,8 @@ func TestRefusedLinkGetsTheCause(t *testing.T) {
 	b.Script("topic://#", devbroker.Behaviour{Refuse: devbroker.RefuseSession, RefuseCause: cause})
 	_, err = s.NewSender(soon(t), "topic://koji.build.tag", nil)
 	var ended *amqp.SessionError
-	if !errors.As(err, &ended) || ended.RemoteErr == nil || string(ended.RemoteErr.Condition) != cause.Condition {
+	if !errors.As(err, &ended) || ended.RemoteErr == nil ||
+		string(ended.RemoteErr.Condition) != cause.Condition {
 		t.Fatalf("refused with %v", err)
 	}
 }

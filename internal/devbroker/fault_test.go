@@ -31,8 +31,8 @@ func send(t *testing.T, s *amqp.Sender, body string) *amqp.SendReceipt {
 	return &receipt
 }
 
-// struck sends a message that does not get an answer, and gives the error. The driver may notice before it has returned
-// from sending.
+// struck sends a message that does not get an answer, and gives the error. The driver may notice before it
+// has returned from sending.
 func struck(t *testing.T, s *amqp.Sender, body string) error {
 	t.Helper()
 	receipt, err := s.SendWithReceipt(soon(t), text(body, body), nil)
@@ -170,7 +170,8 @@ func TestFrozenBrokerAnswersNothingUntilThawed(t *testing.T) {
 func TestFrozenConnectionLeavesTheOthersAlone(t *testing.T) {
 	t.Parallel()
 	b := start(t, devbroker.Options{})
-	b.Script("koji.build.tag", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.FreezeConnection}, Times: 1})
+	b.Script("koji.build.tag", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.FreezeConnection},
+		Times: 1})
 	s := sender(t, b, "koji.build.tag")
 	frozen := send(t, s, "1")
 	if err := b.WaitReceived(soon(t), 1); err != nil {
@@ -282,7 +283,8 @@ func TestSilentClientIsCutOff(t *testing.T) {
 	}
 	defer nc.Close()
 	// Header and an open with container-id "c", then nothing.
-	if _, err := nc.Write([]byte("AMQP\x00\x01\x00\x00\x00\x00\x00\x11\x02\x00\x00\x00\x00\x53\x10\xc0\x04\x01\xa1\x01c")); err != nil {
+	if _, err := nc.Write([]byte(
+		"AMQP\x00\x01\x00\x00\x00\x00\x00\x11\x02\x00\x00\x00\x00\x53\x10\xc0\x04\x01\xa1\x01c")); err != nil {
 		t.Fatal(err)
 	}
 	nc.SetReadDeadline(time.Now().Add(20 * time.Second))
@@ -319,7 +321,8 @@ func TestFaultsCanBeInflictedAtAnyTime(t *testing.T) {
 	b.Inflict("", devbroker.CloseConnection, cause)
 	<-c.Done()
 	var e *amqp.ConnError
-	if err := c.Err(); !errors.As(err, &e) || e.RemoteErr == nil || string(e.RemoteErr.Condition) != cause.Condition {
+	if err := c.Err(); !errors.As(err, &e) || e.RemoteErr == nil ||
+		string(e.RemoteErr.Condition) != cause.Condition {
 		t.Errorf("%T %v", err, err)
 	}
 
@@ -401,9 +404,11 @@ func TestConnectionIsRefusedAtEveryDoor(t *testing.T) {
 	if err := try(); err == nil || !strings.Contains(err.Error(), "SASL") {
 		t.Errorf("refused SASL: %v", err)
 	}
-	b.ScriptConnections(devbroker.ConnBehaviour{RefuseOpen: devbroker.Cause{Condition: "amqp:not-allowed", Description: "vhost"}})
+	b.ScriptConnections(devbroker.ConnBehaviour{RefuseOpen: devbroker.Cause{Condition: "amqp:not-allowed",
+		Description: "vhost"}})
 	var closed *amqp.ConnError
-	if err := try(); !errors.As(err, &closed) || closed.RemoteErr == nil || closed.RemoteErr.Condition != "amqp:not-allowed" {
+	if err := try(); !errors.As(err, &closed) || closed.RemoteErr == nil ||
+		closed.RemoteErr.Condition != "amqp:not-allowed" {
 		t.Errorf("refused open: %T %v", err, err)
 	}
 	b.ScriptConnections(devbroker.ConnBehaviour{})

@@ -93,7 +93,8 @@ func (l *link) complete(d *delivery) {
 	r.Key = d.to.key
 	d.verdict = l.s.c.b.judge(d.to, r)
 	v := &d.verdict
-	if v.Taken || !v.Lost && v.Outcome == Accept && v.When == AtOnce && (v.Fault == NoFault || v.Fault == WithdrawCredit) {
+	if v.Taken || !v.Lost && v.Outcome == Accept && v.When == AtOnce &&
+		(v.Fault == NoFault || v.Fault == WithdrawCredit) {
 		l.take(d)
 	}
 	r.Verdict = *v
@@ -147,7 +148,8 @@ func (l *link) settle(d delivery) {
 	case Release:
 		state = wire.Described{Descriptor: uint64(wire.CodeReleased), Value: []any{}}
 	case Modify:
-		state = wire.Described{Descriptor: uint64(wire.CodeModified), Value: []any{v.DeliveryFailed, v.UndeliverableHere}}
+		state = wire.Described{Descriptor: uint64(wire.CodeModified),
+			Value: []any{v.DeliveryFailed, v.UndeliverableHere}}
 	}
 	l.s.c.send(l.s.channel, wire.CodeDisposition, []any{true, d.id, nil, true, state}, nil)
 }

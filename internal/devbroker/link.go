@@ -65,7 +65,8 @@ func (s *session) attach(a wire.Attach) error {
 	}
 	s.c.stall(s.c.b.connBehaviour().StallAt == StageAttach)
 	if own == nil {
-		return l.refuse(a, RefuseLink, Cause{"amqp:invalid-field", "attach without the terminus that the broker provides"})
+		return l.refuse(a, RefuseLink, Cause{"amqp:invalid-field",
+			"attach without the terminus that the broker provides"})
 	}
 	switch {
 	case own.Dynamic:
@@ -111,7 +112,8 @@ func (l *link) accept(a wire.Attach, own *wire.Terminus, behaviour Behaviour) {
 		l.deliveryCount = a.InitialDeliveryCount
 		source, target = a.Source.Encode(wire.CodeSource), l.terminus(wire.CodeTarget, own)
 	}
-	list := []any{l.name, l.handle, !l.receives, a.SndSettleMode, uint8(0), source, target, nil, nil, nil, announced}
+	list := []any{l.name, l.handle, !l.receives, a.SndSettleMode, uint8(0), source, target, nil, nil, nil,
+		announced}
 	if l.receives {
 		list[9] = uint32(0)
 		list[4] = a.RcvSettleMode
@@ -143,7 +145,8 @@ func (l *link) refuse(a wire.Attach, how Refusal, cause Cause) error {
 	}
 	l.gone = true
 	l.s.links[l.handle] = l
-	list := []any{a.Name, a.Handle, !a.Receiver, a.SndSettleMode, uint8(0), a.Source.Encode(wire.CodeSource), a.Target.Encode(wire.CodeTarget)}
+	list := []any{a.Name, a.Handle, !a.Receiver, a.SndSettleMode, uint8(0), a.Source.Encode(wire.CodeSource),
+		a.Target.Encode(wire.CodeTarget)}
 	if a.Receiver {
 		list[5] = nil
 		list = append(list, nil, nil, uint32(0))
@@ -227,8 +230,8 @@ func (l *link) flow(f wire.Flow) {
 	}
 }
 
-// beyond is what is left of a credit or window when so much was sent since the peer counted: nothing, where it
-// was taken back meanwhile.
+// beyond is what is left of a credit or window when so much was sent since the peer counted: nothing, where
+// it was taken back meanwhile.
 func beyond(granted, sent uint32) uint32 {
 	if sent > granted {
 		return 0

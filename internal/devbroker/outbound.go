@@ -7,8 +7,8 @@ import (
 	"koji-relay/internal/devbroker/wire"
 )
 
-// pump sends messages to the peer while it has credit and the session a window. It stops after a while, so that
-// one busy queue does not keep the connection from reading.
+// pump sends messages to the peer while it has credit and the session a window. It stops after a while, so
+// that one busy queue does not keep the connection from reading.
 func (l *link) pump() {
 	if !l.receives || l.gone {
 		return
@@ -86,6 +86,7 @@ func (l *link) settled(d wire.Disposition) {
 	l.unsettled = slices.DeleteFunc(l.unsettled, inRange)
 	if !d.Settled && len(l.unsettled) < before {
 		// The receiver waits for us to settle first (rcv-settle-mode second).
-		l.s.c.send(l.s.channel, wire.CodeDisposition, []any{false, d.First, d.Last, true, wire.Described{Descriptor: d.State, Value: []any{}}}, nil)
+		l.s.c.send(l.s.channel, wire.CodeDisposition,
+			[]any{false, d.First, d.Last, true, wire.Described{Descriptor: d.State, Value: []any{}}}, nil)
 	}
 }

@@ -130,8 +130,8 @@ func (b *Broker) subscribe(c *conn, a wire.Attach, from address) *queue {
 }
 
 // unsubscribe ends one consumer's interest and puts back, in front, what it had not settled. A queue that
-// does not last goes with its last consumer; forget (the consumer closed its link for good) deletes others too,
-// but those that are kept.
+// does not last goes with its last consumer; forget (the consumer closed its link for good) deletes others
+// too, but those that are kept.
 func (b *Broker) unsubscribe(c *conn, q *queue, unsettled []queued, forget bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -28,7 +28,8 @@ func TestDurableSubscriptionOutlivesItsConnection(t *testing.T) {
 	subscribe := func() (*amqp.Conn, *amqp.Receiver) {
 		c := dial(t, b, &amqp.ConnOptions{SASLType: amqp.SASLTypeAnonymous(), ContainerID: "viewer"})
 		r, err := session(t, c).NewReceiver(soon(t), "topic://koji.#", &amqp.ReceiverOptions{
-			Name: "mine", SourceDurability: amqp.DurabilityUnsettledState, SourceExpiryPolicy: amqp.ExpiryPolicyNever, Credit: 1,
+			Name: "mine", SourceDurability: amqp.DurabilityUnsettledState, SourceExpiryPolicy: amqp.ExpiryPolicyNever,
+			Credit: 1,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -178,7 +179,8 @@ func TestTwoConsumersShareAQueue(t *testing.T) {
 func TestUnroutedMessagesAreReleasedWhereTheBrokerDoesSo(t *testing.T) {
 	t.Parallel()
 	kind := start(t, devbroker.Options{})
-	strict := start(t, devbroker.Options{ReleaseUnrouted: true, Queues: map[string][]string{"q": {"koji.*.tag"}}})
+	strict := start(t, devbroker.Options{ReleaseUnrouted: true,
+		Queues: map[string][]string{"q": {"koji.*.tag"}}})
 	if state := outcome(t, sender(t, kind, "koji.repo.init"), text("1", "x")); !accepted(state) {
 		t.Error(state)
 	}
@@ -212,7 +214,8 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("%d recorded, %+v", len(got), stats)
 	}
 
-	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Held, Outcome: devbroker.Release}})
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Held,
+		Outcome: devbroker.Release}})
 	for range 40 {
 		if _, err := s.SendWithReceipt(notYet(t), text("held", body), nil); err != nil {
 			break // the credit is used up
@@ -275,11 +278,13 @@ func TestPresettledMessageIsRecordedAsSuch(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := b.Received()[0]
-	if !got.Settled || got.ID != "1" || got.Link != s.LinkName() || got.Conn != 1 || !bytes.Equal(got.Payload, want) {
+	if !got.Settled || got.ID != "1" || got.Link != s.LinkName() || got.Conn != 1 ||
+		!bytes.Equal(got.Payload, want) {
 		t.Errorf("%+v", got)
 	}
 	info := b.Connections()
-	if len(info) != 1 || len(info[0].Links) != 1 || info[0].Links[0].Address != "a" || !info[0].Links[0].Sender ||
+	if len(info) != 1 || len(info[0].Links) != 1 || info[0].Links[0].Address != "a" ||
+		!info[0].Links[0].Sender ||
 		fmt.Sprint(info[0].Links[0].Capabilities) != "[topic]" {
 		t.Errorf("%+v", info)
 	}
@@ -306,17 +311,20 @@ func TestWhateverIsNotAMQPIsShownTheDoor(t *testing.T) {
 		input string
 		want  string // in the answer
 	}{
-		"http":                {sasl, "GET / HTTP/1.1\r\n\r\n", "AMQP\x03"},
-		"no sasl":             {sasl, "AMQP\x00\x01\x00\x00", "AMQP\x03"},
-		"half a header":       {b, "AM", ""},
-		"no open":             {b, "AMQP\x00\x01\x00\x00\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x11\x45", "open is due"},
-		"open without id":     {b, "AMQP\x00\x01\x00\x00\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x10\x45", "lacks field"},
+		"http":          {sasl, "GET / HTTP/1.1\r\n\r\n", "AMQP\x03"},
+		"no sasl":       {sasl, "AMQP\x00\x01\x00\x00", "AMQP\x03"},
+		"half a header": {b, "AM", ""},
+		"no open": {b, "AMQP\x00\x01\x00\x00\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x11\x45",
+			"open is due"},
+		"open without id": {b, "AMQP\x00\x01\x00\x00\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x10\x45",
+			"lacks field"},
 		"frame too large":     {b, "AMQP\x00\x01\x00\x00\xff\xff\xff\xff\x02\x00\x00\x00", ""},
 		"begin is not a list": {b, bareOpen + "\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x11\x40", "is no list"},
-		"no session":          {b, bareOpen + "\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x13\x45", "without a session"},
-		"garbage frame":       {b, bareOpen + "\x00\x00\x00\x0c\x02\x00\x00\x00garb", "decode-error"},
-		"frame cut short":     {b, bareOpen + "\x00\x00\x00\x07\x02\x00\x00\x00", "framing-error"},
-		"SASL frame":          {b, bareOpen + "\x00\x00\x00\x0c\x02\x01\x00\x00\x00\x53\x40\x45", "framing-error"},
+		"no session": {b, bareOpen + "\x00\x00\x00\x0c\x02\x00\x00\x00\x00\x53\x13\x45",
+			"without a session"},
+		"garbage frame":   {b, bareOpen + "\x00\x00\x00\x0c\x02\x00\x00\x00garb", "decode-error"},
+		"frame cut short": {b, bareOpen + "\x00\x00\x00\x07\x02\x00\x00\x00", "framing-error"},
+		"SASL frame":      {b, bareOpen + "\x00\x00\x00\x0c\x02\x01\x00\x00\x00\x53\x40\x45", "framing-error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -379,7 +387,8 @@ func TestExternalTakesTheUserFromTheClientCertificate(t *testing.T) {
 	})
 	external := func(certificates ...tls.Certificate) error {
 		c, err := amqp.Dial(soon(t), b.URL(), &amqp.ConnOptions{
-			SASLType: amqp.SASLTypeExternal(""), TLSConfig: &tls.Config{RootCAs: serverPool, Certificates: certificates},
+			SASLType: amqp.SASLTypeExternal(""), TLSConfig: &tls.Config{RootCAs: serverPool,
+				Certificates: certificates},
 		})
 		if err == nil {
 			t.Cleanup(func() { c.Close() })

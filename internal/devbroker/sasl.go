@@ -58,7 +58,8 @@ func (c *conn) authenticate(limit uint32) error {
 	for i, m := range c.b.opts.Mechanisms {
 		offered[i] = wire.Symbol(m)
 	}
-	out := wire.AppendFrame([]byte(wire.HeaderSASL), wire.FrameSASL, 0, wire.CodeSASLMechanisms, []any{offered}, nil)
+	out := wire.AppendFrame([]byte(wire.HeaderSASL), wire.FrameSASL, 0, wire.CodeSASLMechanisms, []any{offered},
+		nil)
 	if err := c.write(out); err != nil {
 		return err
 	}
@@ -88,7 +89,8 @@ func (c *conn) authenticate(limit uint32) error {
 	}
 	c.user = user
 	c.describeLogin(string(mechanism), user)
-	if err := c.write(wire.AppendFrame(nil, wire.FrameSASL, 0, wire.CodeSASLOutcome, []any{code}, nil)); err != nil {
+	if err := c.write(wire.AppendFrame(nil, wire.FrameSASL, 0, wire.CodeSASLOutcome, []any{code},
+		nil)); err != nil {
 		return err
 	}
 	if code != saslOK {

@@ -71,8 +71,8 @@ type Verdict struct {
 	Taken bool
 	// Lost throws the message away although its sender is told that it was accepted: a broker that lies.
 	Lost bool
-	// Say is what the broker sends on the message's session before its outcome, knowing its delivery-id: whatever
-	// a test wants it to say.
+	// Say is what the broker sends on the message's session before its outcome, knowing its delivery-id:
+	// whatever a test wants it to say.
 	Say func(delivery uint32) []Performative
 }
 
@@ -236,5 +236,6 @@ func (c Cause) encode() any {
 	if c.Description != "" {
 		description = c.Description
 	}
-	return wire.Described{Descriptor: uint64(wire.CodeError), Value: []any{wire.Symbol(c.Condition), description}}
+	return wire.Described{Descriptor: uint64(wire.CodeError),
+		Value: []any{wire.Symbol(c.Condition), description}}
 }

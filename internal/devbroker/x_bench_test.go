@@ -9,8 +9,8 @@ import (
 	"koji-relay/internal/devbroker"
 )
 
-// BenchmarkPipelinedSend models a drain: one link, bodies of 1 kB, outcomes awaited a hundred messages later. It
-// tells how fast the relay's tests and the demo can be at most.
+// BenchmarkPipelinedSend models a drain: one link, bodies of 1 kB, outcomes awaited a hundred messages later.
+// It tells how fast the relay's tests and the demo can be at most.
 func BenchmarkPipelinedSend(b *testing.B) {
 	broker, err := devbroker.New(devbroker.Options{MaxRecordBytes: -1})
 	if err != nil {

@@ -1,7 +1,7 @@
 //go:build failpoints
 
-// Package failpoint lets a test kill the program between two named steps. It promises that a build without the
-// tag failpoints contains nothing of it; it never does anything but kill its own process.
+// Package failpoint lets a test kill the program between two named steps. It promises that a build without
+// the tag failpoints contains nothing of it; it never does anything but kill its own process.
 package failpoint
 
 import (

@@ -60,9 +60,9 @@ func (s *share) arrived() {
 	delete(s.of.arriving, s)
 }
 
-// hold changes what the request holds to n bytes. It reports false, and changes nothing, where that exceeds the
-// limit; then bodies that are slow to arrive make room for the next request. A request may always have what it
-// wants while no other holds anything.
+// hold changes what the request holds to n bytes. It reports false, and changes nothing, where that exceeds
+// the limit; then bodies that are slow to arrive make room for the next request. A request may always have
+// what it wants while no other holds anything.
 func (s *share) hold(n int64) bool {
 	a := s.of
 	a.mu.Lock()

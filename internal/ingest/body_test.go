@@ -53,7 +53,8 @@ func (p *pipes) send(t *testing.T, headers, body string) sender {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	p.conns <- theirs
-	if _, err := io.WriteString(ours, "POST /v1/commits HTTP/1.1\r\nHost: hub\r\n"+headers+"\r\n"+body); err != nil {
+	if _, err := io.WriteString(ours, "POST /v1/commits HTTP/1.1\r\nHost: hub\r\n"+headers+"\r\n"+
+		body); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Wait()
@@ -196,10 +197,12 @@ func TestMemoryIsCountedForAllThatARequestBecomes(t *testing.T) {
 		events []message.Event
 		want   int64 // at the end
 	}{
-		"a small commit: its body, and twice for its messages": {30 * kB, events(1, 30*kB), 30*kB + eventBytes + 60*kB},
-		"tiny events: the list of them on top":                 {30 * kB, events(1000, 1), 30*kB + 1000*eventBytes + 60*kB},
-		"a large commit: its messages piece by piece":          {20 << 20, events(20, 1<<20), 20<<20 + 20*eventBytes + 2*message.PieceBytes},
-		"one event that is larger than a piece":                {20 << 20, events(1, 20<<20), 20<<20 + eventBytes + 2*20<<20},
+		"a small commit: its body, and twice for its messages": {30 * kB, events(1, 30*kB),
+			30*kB + eventBytes + 60*kB},
+		"tiny events: the list of them on top": {30 * kB, events(1000, 1), 30*kB + 1000*eventBytes + 60*kB},
+		"a large commit: its messages piece by piece": {20 << 20, events(20, 1<<20),
+			20<<20 + 20*eventBytes + 2*message.PieceBytes},
+		"one event that is larger than a piece": {20 << 20, events(1, 20<<20), 20<<20 + eventBytes + 2*20<<20},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -21,13 +21,13 @@ import (
 type Options struct {
 	// Decode reads the form of the hub API. It keeps parts of body.
 	Decode func(body []byte) (message.Commit, error)
-	// Publish deals with one commit: when it returns, each event not named in Receipt.NotTaken has been accepted by
-	// a broker, stored, set aside or skipped. It bounds itself and is called concurrently.
+	// Publish deals with one commit: when it returns, each event not named in Receipt.NotTaken has been
+	// accepted by a broker, stored, set aside or skipped. It bounds itself and is called concurrently.
 	Publish func(ctx context.Context, c message.Commit) message.Receipt
 	// Events gives the patterns of the callbacks that make messages; every answer names them to the hub.
 	Events func() string
-	// MaxRequestBytes bounds one request body, MaxInflightBytes the memory of all requests under way: their bodies,
-	// events and messages.
+	// MaxRequestBytes bounds one request body, MaxInflightBytes the memory of all requests under way: their
+	// bodies, events and messages.
 	MaxRequestBytes  int64
 	MaxInflightBytes int64
 	Logger           *slog.Logger
@@ -77,7 +77,8 @@ func New(opts Options) *Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/commits", s.commits)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, http.StatusNotFound, refusal{Code: "NOT_FOUND", Error: "no such path; the hub API is POST /v1/commits"})
+		answer(w, http.StatusNotFound, refusal{Code: "NOT_FOUND", Error: "no such path; the hub API is POST " +
+			"/v1/commits"})
 	})
 	s.http = &http.Server{
 		Handler:     mux,

@@ -111,7 +111,8 @@ func TestAnswers(t *testing.T) {
 			full, strings.NewReader(`{"x": `), 400, `{"code":"BAD_REQUEST","error":"not JSON at byte 7"}`,
 		},
 		"a body over max_request_bytes is 413": {
-			full, strings.NewReader(strings.Repeat(" ", 1001)), 413, `{"code":"TOO_LARGE","error":"the request is larger ` +
+			full, strings.NewReader(strings.Repeat(" ", 1001)), 413,
+			`{"code":"TOO_LARGE","error":"the request is larger ` +
 				`than max_request_bytes (1000); post the commit in several requests with event numbers"}`,
 		},
 		"a chunked body over max_request_bytes is 413": {
@@ -191,7 +192,8 @@ func TestCommitIsFinishedAfterTheHubStoppedWaiting(t *testing.T) {
 // A hub that connected just before a restart must not be sent to its outbox.
 func TestRequestOnAConnectionAcceptedBeforeTheEndIsAnswered(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, func(context.Context, message.Commit) message.Receipt { return message.Receipt{Sent: 1} }, nil)
+	s := newServer(t, func(context.Context, message.Commit) message.Receipt { return message.Receipt{Sent: 1} },
+		nil)
 	client := serveUnix(t, s)
 	dial := func() (net.Conn, error) {
 		return client.Transport.(*http.Transport).DialContext(t.Context(), "", "")
@@ -226,7 +228,8 @@ func TestRequestOnAConnectionAcceptedBeforeTheEndIsAnswered(t *testing.T) {
 		}
 		return err != nil
 	})
-	if _, err := io.WriteString(conn, "POST /v1/commits HTTP/1.1\r\nHost: hub\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+	if _, err := io.WriteString(conn,
+		"POST /v1/commits HTTP/1.1\r\nHost: hub\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
 		t.Fatal(err)
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -276,7 +279,8 @@ func TestBytesInFlightAreBoundedOverAllRequests(t *testing.T) {
 		first <- status
 	}()
 	<-entered
-	if status, answer := post(t, client, strings.NewReader(body)); status != 503 || !strings.Contains(answer, "OVERLOADED") {
+	if status, answer := post(t, client, strings.NewReader(body)); status != 503 ||
+		!strings.Contains(answer, "OVERLOADED") {
 		t.Errorf("second request: %d %s, want 503 OVERLOADED", status, answer)
 	}
 	close(release)

@@ -36,8 +36,8 @@ func ListenUnix(opts SocketOptions) (net.Listener, error) {
 	return l, nil
 }
 
-// closedToOthers lets nobody else connect before setAccess says who may: on Linux the mode of an unbound socket becomes
-// that of its file (unix(7), bind).
+// closedToOthers lets nobody else connect before setAccess says who may: on Linux the mode of an unbound
+// socket becomes that of its file (unix(7), bind).
 var closedToOthers = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 	var chmodErr error
 	err := c.Control(func(fd uintptr) { chmodErr = syscall.Fchmod(int(fd), 0o600) })

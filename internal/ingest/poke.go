@@ -11,12 +11,12 @@ import (
 	"syscall"
 )
 
-// pokeName is the datagram socket beside the hub's. The hub plugin sends one datagram there when it has committed
-// something to the outbox, and never waits.
+// pokeName is the datagram socket beside the hub's. The hub plugin sends one datagram there when it has
+// committed something to the outbox, and never waits.
 const pokeName = "poke.sock"
 
-// ListenPokes listens beside the hub's socket, for the same group and with the same mode. What a killed relay left
-// behind is replaced. The file goes when the connection is closed.
+// ListenPokes listens beside the hub's socket, for the same group and with the same mode. What a killed relay
+// left behind is replaced. The file goes when the connection is closed.
 func ListenPokes(hub string) (net.PacketConn, error) {
 	path := filepath.Join(filepath.Dir(hub), pokeName)
 	info, err := os.Stat(hub)
@@ -56,8 +56,8 @@ func (s *pokeSocket) Close() error {
 	return err
 }
 
-// ServePokes calls poke for each datagram, whatever it says, until c is closed; it then returns nil. poke must not
-// block: what is not read in time is not sent, and the hub does not wait.
+// ServePokes calls poke for each datagram, whatever it says, until c is closed; it then returns nil. poke
+// must not block: what is not read in time is not sent, and the hub does not wait.
 func ServePokes(c net.PacketConn, poke func()) error {
 	var text [64]byte
 	for {
@@ -70,8 +70,8 @@ func ServePokes(c net.PacketConn, poke func()) error {
 	}
 }
 
-// Inherited sorts the sockets that systemd opened for us: those of the hub API, and those of pokes. Their files are
-// systemd's and outlive us. It closes files.
+// Inherited sorts the sockets that systemd opened for us: those of the hub API, and those of pokes. Their
+// files are systemd's and outlive us. It closes files.
 func Inherited(files []*os.File) (hub []net.Listener, pokes []net.PacketConn, err error) {
 	for _, f := range files {
 		kind, kindErr := syscall.GetsockoptInt(int(f.Fd()), syscall.SOL_SOCKET, syscall.SO_TYPE)

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// newcomerPatience is how long a connection without a request holds up a shutdown. The hub plugin sends as soon
-// as it is connected.
+// newcomerPatience is how long a connection without a request holds up a shutdown. The hub plugin sends as
+// soon as it is connected.
 const newcomerPatience = time.Second
 
-// intake is where connections come from, and those that are to be answered before the end. http.Server.Shutdown
-// alone would not do: it drops a request whose first byte it has not read yet, and with it a commit of a hub
-// that connected a moment before.
+// intake is where connections come from, and those that are to be answered before the end.
+// http.Server.Shutdown alone would not do: it drops a request whose first byte it has not read yet, and with
+// it a commit of a hub that connected a moment before.
 type intake struct {
 	mu        sync.Mutex // guards the fields below
 	closed    bool

@@ -109,16 +109,17 @@ type Replay struct {
 	URL         string `json:"url,omitempty"`
 	TopicPrefix string `json:"topic_prefix,omitempty"`
 
-	State   ReplayState `json:"state"`
-	Total   int         `json:"total"`             // messages
-	Bytes   int64       `json:"bytes"`             // of their bodies
-	Done    int         `json:"done"`              // put into the queue, or accepted at URL
-	Skipped int         `json:"skipped,omitempty"` // those that waited in the queue anyway, or that cannot be sent
-	Waiting int         `json:"waiting,omitempty"` // of Done: in the queue still
-	Refused int         `json:"refused,omitempty"` // by the broker at URL
-	Cursor  Ref         `json:"cursor,omitzero"`   // the last message dealt with
-	Error   string      `json:"error,omitempty"`   // why it does not go on
-	Ended   time.Time   `json:"ended,omitzero"`
+	State ReplayState `json:"state"`
+	Total int         `json:"total"` // messages
+	Bytes int64       `json:"bytes"` // of their bodies
+	Done  int         `json:"done"`  // put into the queue, or accepted at URL
+	// those that waited in the queue anyway, or that cannot be sent
+	Skipped int       `json:"skipped,omitempty"`
+	Waiting int       `json:"waiting,omitempty"` // of Done: in the queue still
+	Refused int       `json:"refused,omitempty"` // by the broker at URL
+	Cursor  Ref       `json:"cursor,omitzero"`   // the last message dealt with
+	Error   string    `json:"error,omitempty"`   // why it does not go on
+	Ended   time.Time `json:"ended,omitzero"`
 }
 
 // Ref names a message and its place in the order of the history.

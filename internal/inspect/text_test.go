@@ -9,8 +9,9 @@ import (
 func TestSizesAreWrittenInOneUnit(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[int64]string{
-		0: "0 B", 1: "1 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 10 << 10: "10 KiB", 1<<20 - 1: "1.0 MiB",
-		8 << 20: "8.0 MiB", 64 << 20: "64 MiB", 5 << 30: "5.0 GiB", 2 << 40: "2.0 TiB", 1 << 60: "1048576 TiB",
+		0: "0 B", 1: "1 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 10 << 10: "10 KiB",
+		1<<20 - 1: "1.0 MiB", 8 << 20: "8.0 MiB", 64 << 20: "64 MiB", 5 << 30: "5.0 GiB", 2 << 40: "2.0 TiB",
+		1 << 60: "1048576 TiB",
 	} {
 		if got := Size(n); got != want {
 			t.Errorf("%d bytes are %q, want %q", n, got, want)

@@ -34,7 +34,8 @@ type attribute struct{ key, value string }
 // takes what the journal refuses.
 func NewHandler(fallback slog.Handler) slog.Handler { return newHandler(journal.Send, fallback) }
 
-func newHandler(send func(string, journal.Priority, map[string]string) error, fallback slog.Handler) *handler {
+func newHandler(send func(string, journal.Priority, map[string]string) error,
+	fallback slog.Handler) *handler {
 	return &handler{send: send, fallback: fallback}
 }
 

@@ -52,20 +52,26 @@ func TestJournalRecordHasMessageAndFields(t *testing.T) {
 		{"a value of several lines stays one line of the message", func(l *slog.Logger) {
 			l.Error("reload refused", "error", errors.New("first\nsecond"))
 		}, `reload refused error="first\nsecond"`, map[string]string{"ERROR": "first\nsecond"}},
-		{"empty values are seen", func(l *slog.Logger) { l.Info("x", "changed", "") }, `x changed=""`, map[string]string{"CHANGED": ""}},
+		{"empty values are seen", func(l *slog.Logger) { l.Info("x", "changed", "") }, `x changed=""`,
+			map[string]string{"CHANGED": ""}},
 		{"With and groups", func(l *slog.Logger) {
-			l.With("broker", "b:5672").WithGroup("tls").With("name", "n").Info("x", slog.Group("peer", "port", 1), "a", true)
+			l.With("broker", "b:5672").WithGroup("tls").With("name", "n").Info("x", slog.Group("peer", "port", 1), "a",
+				true)
 		}, "x broker=b:5672 tls.name=n tls.peer.port=1 tls.a=true",
 			map[string]string{"BROKER": "b:5672", "TLS_NAME": "n", "TLS_PEER_PORT": "1", "TLS_A": "true"}},
 		{"a group without a name is inline", func(l *slog.Logger) {
 			l.WithGroup("").Info("x", slog.Group("", "a", 1), slog.Attr{})
 		}, "x a=1", map[string]string{"A": "1"}},
-		{"times and durations", func(l *slog.Logger) { l.Info("x", "created", created, "took", 1500*time.Millisecond) },
-			"x created=2024-02-29T12:00:00Z took=1.5s", map[string]string{"CREATED": "2024-02-29T12:00:00Z", "TOOK": "1.5s"}},
+		{"times and durations", func(l *slog.Logger) {
+			l.Info("x", "created", created, "took", 1500*time.Millisecond)
+		},
+			"x created=2024-02-29T12:00:00Z took=1.5s",
+			map[string]string{"CREATED": "2024-02-29T12:00:00Z", "TOOK": "1.5s"}},
 		{"the journal's own names are left to it", func(l *slog.Logger) {
 			l.Info("x", "priority", 1, "unit", "u", "_pid", 2, "syslog_identifier", "other", "9lives", 9, "__", 1)
 		}, "x priority=1 unit=u _pid=2 syslog_identifier=other 9lives=9 __=1", map[string]string{
-			"RELAY_PRIORITY": "1", "RELAY_UNIT": "u", "PID": "2", "RELAY_SYSLOG_IDENTIFIER": "other", "RELAY_9LIVES": "9"}},
+			"RELAY_PRIORITY": "1", "RELAY_UNIT": "u", "PID": "2", "RELAY_SYSLOG_IDENTIFIER": "other",
+			"RELAY_9LIVES": "9"}},
 		{"values that mask themselves stay masked", func(l *slog.Logger) {
 			l.Info("x", "database", config.ConnString("host=db password=k0ji-secret"))
 		}, `x database="host=db password=***"`, map[string]string{"DATABASE": "host=db password=***"}},
@@ -120,7 +126,8 @@ func TestRecordThatTheJournalRefusesIsWrittenAsJSON(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &record); err != nil {
 		t.Fatalf("%v in %q", err, out.String())
 	}
-	if record.Level != "WARN" || record.Msg != "broker down" || record.Broker != "b:5672" || record.G.Cause != "refused" {
+	if record.Level != "WARN" || record.Msg != "broker down" || record.Broker != "b:5672" ||
+		record.G.Cause != "refused" {
 		t.Errorf("wrote %s", out.String())
 	}
 }

@@ -1,7 +1,7 @@
 // Package libpq reads connection strings as libpq does, for a driver that is not libpq.
 //
-// It promises that a keyword means what PostgreSQL's documentation says, in a string, a URL or a service file, or that
-// it is refused by name. It never drops one that matters, and its errors hold no password.
+// It promises that a keyword means what PostgreSQL's documentation says, in a string, a URL or a service
+// file, or that it is refused by name. It never drops one that matters, and its errors hold no password.
 package libpq
 
 import (
@@ -23,8 +23,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Parse gives the driver's configuration for a connection string. It reads files that the string names, and no server is
-// asked. Where the string has no connect_timeout, the configuration has none.
+// Parse gives the driver's configuration for a connection string. It reads files that the string names, and
+// no server is asked. Where the string has no connect_timeout, the configuration has none.
 func Parse(text string) (*pgx.ConnConfig, error) {
 	cc, err := pgx.ParseConfig(text)
 	if err != nil {
@@ -56,13 +56,14 @@ func with(text, keyword, value string) string {
 	return text + separator + keyword + "=" + value
 }
 
-// systemServiceFile is where libpq looks for a service that the user's own file has not. Empty where there is none, or
-// where no service is asked for.
+// systemServiceFile is where libpq looks for a service that the user's own file has not. Empty where there is
+// none, or where no service is asked for.
 func systemServiceFile(text string) string {
 	if !strings.Contains(text, "service=") && os.Getenv("PGSERVICE") == "" || os.Getenv("PGSERVICEFILE") != "" {
 		return ""
 	}
-	for _, dir := range []string{os.Getenv("PGSYSCONFDIR"), "/etc/postgresql-common", "/etc/sysconfig/pgsql", "/etc"} {
+	for _, dir := range []string{os.Getenv("PGSYSCONFDIR"), "/etc/postgresql-common", "/etc/sysconfig/pgsql",
+		"/etc"} {
 		path := filepath.Join(dir, "pg_service.conf")
 		if _, err := os.Stat(path); dir != "" && err == nil {
 			return path
@@ -83,8 +84,8 @@ func redact(err error) error {
 	return errors.New("it is not understood")
 }
 
-// A keyword is one of libpq's that the driver takes for a setting of the server. do makes it mean what it should, or
-// says why it cannot.
+// A keyword is one of libpq's that the driver takes for a setting of the server. do makes it mean what it
+// should, or says why it cannot.
 type keyword struct {
 	name string
 	do   func(c *connection, value string) error
@@ -120,7 +121,9 @@ var keywords = []keyword{
 		return err
 	}},
 	{"keepalives_idle", seconds(func(c *connection) *time.Duration { return &c.dialer.KeepAliveConfig.Idle })},
-	{"keepalives_interval", seconds(func(c *connection) *time.Duration { return &c.dialer.KeepAliveConfig.Interval })},
+	{"keepalives_interval", seconds(func(c *connection) *time.Duration {
+		return &c.dialer.KeepAliveConfig.Interval
+	})},
 	{"keepalives_count", func(c *connection, v string) (err error) {
 		n, err := strconv.Atoi(v)
 		if n != 0 {
@@ -171,7 +174,8 @@ func apply(cc *pgx.ConnConfig) error {
 	}
 	for name := range cc.RuntimeParams {
 		if !slices.Contains(settings, name) {
-			return fmt.Errorf("%s is no keyword of libpq; a setting of the server is written options='-c %s=VALUE'", name, name)
+			return fmt.Errorf("%s is no keyword of libpq; a setting of the server is written options='-c %s=VALUE'",
+				name, name)
 		}
 	}
 	c.DialFunc = c.dial
@@ -202,7 +206,8 @@ func seconds(of func(*connection) *time.Duration) func(*connection, string) erro
 }
 
 func tlsVersion(of func(*tls.Config) *uint16) func(*connection, string) error {
-	versions := map[string]uint16{"tlsv1": tls.VersionTLS10, "tlsv1.1": tls.VersionTLS11, "tlsv1.2": tls.VersionTLS12, "tlsv1.3": tls.VersionTLS13}
+	versions := map[string]uint16{"tlsv1": tls.VersionTLS10, "tlsv1.1": tls.VersionTLS11,
+		"tlsv1.2": tls.VersionTLS12, "tlsv1.3": tls.VersionTLS13}
 	return func(c *connection, v string) error {
 		version, known := versions[strings.ToLower(v)]
 		if !known {
@@ -256,7 +261,8 @@ func userTimeout(ms int) func(network, address string, raw syscall.RawConn) erro
 		}
 		var failed error
 		err := raw.Control(func(fd uintptr) {
-			failed = os.NewSyscallError("setsockopt", syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, ms))
+			failed = os.NewSyscallError("setsockopt",
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, ms))
 		})
 		return errors.Join(err, failed)
 	}

@@ -32,7 +32,8 @@ func TestHostaddrIsWhereToConnectTo(t *testing.T) {
 	} {
 		c := parse(t, text)
 		if c.Host != "192.0.2.7" || c.Port != 5433 || c.TLSConfig == nil {
-			t.Errorf("%s leads to %s:%d, with TLS: %v; want the address, with TLS", text, c.Host, c.Port, c.TLSConfig != nil)
+			t.Errorf("%s leads to %s:%d, with TLS: %v; want the address, with TLS", text, c.Host, c.Port,
+				c.TLSConfig != nil)
 		}
 	}
 	c := parse(t, "host=db.example.com hostaddr=192.0.2.7 sslmode=verify-full")
@@ -50,15 +51,18 @@ func TestHostaddrIsWhereToConnectTo(t *testing.T) {
 
 func TestKeywordsThatTheDriverLacksMeanWhatTheySay(t *testing.T) {
 	t.Parallel()
-	text := "host=db dbname=koji keepalives_idle=30 keepalives_interval=5 keepalives_count=3 client_encoding=UTF8 " +
-		"ssl_min_protocol_version=TLSv1.3 sslmode=prefer fallback_application_name=koji sslcompression=0 gssencmode=prefer"
+	text := "host=db dbname=koji keepalives_idle=30 keepalives_interval=5 keepalives_count=3 " +
+		"client_encoding=UTF8 ssl_min_protocol_version=TLSv1.3 sslmode=prefer fallback_application_name=koji " +
+		"sslcompression=0 gssencmode=prefer"
 	c := parse(t, text)
-	if c.TLSConfig.MinVersion != tls.VersionTLS13 || c.RuntimeParams["application_name"] != "koji" || len(c.RuntimeParams) != 1 {
+	if c.TLSConfig.MinVersion != tls.VersionTLS13 || c.RuntimeParams["application_name"] != "koji" ||
+		len(c.RuntimeParams) != 1 {
 		t.Errorf("the parameters are %v, TLS from %x", c.RuntimeParams, c.TLSConfig.MinVersion)
 	}
 	conn := &connection{ConnConfig: parse(t, "host=db")}
 	for _, k := range keywords {
-		for name, value := range map[string]string{"keepalives_idle": "30", "keepalives_interval": "5", "keepalives_count": "3"} {
+		for name, value := range map[string]string{"keepalives_idle": "30", "keepalives_interval": "5",
+			"keepalives_count": "3"} {
 			if k.name == name {
 				if err := k.do(conn, value); err != nil {
 					t.Error(err)
@@ -91,7 +95,8 @@ func TestWhatCannotBeMeantIsRefusedByName(t *testing.T) {
 		"host=db password=sesame sslmode=maybe":    "sslmode",
 		"host=db password=sesame pool_max_conns=1": "pool_max_conns",
 	} {
-		if _, err := Parse(text); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "sesame") {
+		if _, err := Parse(text); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "sesame") {
 			t.Errorf("%s gave %v, want %q and no password", text, err, want)
 		}
 	}
@@ -110,7 +115,8 @@ func TestServiceAndPassfileAreRead(t *testing.T) {
 	t.Setenv("PGSYSCONFDIR", dir)
 	t.Setenv("HOME", t.TempDir())
 	c := parse(t, "service=koji dbname=hub passfile="+dir+"/pass")
-	if found, err := c.LookupFunc(t.Context(), c.Host); err != nil || found[0] != "192.0.2.7" || c.User != "koji" || c.Password != "sesame" {
+	if found, err := c.LookupFunc(t.Context(), c.Host); err != nil || found[0] != "192.0.2.7" ||
+		c.User != "koji" || c.Password != "sesame" {
 		t.Errorf("the service leads to %s as %s, %v", found, c.User, err)
 	}
 	if _, err := Parse("service=odd"); err == nil || !strings.Contains(err.Error(), "sslcrl") {
@@ -170,7 +176,9 @@ func option(t *testing.T, conn net.Conn, name int) (value int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := raw.Control(func(fd uintptr) { value, _ = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, name) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		value, _ = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, name)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	return value

@@ -1,5 +1,5 @@
-// Package logbuffer keeps the log from holding up the program. Records are written by a goroutine of their own; what
-// cannot be written is lost, counted, and told of when the log works again.
+// Package logbuffer keeps the log from holding up the program. Records are written by a goroutine of their
+// own; what cannot be written is lost, counted, and told of when the log works again.
 //
 // It never makes who logs wait for longer than a moment, whatever became of who reads the log.
 package logbuffer
@@ -15,7 +15,8 @@ import (
 const (
 	// room is how many records wait to be written: some seconds of a busy hub.
 	room = 1024
-	// moment is how long a burst of records waits for room. A log that is stuck costs it once, and not each record.
+	// moment is how long a burst of records waits for room. A log that is stuck costs it once, and not each
+	// record.
 	moment = 100 * time.Millisecond
 )
 
@@ -115,8 +116,8 @@ func (b *buffer) Run(ctx context.Context) {
 	}
 }
 
-// write writes one record, and the number of those that were lost before it. It returns how many of the lost ones
-// the reader knows of.
+// write writes one record, and the number of those that were lost before it. It returns how many of the lost
+// ones the reader knows of.
 func (b *buffer) write(r record, told int64) int64 {
 	if err := r.to.Handle(context.Background(), r.Record); err != nil {
 		b.lost.Add(1)

@@ -94,7 +94,8 @@ func TestReaderThatStopsReadingHoldsUpNobody(t *testing.T) {
 		synctest.Wait()
 		log.Info("last")
 		end()
-		if want := fmt.Sprintf("msg=\"log lines were lost: nobody took them\" lines=%d\n", lost); strings.Count(g.String(), want) != 1 {
+		if want := fmt.Sprintf("msg=\"log lines were lost: nobody took them\" lines=%d\n",
+			lost); strings.Count(g.String(), want) != 1 {
 			t.Errorf("not told once of what was lost: %s", want)
 		}
 		if !strings.HasSuffix(g.String(), "msg=last\n") || h.Lost() != lost {

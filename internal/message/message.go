@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// MaxEvents is how many events one request of the hub API may hold. It bounds what one request can cost: the hub
-// plugin posts far fewer, and a larger commit comes in several requests.
+// MaxEvents is how many events one request of the hub API may hold. It bounds what one request can cost: the
+// hub plugin posts far fewer, and a larger commit comes in several requests.
 const MaxEvents = 100_000
 
 // ErrTooManyEvents is the error for a request with more than MaxEvents.

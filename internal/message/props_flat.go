@@ -6,8 +6,9 @@ import (
 	"unicode/utf8"
 )
 
-// flatProps reads properties as nearly all are: an object of short texts, whole numbers and literals, without escapes.
-// false means that DecodeProps has to look for itself. It is a fifth of the drain's time less than with encoding/json.
+// flatProps reads properties as nearly all are: an object of short texts, whole numbers and literals, without
+// escapes. false means that DecodeProps has to look for itself. It is a fifth of the drain's time less than
+// with encoding/json.
 func flatProps(text []byte) ([]Prop, bool) {
 	if !utf8.Valid(text) {
 		return nil, false
@@ -107,7 +108,8 @@ func (s *flat) number() (any, bool) {
 		n++
 	}
 	digits := bytes.TrimPrefix(s.rest[:n], []byte("-"))
-	if len(digits) == 0 || len(digits) > 1 && digits[0] == '0' || n < len(s.rest) && bytes.IndexByte([]byte(".eE"), s.rest[n]) >= 0 {
+	if len(digits) == 0 || len(digits) > 1 && digits[0] == '0' || n < len(s.rest) &&
+		bytes.IndexByte([]byte(".eE"), s.rest[n]) >= 0 {
 		return nil, false
 	}
 	value, err := strconv.ParseInt(string(s.rest[:n]), 10, 64)

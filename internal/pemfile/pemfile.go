@@ -59,7 +59,8 @@ func KeyPair(cert, key []byte) (tls.Certificate, error) { return tls.X509KeyPair
 // Plain is text with certificates in OpenSSL's older forms as plain ones. A trusted certificate has rules
 // behind it for what it is trusted with; one that is not trusted with servers is left out.
 func Plain(text []byte) []byte {
-	if !bytes.Contains(text, []byte("BEGIN TRUSTED CERTIFICATE")) && !bytes.Contains(text, []byte("BEGIN X509 CERTIFICATE")) {
+	if !bytes.Contains(text, []byte("BEGIN TRUSTED CERTIFICATE")) &&
+		!bytes.Contains(text, []byte("BEGIN X509 CERTIFICATE")) {
 		return text
 	}
 	var out []byte

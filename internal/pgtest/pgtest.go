@@ -205,7 +205,8 @@ func (c *Cluster) run(program string, args ...string) error {
 
 // configure adds lines to postgresql.conf, and where the server listens. The last line for a setting counts.
 func (c *Cluster) configure(settings ...string) error {
-	conf := fmt.Sprintf("\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\nmax_connections = 300\n%s\n",
+	conf := fmt.Sprintf("\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = "+
+		"'%s'\nmax_connections = 300\n%s\n",
 		c.port, c.dir, strings.Join(settings, "\n"))
 	f, err := os.OpenFile(c.dir+"/data/postgresql.conf", os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Pooler starts a PgBouncer before the server of connString (keywords), in "session" or "transaction" mode, and gives the
-// connection string of the same database through it. It stops it after the test.
+// Pooler starts a PgBouncer before the server of connString (keywords), in "session" or "transaction" mode,
+// and gives the connection string of the same database through it. It stops it after the test.
 func Pooler(tb testing.TB, connString, mode string) string {
 	tb.Helper()
 	pooled, stop, err := startPooler(connString, mode)
@@ -37,8 +37,9 @@ func startPooler(connString, mode string) (pooled string, stop func(), err error
 		return "", nil, err
 	}
 	// Whoever connects is let in as the role that it names, as on the server.
-	conf := fmt.Sprintf("[databases]\n* = %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\n"+
-		"auth_type = trust\nauth_file = %s/users\npool_mode = %s\nserver_login_retry = 1\n", serverPart(connString), c.port, c.dir, mode)
+	conf := fmt.Sprintf("[databases]\n* = %s\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = "+
+		"%d\nunix_socket_dir =\nauth_type = trust\nauth_file = %s/users\npool_mode = %s\nserver_login_retry = 1\n",
+		serverPart(connString), c.port, c.dir, mode)
 	for name, text := range map[string]string{"pgbouncer.ini": conf, "users": userList(connString)} {
 		if err := os.WriteFile(c.dir+"/"+name, []byte(text), 0o644); err != nil {
 			return "", nil, err

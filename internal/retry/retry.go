@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value is a loop
-// that works. It is not safe for concurrent use.
+// Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value
+// is a loop that works. It is not safe for concurrent use.
 type Trouble struct {
 	failures int
 	cause    string
@@ -41,7 +41,8 @@ func (t *Trouble) Delay() time.Duration {
 // ownAddress is our side of a connection in the error of a socket.
 var ownAddress = regexp.MustCompile(`\S+:\d+->`)
 
-// Cause is the text of err without our side of a connection: its port is another one each time, which is no news.
+// Cause is the text of err without our side of a connection: its port is another one each time, which is no
+// news.
 func Cause(err error) string { return ownAddress.ReplaceAllString(err.Error(), "->") }
 
 // Doubled is first for n = 1 and twice as much for each further n, up to limit.

@@ -1,6 +1,7 @@
-// Command sbom says what is inside a built koji-relay: a bill of materials in CycloneDX, and the licences and notices
-// of everything that is linked into it. It reads the program itself for the modules, and the modules' sources, in the
-// module cache or in vendor/, for their texts. It needs no network. The same program gives the same bytes.
+// Command sbom says what is inside a built koji-relay: a bill of materials in CycloneDX, and the licences and
+// notices of everything that is linked into it. It reads the program itself for the modules, and the modules'
+// sources, in the module cache or in vendor/, for their texts. It needs no network. The same program gives
+// the same bytes.
 //
 //	go run ./packaging/sbom PROGRAM VERSION DIRECTORY
 package main
@@ -60,10 +61,12 @@ func run(program, version, out string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	if err := write(filepath.Join(out, "koji-relay.cdx.json"), func(w io.Writer) error { return writeBill(w, version, parts) }); err != nil {
+	if err := write(filepath.Join(out, "koji-relay.cdx.json"),
+		func(w io.Writer) error { return writeBill(w, version, parts) }); err != nil {
 		return err
 	}
-	return write(filepath.Join(out, "THIRD-PARTY-LICENSES"), func(w io.Writer) error { return writeTexts(w, parts) })
+	return write(filepath.Join(out, "THIRD-PARTY-LICENSES"),
+		func(w io.Writer) error { return writeTexts(w, parts) })
 }
 
 func write(path string, content func(io.Writer) error) error {
@@ -74,8 +77,8 @@ func write(path string, content func(io.Writer) error) error {
 	return os.WriteFile(path, b.Bytes(), 0o644)
 }
 
-// partsOf lists Go's own library and every module of the program. Each has a licence that is known, or it is an error:
-// what may not be passed on must not be shipped unnoticed.
+// partsOf lists Go's own library and every module of the program. Each has a licence that is known, or it is
+// an error: what may not be passed on must not be shipped unnoticed.
 func partsOf(info *debug.BuildInfo) ([]part, error) {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
@@ -150,13 +153,15 @@ func (p *part) read(dir string) error {
 		}
 	}
 	if len(p.licences) == 0 {
-		return fmt.Errorf("%s %s: no licence that is known in %s: look at it, and drop the module if need be", p.module, p.version, dir)
+		return fmt.Errorf("%s %s: no licence that is known in %s: look at it, and drop the module if need be",
+			p.module, p.version, dir)
 	}
 	slices.Sort(p.licences)
 	return nil
 }
 
-// writeBill writes the bill of materials. It has no serial number and no time, which no build would have again.
+// writeBill writes the bill of materials. It has no serial number and no time, which no build would have
+// again.
 func writeBill(w io.Writer, version string, parts []part) error {
 	bill := cdx.NewBOM()
 	bill.Metadata = &cdx.Metadata{Component: &cdx.Component{
@@ -167,7 +172,8 @@ func writeBill(w io.Writer, version string, parts []part) error {
 	var refs []string
 	for _, p := range parts {
 		ref := "pkg:golang/" + p.module + "@" + p.version
-		c := cdx.Component{BOMRef: ref, PackageURL: ref, Type: cdx.ComponentTypeLibrary, Name: p.module, Version: p.version}
+		c := cdx.Component{BOMRef: ref, PackageURL: ref, Type: cdx.ComponentTypeLibrary, Name: p.module,
+			Version: p.version}
 		var licences cdx.Licenses
 		for _, id := range p.licences {
 			licences = append(licences, cdx.LicenseChoice{License: &cdx.License{ID: id}})

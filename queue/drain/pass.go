@@ -17,7 +17,8 @@ import (
 	"koji-relay/queue"
 )
 
-// pass takes the drain lock, stores what is still owed, expires and drains. more says that there may be more to drain.
+// pass takes the drain lock, stores what is still owed, expires and drains. more says that there may be more
+// to drain.
 func (d *Drainer) pass(ctx context.Context, o *Options, draining, expiring bool) (more bool, err error) {
 	// First of all: what a broker accepted must not be sent again.
 	if err := d.save(ctx); err != nil {
@@ -80,8 +81,9 @@ func (d *Drainer) mark(f func(*Status)) {
 	f(&d.status)
 }
 
-// drainRun is the pipeline of one pass: while one batch is sent, the next is read and the outcomes of the one before are
-// stored. Batches are handed over one at a time, so that at most two are in memory beside the one being read.
+// drainRun is the pipeline of one pass: while one batch is sent, the next is read and the outcomes of the one
+// before are stored. Batches are handed over one at a time, so that at most two are in memory beside the one
+// being read.
 type drainRun struct {
 	*Drainer
 	o       *Options
@@ -151,9 +153,10 @@ func (r *drainRun) read(ctx context.Context, batches chan<- []queue.Entry) error
 	}
 }
 
-// send sends batches until there are no more, or no broker takes them. What is being sent is finished even when ctx
-// ends or storing outcomes fails: cut short, messages that a broker accepted would be sent again.
-func (r *drainRun) send(ctx, group context.Context, batches <-chan []queue.Entry, sent chan<- struct{}) error {
+// send sends batches until there are no more, or no broker takes them. What is being sent is finished even
+// when ctx ends or storing outcomes fails: cut short, messages that a broker accepted would be sent again.
+func (r *drainRun) send(ctx, group context.Context, batches <-chan []queue.Entry,
+	sent chan<- struct{}) error {
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(finishTime, cancel) })
@@ -183,14 +186,15 @@ func (r *drainRun) send(ctx, group context.Context, batches <-chan []queue.Entry
 			return nil
 		}
 		if r.o.RateLimit > 0 {
-			retry.Pause(group, time.Duration(float64(len(entries))/r.o.RateLimit*float64(time.Second))-time.Since(began))
+			retry.Pause(group, time.Duration(float64(len(entries))/r.o.RateLimit*float64(time.Second))-
+				time.Since(began))
 		}
 	}
 	return nil
 }
 
-// sendBatch sends entries and notes the outcomes as unsaved. It reports whether each got one that changes something: a
-// message that has to wait stays as it is.
+// sendBatch sends entries and notes the outcomes as unsaved. It reports whether each got one that changes
+// something: a message that has to wait stays as it is.
 func (r *drainRun) sendBatch(ctx context.Context, entries []queue.Entry) bool {
 	// An outcome that is known and not stored yet must not be asked for again.
 	r.mu.Lock()
@@ -253,7 +257,8 @@ func (d *Drainer) owesOutcomes() bool {
 	return len(d.unsaved) > 0
 }
 
-// save stores the unsaved outcomes. It is not called by two goroutines at once. What could not be stored is kept.
+// save stores the unsaved outcomes. It is not called by two goroutines at once. What could not be stored is
+// kept.
 func (d *Drainer) save(ctx context.Context) error {
 	d.mu.Lock()
 	todo := slices.Collect(maps.Values(d.unsaved))
@@ -278,7 +283,8 @@ func (d *Drainer) saveAtEnd(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 	defer cancel()
 	if err := d.save(ctx); err != nil {
-		d.options.Load().Logger.Error("outcomes could not be stored; these messages will be sent again after the next start",
+		d.options.Load().Logger.Error(
+			"outcomes could not be stored; these messages will be sent again after the next start",
 			"messages", d.Status().Unsaved, "error", err)
 	}
 }

@@ -1,6 +1,7 @@
 // Package file is the queue in one file, for trying out and for hosts without a database.
 //
-// It promises what package queue does: a put that returned is on disk. It never shares its file with another process.
+// It promises what package queue does: a put that returned is on disk. It never shares its file with another
+// process.
 package file
 
 import (
@@ -95,7 +96,9 @@ func Open(path string, o Options) (*Store, error) {
 	})
 	switch {
 	case errors.Is(err, bberrors.ErrTimeout):
-		return nil, fmt.Errorf("open queue file %s: %w: stop the relay that serves from it, or use the commands that ask it", path, queue.ErrInUse)
+		return nil, fmt.Errorf(
+			"open queue file %s: %w: stop the relay that serves from it, or use the commands that ask it", path,
+			queue.ErrInUse)
 	case err != nil:
 		return nil, fmt.Errorf("open queue file %s: %w", path, err)
 	}
@@ -111,7 +114,8 @@ func Open(path string, o Options) (*Store, error) {
 	return f, nil
 }
 
-// prepare makes the buckets where they are absent; a full disk does not keep an existing file from being opened.
+// prepare makes the buckets where they are absent; a full disk does not keep an existing file from being
+// opened.
 func prepare(db *bbolt.DB) error {
 	complete := true
 	err := db.View(func(tx *bbolt.Tx) error {
@@ -145,8 +149,8 @@ func (f *Store) Close() error {
 	return nil
 }
 
-// onFile runs fn, which uses the file, and gives up waiting for it when ctx ends: a disk may not answer. fn goes on
-// then, and its result is dropped. what names the operation in errors.
+// onFile runs fn, which uses the file, and gives up waiting for it when ctx ends: a disk may not answer. fn
+// goes on then, and its result is dropped. what names the operation in errors.
 func onFile[T any](ctx context.Context, f *Store, what string, fn func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -233,7 +237,8 @@ func key(numbers ...uint64) []byte {
 func seqOf(k []byte) uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
 
 // Put implements Store. Puts that come together share a transaction; each waits for its fsync.
-func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
+func (f *Store) Put(ctx context.Context, unsent []message.Unsent,
+	undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := f.limits.Load()
 	in := queue.SortOut(unsent, undeliverable, limits.MaxAttempts)
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
@@ -242,7 +247,8 @@ func (f *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable 
 	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
 	err := f.add(ctx, what, func(tx fileTx) error {
 		if limits.MaxBytes > 0 && tx.bytes()+in.Size > limits.MaxBytes {
-			return fmt.Errorf("%w: max_bytes is %d; raise it, or see 'koji-relay queue status'", queue.ErrFull, limits.MaxBytes)
+			return fmt.Errorf("%w: max_bytes is %d; raise it, or see 'koji-relay queue status'", queue.ErrFull,
+				limits.MaxBytes)
 		}
 		for i := range in.Rows {
 			if err := tx.insert(&in.Rows[i]); err != nil {
@@ -298,11 +304,13 @@ func (tx fileTx) insert(r *queue.Row) error {
 	if err != nil {
 		return err
 	}
-	record := binary.AppendUvarint(make([]byte, 0, len(r.PropsText)+len(r.Body)+binary.MaxVarintLen64), uint64(len(r.PropsText)))
+	record := binary.AppendUvarint(make([]byte, 0, len(r.PropsText)+len(r.Body)+binary.MaxVarintLen64),
+		uint64(len(r.PropsText)))
 	record = append(append(record, r.PropsText...), r.Body...)
 	now := time.Now()
-	s := fileState{ID: r.ID, Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address, Created: r.Created,
-		Put: max(0, now.Add(-r.Age).UnixMicro()), Size: r.Bytes, Attempts: r.Attempts, Tries: r.Tries, LastError: r.LastError}
+	s := fileState{ID: r.ID, Commit: r.Commit, Event: r.Event, Callback: r.Callback, Address: r.Address,
+		Created: r.Created, Put: max(0, now.Add(-r.Age).UnixMicro()), Size: r.Bytes, Attempts: r.Attempts,
+		Tries: r.Tries, LastError: r.LastError}
 	if r.Aside {
 		s.Next = now.Add(r.Delay).UnixMicro()
 	}
@@ -376,8 +384,9 @@ func (tx fileTx) insertDead(d *queue.DeadRow) error {
 	if died.IsZero() {
 		died = time.Now()
 	}
-	return tx.replaceDead(fileDead{ID: d.ID, Died: max(0, died.UnixMicro()), Created: d.Created, Commit: d.Commit, Event: d.Event,
-		Callback: d.Callback, Address: d.Address, Props: d.Props, Body: d.Body, Attempts: d.Attempts, Reason: d.Reason})
+	return tx.replaceDead(fileDead{ID: d.ID, Died: max(0, died.UnixMicro()), Created: d.Created,
+		Commit: d.Commit, Event: d.Event, Callback: d.Callback, Address: d.Address, Props: d.Props, Body: d.Body,
+		Attempts: d.Attempts, Reason: d.Reason})
 }
 
 func (tx fileTx) replaceDead(d fileDead) error {

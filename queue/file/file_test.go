@@ -36,7 +36,8 @@ func TestFileInUseIsRefusedWithTheRemedy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "queue.db")
 	openAt(t, path, queue.Limits{})
 	_, err := Open(path, Options{InUseTimeout: 20 * time.Millisecond})
-	if !errors.Is(err, queue.ErrInUse) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "stop the relay") {
+	if !errors.Is(err, queue.ErrInUse) || !strings.Contains(err.Error(), path) ||
+		!strings.Contains(err.Error(), "stop the relay") {
 		t.Errorf("opening a file in use gave %v", err)
 	}
 }
@@ -62,15 +63,16 @@ func TestReopenedFileHoldsWhatWasPut(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := storetest.Numbers(storetest.Drained(t, openAt(t, path, queue.Limits{}))); !slices.Equal(got, []int{1, 2, 3}) {
+	if got := storetest.Numbers(storetest.Drained(t, openAt(t, path, queue.Limits{}))); !slices.Equal(got,
+		[]int{1, 2, 3}) {
 		t.Errorf("drained %v, want 1, 2, 3", got)
 	}
 }
 
 const fullDisk = "KOJI_RELAY_FULL_DISK"
 
-// fullDiskProcess puts into a file that may not grow over a limit, which the system enforces as it does the end of a
-// disk: a write fails. See TestMain.
+// fullDiskProcess puts into a file that may not grow over a limit, which the system enforces as it does the
+// end of a disk: a write fails. See TestMain.
 func fullDiskProcess() {
 	signal.Ignore(syscall.SIGXFSZ)
 	limit := syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}
@@ -106,15 +108,18 @@ func TestFullDiskRefusesPutsAndKeepsWhatIsThere(t *testing.T) {
 	cmd.Env = append(os.Environ(), fullDisk+"="+path)
 	out, err := cmd.CombinedOutput()
 	var refused int
-	if _, scanErr := fmt.Sscanf(string(out), "refused %d", &refused); err != nil || scanErr != nil || refused < 21 {
+	if _, scanErr := fmt.Sscanf(string(out), "refused %d", &refused); err != nil || scanErr != nil ||
+		refused < 21 {
 		t.Fatalf("%v, %v:\n%s", err, scanErr, out)
 	}
-	if !strings.Contains(string(out), "put 20 messages") || !strings.Contains(string(out), "probe true") || !strings.Contains(string(out), "read 100 <nil>") {
+	if !strings.Contains(string(out), "put 20 messages") || !strings.Contains(string(out), "probe true") ||
+		!strings.Contains(string(out), "read 100 <nil>") {
 		t.Errorf("the process printed:\n%s", out)
 	}
 	got := storetest.Numbers(storetest.Drained(t, openAt(t, path, queue.Limits{})))
 	if len(got) != refused-1 || got[len(got)-1] != refused-1 {
-		t.Errorf("%d messages are there, want the %d that were put and none of the put that failed", len(got), refused-1)
+		t.Errorf("%d messages are there, want the %d that were put and none of the put that failed", len(got),
+			refused-1)
 	}
 }
 
@@ -137,7 +142,8 @@ func TestReserveDoesNotFollowALink(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := openAt(t, path, queue.Limits{})
-		if _, err := s.Put(t.Context(), storetest.Unsent(1, 1), nil); err != nil && !strings.Contains(err.Error(), "remove it") {
+		if _, err := s.Put(t.Context(), storetest.Unsent(1, 1), nil); err != nil &&
+			!strings.Contains(err.Error(), "remove it") {
 			t.Errorf("%s: put gave %v", name, err)
 		}
 		if text, err := os.ReadFile(victim); err != nil || string(text) != "precious" {

@@ -70,7 +70,8 @@ func microTime(n int64) time.Time {
 }
 
 // List implements Inspector.
-func (f *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(queue.Item) error) error {
+func (f *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions,
+	each func(queue.Item) error) error {
 	left := o.Limit
 	if left <= 0 {
 		left = math.MaxInt
@@ -85,7 +86,8 @@ func (f *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions
 		c, err := view(ctx, f, "list "+box.Name(), func(tx fileTx) (chunk, error) {
 			var c chunk
 			var err error
-			c.items, c.last, err = tx.list(box, inspect.ListOptions{Address: o.Address, Newest: o.Newest, Limit: limit}, from)
+			c.items, c.last, err = tx.list(box, inspect.ListOptions{Address: o.Address, Newest: o.Newest,
+				Limit: limit}, from)
 			return c, err
 		})
 		if err != nil || len(c.items) == 0 {
@@ -103,7 +105,8 @@ func (f *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions
 }
 
 // list gives up to o.Limit items that come after from in the walk of box, and the key of the last one.
-func (tx fileTx) list(box inspect.Box, o inspect.ListOptions, from []byte) (items []queue.Item, last []byte, err error) {
+func (tx fileTx) list(box inspect.Box, o inspect.ListOptions,
+	from []byte) (items []queue.Item, last []byte, err error) {
 	walk := "state"
 	if box == inspect.DeadBox {
 		walk = "died"
@@ -147,9 +150,11 @@ func (tx fileTx) queueItem(seq uint64) (queue.Item, error) {
 	if err != nil {
 		return queue.Item{}, err
 	}
-	it := queue.Item{Size: s.Size, Attempts: s.Attempts, Tries: s.Tries, NextAttempt: microTime(s.Next), Queued: microTime(s.Put), Reason: s.LastError}
+	it := queue.Item{Size: s.Size, Attempts: s.Attempts, Tries: s.Tries, NextAttempt: microTime(s.Next),
+		Queued: microTime(s.Put), Reason: s.LastError}
 	m := &it.Message
-	m.ID, m.Commit, m.Event, m.Callback, m.Address, m.Created = s.ID, s.Commit, s.Event, s.Callback, s.Address, s.Created
+	m.ID, m.Commit, m.Event, m.Callback, m.Address, m.Created = s.ID, s.Commit, s.Event, s.Callback, s.Address,
+		s.Created
 	props, body, err := tx.body(seq)
 	it.Props, it.Body = queue.PropsText(props), slices.Clone(body)
 	return it, err
@@ -160,8 +165,8 @@ func (tx fileTx) deadItem(id string) (queue.Item, error) {
 	if err != nil {
 		return queue.Item{}, err
 	}
-	it := queue.Item{Props: queue.PropsText(d.Props), Body: d.Body, Size: int64(len(d.Body) + 256), Attempts: d.Attempts,
-		Queued: microTime(d.Died), Reason: d.Reason, Event: d.Address == nil}
+	it := queue.Item{Props: queue.PropsText(d.Props), Body: d.Body, Size: int64(len(d.Body) + 256),
+		Attempts: d.Attempts, Queued: microTime(d.Died), Reason: d.Reason, Event: d.Address == nil}
 	m := &it.Message
 	m.ID, m.Commit, m.Event, m.Callback, m.Created = d.ID, d.Commit, d.Event, d.Callback, d.Created
 	if d.Address != nil {
@@ -201,7 +206,8 @@ func (f *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Ite
 }
 
 // Retry implements Inspector.
-func (f *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (f *Store) Retry(ctx context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	return f.change(ctx, "retry in "+box.Name(), box, which, func(tx fileTx, id string) (bool, error) {
 		if box == inspect.QueueBox {
 			seq, s, err := tx.find(id)
@@ -247,8 +253,10 @@ func (tx fileTx) find(id string) (uint64, fileState, error) {
 	return seqOf(k), s, err
 }
 
-// change calls one for each selected id, some hundreds in a transaction. one reports whether it did something.
-func (f *Store) change(ctx context.Context, what string, box inspect.Box, which inspect.Selection, one func(fileTx, string) (bool, error)) (inspect.Changed, error) {
+// change calls one for each selected id, some hundreds in a transaction. one reports whether it did
+// something.
+func (f *Store) change(ctx context.Context, what string, box inspect.Box, which inspect.Selection,
+	one func(fileTx, string) (bool, error)) (inspect.Changed, error) {
 	ids := which.IDs
 	if which.All {
 		ids = nil

@@ -12,7 +12,8 @@ import (
 	"koji-relay/queue"
 )
 
-// filePass is one run over the file. Nothing is committed late in a file, so each pass begins at the beginning.
+// filePass is one run over the file. Nothing is committed late in a file, so each pass begins at the
+// beginning.
 type filePass struct {
 	store *Store
 	fresh uint64 // seq of the last never-attempted message given
@@ -115,7 +116,8 @@ func (tx fileTx) read(b *fileBatch, seq uint64) error {
 	}
 	e := queue.Entry{Attempts: st.Attempts, Tries: st.Tries}
 	m := &e.Message
-	m.ID, m.Commit, m.Event, m.Callback, m.Address, m.Created = st.ID, st.Commit, st.Event, st.Callback, st.Address, st.Created
+	m.ID, m.Commit, m.Event, m.Callback, m.Address, m.Created = st.ID, st.Commit, st.Event, st.Callback,
+		st.Address, st.Created
 	props, body, err := tx.body(seq)
 	if err == nil {
 		m.Body = string(body)
@@ -174,8 +176,9 @@ func (tx fileTx) bury(seq uint64, st fileState, attempts int, reason string) err
 		reason += "; " + err.Error()
 	}
 	return errors.Join(
-		tx.replaceDead(fileDead{ID: st.ID, Died: time.Now().UnixMicro(), Created: st.Created, Commit: st.Commit, Event: st.Event,
-			Callback: st.Callback, Address: &st.Address, Props: props, Body: body, Attempts: attempts, Reason: queue.CleanText(reason)}),
+		tx.replaceDead(fileDead{ID: st.ID, Died: time.Now().UnixMicro(), Created: st.Created, Commit: st.Commit,
+			Event: st.Event, Callback: st.Callback, Address: &st.Address, Props: props, Body: body, Attempts: attempts,
+			Reason: queue.CleanText(reason)}),
 		tx.remove(seq, st))
 }
 
@@ -221,7 +224,8 @@ func (s *filePass) Expire(ctx context.Context, e queue.Expiry) (queue.Expired, e
 func (tx fileTx) expire(before uint64, toDead bool) ([]fileState, error) {
 	var old []uint64
 	c := tx.in("born").Cursor()
-	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < before && len(old) < queue.ExpiryChunk; k, _ = c.Next() {
+	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < before &&
+		len(old) < queue.ExpiryChunk; k, _ = c.Next() {
 		old = append(old, seqOf(k))
 	}
 	var gone []fileState
@@ -246,7 +250,8 @@ func (tx fileTx) expire(before uint64, toDead bool) ([]fileState, error) {
 func (tx fileTx) expireDead(before uint64) (int, error) {
 	var ids []string
 	c := tx.in("died").Cursor()
-	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < before && len(ids) < queue.ExpiryChunk; k, _ = c.Next() {
+	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < before &&
+		len(ids) < queue.ExpiryChunk; k, _ = c.Next() {
 		ids = append(ids, string(k[8:]))
 	}
 	for _, id := range ids {

@@ -14,10 +14,10 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// reserve is a file beside the queue file that keeps room on the disk. bbolt writes the pages that it changes to another
-// place, so that on a full disk nothing could be deleted any more, and what had been sent would be sent again. A delete
-// that finds no room gives the reserve up; puts are refused from then on, until as many bytes are free on the disk or
-// within the queue file.
+// reserve is a file beside the queue file that keeps room on the disk. bbolt writes the pages that it changes
+// to another place, so that on a full disk nothing could be deleted any more, and what had been sent would be
+// sent again. A delete that finds no room gives the reserve up; puts are refused from then on, until as many
+// bytes are free on the disk or within the queue file.
 type reserve struct {
 	path string
 	size int
@@ -29,10 +29,12 @@ type reserve struct {
 	err  error     // why it could not be made
 }
 
-// reserveSize is what a delete of a thousand messages from a queue of a million needs: a page for nearly each of them.
+// reserveSize is what a delete of a thousand messages from a queue of a million needs: a page for nearly each
+// of them.
 const reserveSize = 8 << 20
 
-// available reports nil when a put may take room: the reserve is there, or the queue file has as much to give.
+// available reports nil when a put may take room: the reserve is there, or the queue file has as much to
+// give.
 func (r *reserve) available() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -47,8 +49,8 @@ func (r *reserve) available() error {
 	return fmt.Errorf("%w; %d bytes are kept for draining: make room on the disk", r.err, r.size)
 }
 
-// fill makes the file, unless it is there. Whatever else stands in its place is left alone: a symbolic link could lead to
-// any file of the relay's user.
+// fill makes the file, unless it is there. Whatever else stands in its place is left alone: a symbolic link
+// could lead to any file of the relay's user.
 func (r *reserve) fill() error {
 	info, err := os.Lstat(r.path)
 	switch {
@@ -89,7 +91,8 @@ func (r *reserve) release() bool {
 // probeRoom is what must be free on the disk beside the reserve.
 const probeRoom = 2 << 20
 
-// roomBeside reports nil when the disk of path has room. It takes the room, writing nothing, and gives it back.
+// roomBeside reports nil when the disk of path has room. It takes the room, writing nothing, and gives it
+// back.
 func roomBeside(path string) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".probe-*")
 	if err != nil {

@@ -14,8 +14,8 @@ var kojiTables = strings.ReplaceAll(createQueueTable, "{koji}.", "") + `;
 	CREATE TABLE locks (name TEXT NOT NULL PRIMARY KEY);
 	INSERT INTO locks (name) VALUES ('protonmsg-plugin'), ('scheduler');`
 
-// relayRole and hubRole have the printed grants and no other right, so that every test of a store shows that they are
-// enough. Roles belong to the whole server: they stay when a test's database goes.
+// relayRole and hubRole have the printed grants and no other right, so that every test of a store shows that
+// they are enough. Roles belong to the whole server: they stay when a test's database goes.
 const (
 	relayRole = "koji_relay_test relay" // a name that needs quoting
 	hubRole   = "koji_relay_test hub"
@@ -40,7 +40,8 @@ func createRoles() string {
 	return b.String()
 }
 
-// hubDatabase is a database as 'koji-relay db init' leaves it on a hub. The connection string is that of a superuser.
+// hubDatabase is a database as 'koji-relay db init' leaves it on a hub. The connection string is that of a
+// superuser.
 func hubDatabase(tb testing.TB) string {
 	tb.Helper()
 	return pgtest.Database(tb, kojiTables+relaySchema)

@@ -15,8 +15,8 @@ import (
 	"koji-relay/queue"
 )
 
-// Counting a queue takes time that grows with it. So what was counted is shown again for a while where it is long:
-// counting takes at most 2 % of the time, however long the queue is and however often it is asked for.
+// Counting a queue takes time that grows with it. So what was counted is shown again for a while where it is
+// long: counting takes at most 2 % of the time, however long the queue is and however often it is asked for.
 const (
 	statsLong  = 10_000 // less than that is counted each time
 	statsShare = 50
@@ -110,7 +110,8 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 }
 
 // List implements Inspector. Items that come or go meanwhile may be listed or not.
-func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions, each func(queue.Item) error) error {
+func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions,
+	each func(queue.Item) error) error {
 	left := o.Limit
 	if left <= 0 {
 		left = math.MaxInt
@@ -121,7 +122,8 @@ func (p *Store) List(ctx context.Context, box inspect.Box, o inspect.ListOptions
 		err := p.do(ctx, "list "+box.Name(), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 			from := at
 			var err error
-			items, err = listSome(ctx, conn, box, inspect.ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, queue.ListChunk)}, &from)
+			items, err = listSome(ctx, conn, box,
+				inspect.ListOptions{Address: o.Address, Newest: o.Newest, Limit: min(left, queue.ListChunk)}, &from)
 			if err == nil {
 				at = from
 			}
@@ -155,7 +157,8 @@ const (
 		(octet_length(d.body) + 256)::bigint, d.attempts, 0, NULL::timestamptz, d.reason, d.address IS NULL`
 )
 
-func listSome(ctx context.Context, conn *pgx.Conn, box inspect.Box, o inspect.ListOptions, at *listPlace) ([]queue.Item, error) {
+func listSome(ctx context.Context, conn *pgx.Conn, box inspect.Box, o inspect.ListOptions,
+	at *listPlace) ([]queue.Item, error) {
 	than, order := ">", ""
 	if o.Newest {
 		than, order = "<", " DESC"
@@ -177,8 +180,10 @@ func listSome(ctx context.Context, conn *pgx.Conn, box inspect.Box, o inspect.Li
 	return items, err
 }
 
-// readItems reads the columns of queueItem or deadItem, props and body. It also gives the place of the last item.
-func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]queue.Item, listPlace, error) {
+// readItems reads the columns of queueItem or deadItem, props and body. It also gives the place of the last
+// item.
+func readItems(ctx context.Context, conn *pgx.Conn, sql string,
+	args ...any) ([]queue.Item, listPlace, error) {
 	rows, _ := conn.Query(ctx, sql, args...) // CollectRows gives the error
 	var last listPlace
 	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (queue.Item, error) {
@@ -186,8 +191,8 @@ func readItems(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 		var created, next pgtype.Timestamptz
 		var props []byte
 		m := &it.Message
-		err := row.Scan(&m.ID, &last.queueID, &last.died, &m.Commit, &m.Event, &m.Callback, &m.Address, &created, &it.Size,
-			&it.Attempts, &it.Tries, &next, &it.Reason, &it.Event, &props, &it.Body)
+		err := row.Scan(&m.ID, &last.queueID, &last.died, &m.Commit, &m.Event, &m.Callback, &m.Address, &created,
+			&it.Size, &it.Attempts, &it.Tries, &next, &it.Reason, &it.Event, &props, &it.Body)
 		last.known, last.id = true, m.ID
 		it.Queued, m.Created, it.NextAttempt = timeOf(last.died), timeOf(created), timeOf(next)
 		it.Props = queue.PropsText(props)
@@ -204,9 +209,11 @@ const (
 
 // Holds implements Inspector.
 func (p *Store) Holds(ctx context.Context, ids []string) (n int, err error) {
-	err = p.do(ctx, "look for messages in the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT count(*) FROM koji_relay.delivery WHERE message_id = ANY($1)`, ids).Scan(&n)
-	})
+	err = p.do(ctx, "look for messages in the queue", callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			return conn.QueryRow(ctx, `SELECT count(*) FROM koji_relay.delivery WHERE message_id = ANY($1)`,
+				ids).Scan(&n)
+		})
 	return n, err
 }
 
@@ -231,9 +238,10 @@ func (p *Store) Show(ctx context.Context, box inspect.Box, id string) (queue.Ite
 	return items[0], nil
 }
 
-// Retry implements Inspector. What is set aside becomes due rather than fresh: the drain finds it by its time, and not
-// by its place among messages that were passed long ago.
-func (p *Store) Retry(ctx context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+// Retry implements Inspector. What is set aside becomes due rather than fresh: the drain finds it by its
+// time, and not by its place among messages that were passed long ago.
+func (p *Store) Retry(ctx context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	defer p.counted.forget()
 	if box == inspect.DeadBox {
 		return p.retryDead(ctx, which)
@@ -273,7 +281,8 @@ func where(which inspect.Selection, all string) string {
 }
 
 // change runs a statement that takes ids, and gives the ids of what it changed.
-func (p *Store) change(ctx context.Context, what string, which inspect.Selection, sql string) (inspect.Changed, error) {
+func (p *Store) change(ctx context.Context, what string, which inspect.Selection,
+	sql string) (inspect.Changed, error) {
 	var changed inspect.Changed
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		ids := which.IDs
@@ -291,8 +300,8 @@ func (p *Store) change(ctx context.Context, what string, which inspect.Selection
 	return changed, err
 }
 
-// retryDead returns dead letters to the queue, a few at a time, since their bodies pass through this process. Each
-// message is either still a dead letter or queued.
+// retryDead returns dead letters to the queue, a few at a time, since their bodies pass through this process.
+// Each message is either still a dead letter or queued.
 func (p *Store) retryDead(ctx context.Context, which inspect.Selection) (inspect.Changed, error) {
 	ids := which.IDs
 	if which.All {
@@ -348,26 +357,27 @@ func (p *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (i
 	defer p.counted.forget()
 	in := queue.SortItems(box, items)
 	var stored int64
-	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		stored = 0
-		batch := &pgx.Batch{}
-		p.queueRows(batch, in.Rows)
-		queueDead(batch, in.Dead)
-		results := conn.SendBatch(ctx, batch)
-		if len(in.Rows) > 0 {
-			if _, err := results.Exec(); err != nil { // deleteOrphans
-				return errors.Join(err, results.Close())
+	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			stored = 0
+			batch := &pgx.Batch{}
+			p.queueRows(batch, in.Rows)
+			queueDead(batch, in.Dead)
+			results := conn.SendBatch(ctx, batch)
+			if len(in.Rows) > 0 {
+				if _, err := results.Exec(); err != nil { // deleteOrphans
+					return errors.Join(err, results.Close())
+				}
 			}
-		}
-		for range batch.Len() - min(1, len(in.Rows)) {
-			tag, err := results.Exec()
-			if err != nil {
-				return errors.Join(err, results.Close())
+			for range batch.Len() - min(1, len(in.Rows)) {
+				tag, err := results.Exec()
+				if err != nil {
+					return errors.Join(err, results.Close())
+				}
+				stored += tag.RowsAffected()
 			}
-			stored += tag.RowsAffected()
-		}
-		return results.Close()
-	})
+			return results.Close()
+		})
 	if err == nil {
 		p.bytes.add(in.Size)
 	}

@@ -13,27 +13,29 @@ import (
 )
 
 const (
-	// A listening session asks the server something every keepAlive: so a dead peer is noticed, the server does not
-	// end the session for its silence, and a notification that was never sent is made up for.
+	// A listening session asks the server something every keepAlive: so a dead peer is noticed, the server
+	// does not end the session for its silence, and a notification that was never sent is made up for.
 	keepAlive = 2 * time.Second
-	// The server ends a session of ours that asks nothing for longer: its process is frozen. Its locks go with it.
+	// The server ends a session of ours that asks nothing for longer: its process is frozen. Its locks go
+	// with it.
 	silence = 20 * time.Second
-	// A session is given up after a while, as pooled connections are: it may lead to a server that was the primary once.
+	// A session is given up after a while, as pooled connections are: it may lead to a server that was the
+	// primary once.
 	sessionLifetime = 30 * time.Minute
 )
 
 // errRenew ends a session that has lived for sessionLifetime. It is no trouble.
 var errRenew = errors.New("the session is old")
 
-// listener is a session outside of the pool, for what needs one of its own: LISTEN and session locks. It is not safe
-// for concurrent use, except for poke.
+// listener is a session outside of the pool, for what needs one of its own: LISTEN and session locks. It is
+// not safe for concurrent use, except for poke.
 type listener struct {
 	conn  *pgx.Conn
 	names *names
 	until time.Time // then it is given up
 
-	// Where the sequences of queue and outbox stood at the last look, and what had moved then: a number is drawn before
-	// its row is committed, so that the look after that one looks at the rows once more.
+	// Where the sequences of queue and outbox stood at the last look, and what had moved then: a number is
+	// drawn before its row is committed, so that the look after that one looks at the rows once more.
 	queueAt, outboxAt int64
 	moved             heard
 
@@ -142,8 +144,8 @@ func (l *listener) answered() time.Time {
 // trusted reports whether the session holds what it locked: the server gives a session up only after silence.
 func (l *listener) trusted() bool { return time.Since(l.answered()) < lockTrust }
 
-// look asks the server where the sequences stand. A process that is killed between a commit and its notification
-// leaves others in the dark for that long and no longer.
+// look asks the server where the sequences stand. A process that is killed between a commit and its
+// notification leaves others in the dark for that long and no longer.
 func (l *listener) look(ctx context.Context) (heard, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()

@@ -2,9 +2,10 @@ package postgres
 
 import "time"
 
-// marks remembers how far a walk over ever growing positions had come some time ago. A row gets its position before
-// its transaction commits, so that rows may appear behind a walk; walking again from where it was lateness ago
-// finds them, without walking over everything that is gone. What appears later still is found by a full walk.
+// marks remembers how far a walk over ever growing positions had come some time ago. A row gets its position
+// before its transaction commits, so that rows may appear behind a walk; walking again from where it was
+// lateness ago finds them, without walking over everything that is gone. What appears later still is found by
+// a full walk.
 type marks[T any] struct {
 	at   []mark[T] // oldest first; of those older than lateness only the newest is kept
 	full time.Time // when the last full walk began

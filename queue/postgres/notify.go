@@ -22,9 +22,10 @@ const (
 // notifyEvery is the least time between two notifications of this process.
 const notifyEvery = 50 * time.Millisecond
 
-// news is what the other processes of the fleet are to be told. They are told after a commit, and not within its
-// transaction: NOTIFY takes a lock of the whole server until the end of its transaction, so that commits could not
-// share an fsync. A process that dies before it told them costs them a keepAlive, see listener.look.
+// news is what the other processes of the fleet are to be told. They are told after a commit, and not within
+// its transaction: NOTIFY takes a lock of the whole server until the end of its transaction, so that commits
+// could not share an fsync. A process that dies before it told them costs them a keepAlive, see
+// listener.look.
 type news struct {
 	wake chan struct{} // buffered 1: one wake-up stands for all
 
@@ -97,8 +98,8 @@ func (p *Store) tell(ctx context.Context) {
 	}
 }
 
-// tellOn sends payloads on conn, or on a new connection where there is none or it broke meanwhile. It gives the
-// connection that works; nil with an error.
+// tellOn sends payloads on conn, or on a new connection where there is none or it broke meanwhile. It gives
+// the connection that works; nil with an error.
 func (p *Store) tellOn(ctx context.Context, conn *pgx.Conn, payloads []string) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()

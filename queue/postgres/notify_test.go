@@ -140,9 +140,11 @@ func TestEventThatNobodyWasToldOfIsTakenSoon(t *testing.T) {
 	taker := &fakeTaker{}
 	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
 	storetest.Eventually(t, "it reads", func() bool { return reader.Status().Reading })
-	commit := uncommitted(t, conn, insertEvents(commitID(1), 0, 1)) // its number is drawn, and seen, long before it
+	// its number is drawn, and seen, long before it
+	commit := uncommitted(t, conn, insertEvents(commitID(1), 0, 1))
 	drawn := time.Now()
-	storetest.Eventually(t, "the reader looked at the sequence", func() bool { return time.Since(drawn) > keepAlive+keepAlive/4 })
+	storetest.Eventually(t, "the reader looked at the sequence",
+		func() bool { return time.Since(drawn) > keepAlive+keepAlive/4 })
 	commit()
 	storetest.Eventually(t, "the event was taken", func() bool { return taker.count() == 1 })
 }
@@ -210,7 +212,8 @@ func TestUpgradeGivesTheRolesWhatTheNewTableNeeds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := query[string](t, as(hubRole, conn), "SELECT string_agg(name || '=' || events, ',') FROM koji_relay.reader"); got != "=post* pre*" {
+	if got := query[string](t, as(hubRole, conn),
+		"SELECT string_agg(name || '=' || events, ',') FROM koji_relay.reader"); got != "=post* pre*" {
 		t.Errorf("the hub reads %q, want what was announced last", got)
 	}
 }
@@ -222,7 +225,8 @@ func TestRelayThatIsGoneIsForgottenAfterAWeek(t *testing.T) {
 	if err := open(t, conn, queue.Limits{}).Announce(t.Context(), "new", "*"); err != nil {
 		t.Fatal(err)
 	}
-	if got := query[string](t, conn, "SELECT string_agg(name, ' ' ORDER BY name) FROM koji_relay.reader"); got != "away new" {
+	if got := query[string](t, conn,
+		"SELECT string_agg(name, ' ' ORDER BY name) FROM koji_relay.reader"); got != "away new" {
 		t.Errorf("the readers are %q, want away and new", got)
 	}
 }

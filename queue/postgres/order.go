@@ -15,24 +15,29 @@ import (
 
 // Order of first attempts (preserve_order). What is guaranteed, by whom:
 //
-//   - Let the hub call of commit B begin after the hub call of commit A has returned. Then each message of A is first
-//     attempted before each message of B. Commits whose hub calls overlap have no order that the relay could know; with
-//     delivery = outbox they have one all the same, that of their inserts into the outbox, which is that of their hub
-//     commits wherever one waited for a lock of the other, such as that of a build.
-//   - When A's call has returned, each of its messages was accepted or refused by a broker (it was attempted), or is a row of
-//     the queue, or its events are rows of the outbox. Publish asks Backlog before it sends B. With rows in the outbox it
-//     must append B to the outbox (AppendOutbox); with never-attempted rows in the queue it must put B there; only
-//     else may it send. Commits read from the outbox look at the queue only. So nothing passes anything: the outbox
-//     is behind the queue, and the queue behind what is being sent.
-//   - A row stays until its first attempt is over: the drain deletes or sets aside after the outcome, the outbox reader deletes
-//     after Take. So Backlog sees what another relay, or a killed one, had in hand. Rows set aside were attempted.
-//   - The drain reads never-attempted rows by proton_queue.id. Two puts of which one began after the other was committed have
-//     ids in that order, because the sequence counts one by one. A put that is committed after one with later ids was
-//     read comes next, before all that are put from then on; so does a commit in the outbox.
+//   - Let the hub call of commit B begin after the hub call of commit A has returned. Then each message of A
+//     is first attempted before each message of B. Commits whose hub calls overlap have no order that the
+//     relay could know; with delivery = outbox they have one all the same, that of their inserts into the
+//     outbox, which is that of their hub commits wherever one waited for a lock of the other, such as that of
+//     a build.
+//   - When A's call has returned, each of its messages was accepted or refused by a broker (it was
+//     attempted), or is a row of the queue, or its events are rows of the outbox. Publish asks Backlog before
+//     it sends B. With rows in the outbox it must append B to the outbox (AppendOutbox); with never-attempted
+//     rows in the queue it must put B there; only else may it send. Commits read from the outbox look at the
+//     queue only. So nothing passes anything: the outbox is behind the queue, and the queue behind what is
+//     being sent.
+//   - A row stays until its first attempt is over: the drain deletes or sets aside after the outcome, the
+//     outbox reader deletes after Take. So Backlog sees what another relay, or a killed one, had in hand.
+//     Rows set aside were attempted.
+//   - The drain reads never-attempted rows by proton_queue.id. Two puts of which one began after the other
+//     was committed have ids in that order, because the sequence counts one by one. A put that is committed
+//     after one with later ids was read comes next, before all that are put from then on; so does a commit in
+//     the outbox.
 //
-// Limits: it is order of attempts, not of arrival, since a message refused for its own sake is tried again later. Within a
-// batch order is the sender's. A process that was frozen and comes back may repeat a batch, with the same ids. Rows that
-// protonmsg wrote count from the first pass on. An unreachable database hides the backlog.
+// Limits: it is order of attempts, not of arrival, since a message refused for its own sake is tried again
+// later. Within a batch order is the sender's. A process that was frozen and comes back may repeat a batch,
+// with the same ids. Rows that protonmsg wrote count from the first pass on. An unreachable database hides
+// the backlog.
 
 // Backlog implements Store. Deleted rows that an old snapshot keeps in the way are passed over, see marks.
 func (p *Store) Backlog(ctx context.Context) (queue.Backlog, error) {
@@ -74,8 +79,9 @@ func seen(m *marks[int64], now time.Time, cost time.Duration, full bool, first, 
 	}
 }
 
-// AppendOutbox adds the events of c to the outbox, behind those that are there, as the hub does: for publish, when order is to
-// be kept and the outbox is not empty. Events that are there already stay. They are committed when it returns nil.
+// AppendOutbox adds the events of c to the outbox, behind those that are there, as the hub does: for publish,
+// when order is to be kept and the outbox is not empty. Events that are there already stay. They are
+// committed when it returns nil.
 func (p *Store) AppendOutbox(ctx context.Context, c message.Commit) error {
 	if len(c.Events) == 0 {
 		return nil

@@ -15,8 +15,8 @@ import (
 const (
 	// outboxPage is the number of events that are read together.
 	outboxPage = 500
-	// A commit of more events or bytes is handed over in pieces, so that each can be stored within store_timeout and a
-	// kill repeats little.
+	// A commit of more events or bytes is handed over in pieces, so that each can be stored within
+	// store_timeout and a kill repeats little.
 	pieceEvents = 200
 	pieceBytes  = 4 << 20
 )
@@ -28,8 +28,8 @@ type outboxEvent struct {
 	size   int
 }
 
-// read adds the next pieces to the window. It begins where the reader was some time ago: an event that was committed late
-// appears before some that were taken, and must be taken before all that come from then on.
+// read adds the next pieces to the window. It begins where the reader was some time ago: an event that was
+// committed late appears before some that were taken, and must be taken before all that come from then on.
 func (w *window) read(ctx context.Context) error {
 	began := time.Now()
 	from, full := w.walk.start(began, math.MinInt64)
@@ -93,15 +93,16 @@ func (w *window) page(ctx context.Context, from int64, most int) ([]outboxEvent,
 	return page, err
 }
 
-// choose gives the pieces of fresh that are read now, as many as there is room for, and at least one when nothing is in
-// hand. They are in the order of their first events.
+// choose gives the pieces of fresh that are read now, as many as there is room for, and at least one when
+// nothing is in hand. They are in the order of their first events.
 func (w *window) choose(fresh []outboxEvent) [][]outboxEvent {
 	var chosen [][]outboxEvent
 	count, bytes := w.count, w.bytes
 	for _, events := range wholeCommits(fresh, w.more) {
 		for len(events) > 0 {
 			n, size := 0, 0
-			for n < len(events) && n < pieceEvents && (n == 0 || size+events[n].size <= min(pieceBytes, w.o.MaxBytes)) {
+			for n < len(events) && n < pieceEvents &&
+				(n == 0 || size+events[n].size <= min(pieceBytes, w.o.MaxBytes)) {
 				size += events[n].size
 				n++
 			}
@@ -116,8 +117,8 @@ func (w *window) choose(fresh []outboxEvent) [][]outboxEvent {
 	return chosen
 }
 
-// wholeCommits groups the events of a page by commit, in the order of their first events. The last commit of a full page
-// may go on beyond it and waits for the next page, unless it is alone.
+// wholeCommits groups the events of a page by commit, in the order of their first events. The last commit of
+// a full page may go on beyond it and waits for the next page, unless it is alone.
 func wholeCommits(page []outboxEvent, full bool) [][]outboxEvent {
 	var groups [][]outboxEvent
 	at := map[string]int{}
@@ -154,24 +155,26 @@ func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
 			p.bytes += e.size
 		}
 	}
-	err := w.store.do(ctx, "read events of the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		for _, p := range pieces {
-			p.commit.Events = nil
-			clear(p.ids)
-		}
-		rows, _ := conn.Query(ctx, `SELECT id, event, callback, kwargs::text FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
-		var id int64
-		var e message.Event
-		var kwargs []byte
-		_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs}, func() error {
-			p := of[id]
-			e.Kwargs = slices.Clone(kwargs)
-			p.commit.Events = append(p.commit.Events, e)
-			p.ids[e.Number] = id
-			return nil
+	err := w.store.do(ctx, "read events of the outbox", callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			for _, p := range pieces {
+				p.commit.Events = nil
+				clear(p.ids)
+			}
+			rows, _ := conn.Query(ctx,
+				`SELECT id, event, callback, kwargs::text FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
+			var id int64
+			var e message.Event
+			var kwargs []byte
+			_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs}, func() error {
+				p := of[id]
+				e.Kwargs = slices.Clone(kwargs)
+				p.commit.Events = append(p.commit.Events, e)
+				p.ids[e.Number] = id
+				return nil
+			})
+			return err
 		})
-		return err
-	})
 	if err != nil {
 		return err
 	}
@@ -196,10 +199,11 @@ func (b *Outbox) deleteDone(ctx context.Context, ids []int64) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 	defer cancel()
-	err := b.store.do(ctx, "delete events from the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox WHERE id = ANY($1)`, ids)
-		return err
-	})
+	err := b.store.do(ctx, "delete events from the outbox", callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox WHERE id = ANY($1)`, ids)
+			return err
+		})
 	if err == nil {
 		failpoint.Hit("after-outbox-delete")
 	}

@@ -122,7 +122,8 @@ func TestOutboxIsTakenByWholeCommitsInOrder(t *testing.T) {
 	for _, c := range taker.commits {
 		got = append(got, c.ID)
 		for i, e := range c.Events {
-			if e.Number != i || e.Callback != "postTag" || string(e.Kwargs) != fmt.Sprintf(`{"n" :  %d, "f": 1.0}`, i) {
+			if e.Number != i || e.Callback != "postTag" ||
+				string(e.Kwargs) != fmt.Sprintf(`{"n" :  %d, "f": 1.0}`, i) {
 				t.Fatalf("event %d of %s came as %+v %s", i, c.ID, e, e.Kwargs)
 			}
 		}
@@ -195,7 +196,8 @@ func TestEventTakenIsNotTakenAgainWhenItsDeletionFailed(t *testing.T) {
 		})
 	}
 	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
-	storetest.Eventually(t, "the deletion failed", func() bool { return strings.Contains(reader.Status().Error, "no deletion") })
+	storetest.Eventually(t, "the deletion failed",
+		func() bool { return strings.Contains(reader.Status().Error, "no deletion") })
 	pgtest.SQL(t, conn, `DROP TRIGGER refuse ON koji_relay.outbox`)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if got := taker.count(); got != 3 {
@@ -256,7 +258,8 @@ func TestAppendedCommitIsBehindTheOthersAndCountsAsBacklog(t *testing.T) {
 	if b := storetest.Backlog(t, p); !b.Outbox || b.Queue {
 		t.Errorf("backlog %+v, want the outbox", b)
 	}
-	c := message.Commit{ID: commitID(2), Events: []message.Event{{Number: 4, Callback: "postUntag", Kwargs: storetest.Raw(`{"a":  1}`)}}}
+	c := message.Commit{ID: commitID(2),
+		Events: []message.Event{{Number: 4, Callback: "postUntag", Kwargs: storetest.Raw(`{"a":  1}`)}}}
 	for range 2 { // idempotent
 		if err := p.AppendOutbox(t.Context(), c); err != nil {
 			t.Fatal(err)
@@ -265,7 +268,8 @@ func TestAppendedCommitIsBehindTheOthersAndCountsAsBacklog(t *testing.T) {
 	taker := &fakeTaker{}
 	readingOutbox(t, p, taker)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if got, want := taker.taken(), []string{commitID(1) + "/0", commitID(1) + "/1", commitID(2) + "/4"}; !slices.Equal(got, want) {
+	if got, want := taker.taken(), []string{commitID(1) + "/0", commitID(1) + "/1",
+		commitID(2) + "/4"}; !slices.Equal(got, want) {
 		t.Errorf("taken %v, want %v", got, want)
 	}
 	if got := string(taker.commits[1].Events[0].Kwargs); got != `{"a":  1}` {

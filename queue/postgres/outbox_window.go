@@ -10,8 +10,8 @@ import (
 	"koji-relay/internal/message"
 )
 
-// window is what one session of the reader has in hand. Its run is the only goroutine that touches it; the goroutines
-// that it starts, one for each piece being taken and one that deletes, answer by channels.
+// window is what one session of the reader has in hand. Its run is the only goroutine that touches it; the
+// goroutines that it starts, one for each piece being taken and one that deletes, answer by channels.
 //
 //	table --read--> waits for pieces before it --> ready --> taken --> done --> deleted
 type window struct {
@@ -52,8 +52,8 @@ type piece struct {
 }
 
 const (
-	// mostUnderWay bounds the pieces being taken at once. Where they end in the queue, fewer are: there they compete
-	// with the commits for which a hub waits.
+	// mostUnderWay bounds the pieces being taken at once. Where they end in the queue, fewer are: there they
+	// compete with the commits for which a hub waits.
 	mostUnderWay  = 64
 	mostIntoQueue = 4
 	// mostRead bounds the pieces that are read ahead.
@@ -66,15 +66,17 @@ const (
 )
 
 func newWindow(b *Outbox, session *listener) *window {
-	return &window{Outbox: b, session: session, more: true, held: map[int64]bool{}, last: map[string]*piece{}, most: mostUnderWay,
-		wake: make(chan struct{}, 1), watched: make(chan error, 1), deleted: make(chan error, 1),
-		over: make(chan *piece, mostUnderWay)} // so that no goroutine waits for run to look
+	return &window{Outbox: b, session: session, more: true, held: map[int64]bool{}, last: map[string]*piece{},
+		most: mostUnderWay, wake: make(chan struct{}, 1), watched: make(chan error, 1),
+		deleted: make(chan error, 1),
+		over:    make(chan *piece, mostUnderWay)} // so that no goroutine waits for run to look
 }
 
-// run takes what is in the outbox until the session breaks, something can be neither taken nor deleted, or ctx ends.
-// It returns when nothing is being taken or deleted any more.
+// run takes what is in the outbox until the session breaks, something can be neither taken nor deleted, or
+// ctx ends. It returns when nothing is being taken or deleted any more.
 func (w *window) run(ctx context.Context) error {
-	early := func() time.Duration { return w.o.Interval - w.o.Interval/10 } // within the interval it is to be with a broker
+	// within the interval it is to be with a broker
+	early := func() time.Duration { return w.o.Interval - w.o.Interval/10 }
 	look := time.NewTicker(early())
 	defer look.Stop()
 	var failed error
@@ -168,11 +170,12 @@ func (w *window) begin(ctx context.Context) {
 	}
 }
 
-// errHeldBack ends a session in which events could be neither sent nor stored; they are tried again after a while.
+// errHeldBack ends a session in which events could be neither sent nor stored; they are tried again after a
+// while.
 var errHeldBack = errors.New("events of the outbox could be neither sent nor queued")
 
-// finish notes what became of p, and frees the pieces that waited for it. Not those of a piece of which events are left:
-// they come after them.
+// finish notes what became of p, and frees the pieces that waited for it. Not those of a piece of which
+// events are left: they come after them.
 func (w *window) finish(p *piece) error {
 	w.full = false
 	w.under--

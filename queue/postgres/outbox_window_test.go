@@ -161,7 +161,8 @@ func TestCommitsAboutOneBuildKeepTheirOrder(t *testing.T) {
 func TestCommitHeldBackStopsThoseAboutTheSameBuildOnly(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	pgtest.SQL(t, conn, insertAbout(commitID(1), "1")+insertAbout(commitID(2), "1")+insertAbout(commitID(3), "3"))
+	pgtest.SQL(t, conn, insertAbout(commitID(1), "1")+insertAbout(commitID(2), "1")+
+		insertAbout(commitID(3), "3"))
 	var refused atomic.Int64
 	taker := &fakeTaker{}
 	taker.refuse = func(c message.Commit) []int {
@@ -185,7 +186,8 @@ func TestCommitHeldBackStopsThoseAboutTheSameBuildOnly(t *testing.T) {
 	}
 }
 
-// A commit of 20,000 events is no reason to repeat any of them, or to wait for the last before the first is deleted.
+// A commit of 20,000 events is no reason to repeat any of them, or to wait for the last before the first is
+// deleted.
 func TestHugeCommitIsTakenInPiecesWhoseProgressIsKept(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)

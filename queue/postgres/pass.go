@@ -25,7 +25,8 @@ type places struct {
 var firstPlaces = places{adopt: math.MinInt64, fresh: math.MinInt64, dueID: math.MinInt64}
 
 // pgPass is one run over the queue. The drain lock is held by a transaction that does nothing else, on a
-// connection of its own; a goroutine ends it and begins the next one every few seconds, so that it never grows old.
+// connection of its own; a goroutine ends it and begins the next one every few seconds, so that it never
+// grows old.
 type pgPass struct {
 	store *Store
 	began time.Time
@@ -49,12 +50,14 @@ type pgPass struct {
 const (
 	// The lock is renewed so often that its transaction stays well under 10 s even when one renewal is slow.
 	renewEvery = 3 * time.Second
-	// Unless renewed within lockTrust the lock counts as lost. The server gives up a session that idles for 10 s.
+	// Unless renewed within lockTrust the lock counts as lost. The server gives up a session that idles for
+	// 10 s.
 	lockTrust = 9 * time.Second
 )
 
-// protonmsg takes this very row lock, so that either drains or the other. Where Koji's row does not exist (a database of
-// our own, or a Koji before 1.25), protonmsg cannot drain either, and an advisory lock serves the relays.
+// protonmsg takes this very row lock, so that either drains or the other. Where Koji's row does not exist (a
+// database of our own, or a Koji before 1.25), protonmsg cannot drain either, and an advisory lock serves the
+// relays.
 const (
 	lockRow      = `SELECT 1 FROM {koji}.locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`
 	lockAdvisory = `SELECT 1 WHERE pg_try_advisory_xact_lock(hashtext('koji_relay'), hashtext('drain'))`
@@ -109,8 +112,8 @@ func (s *pgPass) lock(ctx context.Context) error {
 	return nil
 }
 
-// usableLocks gives nothing unless Koji's table of locks is there. It must belong to who owns proton_queue, or who may do
-// everything anyway: another one's table could run that one's functions for us.
+// usableLocks gives nothing unless Koji's table of locks is there. It must belong to who owns proton_queue,
+// or who may do everything anyway: another one's table could run that one's functions for us.
 const usableLocks = `SELECT 1 FROM pg_class l, pg_class q
 	WHERE l.oid = to_regclass('{koji}.locks') AND q.oid = to_regclass('{koji}.proton_queue') AND l.relkind = 'r'
 	AND (l.relowner = q.relowner OR (SELECT rolsuper FROM pg_roles WHERE oid = l.relowner))`
@@ -139,8 +142,8 @@ func (s *pgPass) exec(ctx context.Context, sql string) (bool, error) {
 	return len(results[len(results)-1].Rows) > 0, nil
 }
 
-// renew ends the lock's transaction and begins the next in one round trip. Others look for the lock without waiting for
-// it, so that they practically never come in between; where one does, the lock is lost.
+// renew ends the lock's transaction and begins the next in one round trip. Others look for the lock without
+// waiting for it, so that they practically never come in between; where one does, the lock is lost.
 func (s *pgPass) renew(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
@@ -171,8 +174,8 @@ func (s *pgPass) renew(ctx context.Context) {
 	}
 }
 
-// Held implements Pass. It does not ask the server: what was confirmed a few seconds ago is believed, since the
-// server frees the lock of a silent session only after 10 s.
+// Held implements Pass. It does not ask the server: what was confirmed a few seconds ago is believed, since
+// the server frees the lock of a silent session only after 10 s.
 func (s *pgPass) Held() bool {
 	at := s.renewed.Load()
 	return at != 0 && time.Since(time.Unix(0, at)) < lockTrust

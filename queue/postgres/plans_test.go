@@ -13,8 +13,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay: a table that is empty one minute and has a million rows the next
-// has the planner's statistics of the minute before. Rows read are counted, by the server.
+// TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay: a table that is empty one minute and has a million
+// rows the next has the planner's statistics of the minute before. Rows read are counted, by the server.
 func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 	t.Parallel()
 	for name, reltuples := range map[string]float64{"empty": 0, "never analyzed": -1, "huge": 1e8} {
@@ -35,7 +35,8 @@ func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 			after := rowsRead(t, conn)
 			// Once each row of the queue is compared with its delivery row.
 			if read := after - before; read > 5*rows {
-				t.Errorf("%d rows were read for some 700 messages, beside %d of the walk for rows of protonmsg", read-4*rows, 4*rows)
+				t.Errorf("%d rows were read for some 700 messages, beside %d of the walk for rows of protonmsg",
+					read-4*rows, 4*rows)
 			}
 		})
 	}
@@ -45,9 +46,11 @@ func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 func rowsRead(tb testing.TB, conn string) int64 {
 	tb.Helper()
 	storetest.Eventually(tb, "our sessions have ended", func() bool {
-		return query[int64](tb, conn, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'koji-relay' AND datname = current_database()`) == 0
+		return query[int64](tb, conn,
+			`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'koji-relay' AND datname = current_database()`) == 0
 	})
-	return query[int64](tb, conn, `SELECT ((SELECT sum(idx_tup_read) FROM pg_stat_user_indexes) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables))::bigint`)
+	return query[int64](tb, conn,
+		`SELECT ((SELECT sum(idx_tup_read) FROM pg_stat_user_indexes) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables))::bigint`)
 }
 
 // workOnQueue does each thing that happens while a queue is long, and closes p.

@@ -1,7 +1,7 @@
 // Package postgres is the queue on Koji's table proton_queue beside our schema koji_relay, and the outbox.
 //
-// It promises what package queue does, for all relays of a fleet and beside protonmsg. It never alters Koji's tables,
-// and never waits for a lock that a pass of another process holds.
+// It promises what package queue does, for all relays of a fleet and beside protonmsg. It never alters Koji's
+// tables, and never waits for a lock that a pass of another process holds.
 package postgres
 
 import (
@@ -29,8 +29,8 @@ type Options struct {
 	Logger     *slog.Logger
 }
 
-// Store is the store on Koji's own table proton_queue and our schema koji_relay. All processes of a fleet use the
-// same database.
+// Store is the store on Koji's own table proton_queue and our schema koji_relay. All processes of a fleet use
+// the same database.
 type Store struct {
 	pool *pgxpool.Pool
 	// silence is the constant of that name, but in tests.
@@ -61,9 +61,9 @@ const (
 )
 
 // Open opens the store. It refuses what only an administrator can mend (an unusable connection string, a
-// refused login, a server before PostgreSQL 12, schema koji_relay absent or of another version), naming the remedy. A
-// server that cannot be reached or is starting up is no error: the store is returned, its calls fail until the server
-// is back, and then work without a restart. ctx bounds the first look only.
+// refused login, a server before PostgreSQL 12, schema koji_relay absent or of another version), naming the
+// remedy. A server that cannot be reached or is starting up is no error: the store is returned, its calls
+// fail until the server is back, and then work without a restart. ctx bounds the first look only.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	p, err := newStore(o)
 	if err != nil {
@@ -103,7 +103,8 @@ func newStore(o Options) (*Store, error) {
 		cc.RuntimeParams["application_name"] = "koji-relay"
 	}
 	cc.ValidateConnect = writable(cc.ValidateConnect)
-	p := &Store{log: o.Logger, silence: silence, news: newNews(), name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
+	p := &Store{log: o.Logger, silence: silence, news: newNews(),
+		name: fmt.Sprintf("%s:%d/%s", cc.Host, cc.Port, cc.Database)}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -130,9 +131,10 @@ func (p *Store) Close() error {
 	return nil
 }
 
-// do runs f on a connection. what names the operation in errors; limit bounds it beside ctx. f runs again, once, when
-// the connection turned out to be dead: all our operations are safe to repeat.
-func (p *Store) do(ctx context.Context, what string, limit time.Duration, f func(context.Context, *pgx.Conn) error) error {
+// do runs f on a connection. what names the operation in errors; limit bounds it beside ctx. f runs again,
+// once, when the connection turned out to be dead: all our operations are safe to repeat.
+func (p *Store) do(ctx context.Context, what string, limit time.Duration,
+	f func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	run := func() error {
@@ -147,16 +149,16 @@ func (p *Store) do(ctx context.Context, what string, limit time.Duration, f func
 	return p.explain(what, err)
 }
 
-// forget gives up the pooled connections where err says that they are of no more use: after a restart or a failover of the
-// server each of them is dead or read-only, not only the one that showed it.
+// forget gives up the pooled connections where err says that they are of no more use: after a restart or a
+// failover of the server each of them is dead or read-only, not only the one that showed it.
 func (p *Store) forget(err error) {
 	if err != nil && (aboutServer(err) || code(err) == "") {
 		p.pool.Reset()
 	}
 }
 
-// worthRepeating reports whether the cause is a connection that broke, a server that is the wrong one by now, or a
-// transaction that was aborted in favour of another; not the statement.
+// worthRepeating reports whether the cause is a connection that broke, a server that is the wrong one by now,
+// or a transaction that was aborted in favour of another; not the statement.
 func worthRepeating(err error) bool {
 	switch code(err) {
 	case "":
@@ -177,19 +179,22 @@ func (p *Store) explain(what string, err error) error {
 	if errors.As(err, &pg) {
 		switch pg.Code {
 		case "42P01", "3F000", "42703": // undefined table, schema, column
-			return fmt.Errorf("%s in %s: %w: %w; run 'koji-relay db init' or 'koji-relay db upgrade'", what, p.name, queue.ErrSchema, err)
+			return fmt.Errorf("%s in %s: %w: %w; run 'koji-relay db init' or 'koji-relay db upgrade'", what, p.name,
+				queue.ErrSchema, err)
 		case "25006":
 			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errReadOnly, err)
 		case "2200H", "22003":
 			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errUsedUp, err)
 		case "42501":
-			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name, err)
+			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name,
+				err)
 		}
 	}
 	return fmt.Errorf("%s in %s: %w", what, p.name, err)
 }
 
-// errUsedUp is a sequence, or a column, that has no number left for a message. The queue may be empty all the same.
+// errUsedUp is a sequence, or a column, that has no number left for a message. The queue may be empty all the
+// same.
 var errUsedUp = errors.New("the numbers of proton_queue.id are used up; " +
 	"when the queue is empty run 'ALTER SEQUENCE proton_queue_id_seq RESTART', or make both of type bigint")
 

@@ -110,7 +110,8 @@ func TestProtonmsgDrainsWhatWePut(t *testing.T) {
 	conn := hubDatabase(t)
 	s := open(t, conn, queue.Limits{})
 	storetest.Put(t, s, storetest.Unsent(1, 2)...)
-	if body := query[string](t, conn, `SELECT body::text FROM proton_queue ORDER BY id LIMIT 1`); body != storetest.Message(1).Body {
+	if body := query[string](t, conn,
+		`SELECT body::text FROM proton_queue ORDER BY id LIMIT 1`); body != storetest.Message(1).Body {
 		t.Errorf("protonmsg reads the body %q, want %q", body, storetest.Message(1).Body)
 	}
 	if n := query[int](t, conn, `SELECT (props->>'n')::int FROM proton_queue ORDER BY id LIMIT 1`); n != 1 {
@@ -150,7 +151,8 @@ func TestRowCommittedLateIsDrained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(t.Context(), `INSERT INTO proton_queue (address, props, body) VALUES ('a', '{"n": 1}', '1')`); err != nil {
+	if _, err := tx.Exec(t.Context(),
+		`INSERT INTO proton_queue (address, props, body) VALUES ('a', '{"n": 1}', '1')`); err != nil {
 		t.Fatal(err)
 	}
 	storetest.Put(t, s, storetest.Unsent(2, 3)...)
@@ -161,7 +163,8 @@ func TestRowCommittedLateIsDrained(t *testing.T) {
 	if got, err := pass.Next(t.Context(), storetest.TestLimits); err != nil || len(got) != 2 {
 		t.Fatal(got, err)
 	}
-	storetest.Settle(t, s, queue.Settlement{ID: storetest.Message(2).ID}, queue.Settlement{ID: storetest.Message(3).ID})
+	storetest.Settle(t, s, queue.Settlement{ID: storetest.Message(2).ID},
+		queue.Settlement{ID: storetest.Message(3).ID})
 	pass.End(true)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
@@ -187,7 +190,8 @@ func TestDrainLockIsTheOneOfProtonmsg(t *testing.T) {
 		}
 		defer tx.Rollback(t.Context())
 		var name string
-		err = tx.QueryRow(t.Context(), `SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`).Scan(&name)
+		err = tx.QueryRow(t.Context(),
+			`SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE SKIP LOCKED`).Scan(&name)
 		return err == nil
 	}
 	pass, err := s.BeginDrain(t.Context())
@@ -201,7 +205,8 @@ func TestDrainLockIsTheOneOfProtonmsg(t *testing.T) {
 	if !lock() {
 		t.Error("protonmsg does not get the lock after our pass")
 	}
-	if _, err := plugin.Exec(t.Context(), `BEGIN; SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE`); err != nil {
+	if _, err := plugin.Exec(t.Context(),
+		`BEGIN; SELECT name FROM locks WHERE name = 'protonmsg-plugin' FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.BeginDrain(t.Context()); !errors.Is(err, queue.ErrBusy) {
@@ -288,7 +293,8 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	storetest.Put(t, s, storetest.Unsent(1, 2)...)
 	cluster.Kill()
 	began := time.Now()
-	if _, err := s.Put(t.Context(), storetest.Unsent(3, 3), nil); err == nil || !strings.Contains(err.Error(), "put 1 messages") {
+	if _, err := s.Put(t.Context(), storetest.Unsent(3, 3), nil); err == nil ||
+		!strings.Contains(err.Error(), "put 1 messages") {
 		t.Errorf("put without a server gave %v, want an error that names it", err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -409,10 +415,12 @@ func TestRowsOfProtonmsgFoundBehindOursAreDrained(t *testing.T) {
 	storetest.Put(t, s, storetest.Unsent(200, 210)...)
 	got := props(storetest.Drained(t, s))
 	if len(got) != 161 || !slices.Equal(got[:11], []int{200, 201, 202, 203, 204, 205, 206, 207, 208, 209, 210}) {
-		t.Errorf("drained %d messages beginning with %v, want ours at once and all 161", len(got), got[:min(11, len(got))])
+		t.Errorf("drained %d messages beginning with %v, want ours at once and all 161", len(got),
+			got[:min(11, len(got))])
 	}
 	// That pass was incomplete; the next one finds them in their place.
 	if got := props(storetest.Drained(t, s)); len(got) != 161 || got[0] != 1 {
-		t.Errorf("the second pass drained %d messages beginning with %v, want 161 from 1", len(got), got[:min(3, len(got))])
+		t.Errorf("the second pass drained %d messages beginning with %v, want 161 from 1", len(got),
+			got[:min(3, len(got))])
 	}
 }

@@ -22,8 +22,8 @@ type ProbeReport struct {
 	Pooler string
 }
 
-// Probe connects to the database as serve would and looks at what serve needs. It changes nothing, and blocks for
-// at most a minute. After an error the report has what was found before it.
+// Probe connects to the database as serve would and looks at what serve needs. It changes nothing, and blocks
+// for at most a minute. After an error the report has what was found before it.
 func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	var r ProbeReport
 	s, err := OpenSchema(ctx, connString)
@@ -37,7 +37,8 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	defer s.Close()
 	r.Database = s.name
 	var number int
-	err = s.conn.QueryRow(ctx, `SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user`).
+	err = s.conn.QueryRow(ctx,
+		`SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user`).
 		Scan(&r.Server, &number, &r.Role)
 	if err != nil {
 		return r, fmt.Errorf("ask %s who we are: %w", s.name, err)
@@ -58,7 +59,8 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	return r, err
 }
 
-// neededGrants are those of GrantsSQL, as questions to the server: 'object' and 'privileges', each of them needed.
+// neededGrants are those of GrantsSQL, as questions to the server: 'object' and 'privileges', each of them
+// needed.
 const neededGrants = `
 	SELECT kind, object, privilege FROM (VALUES
 		('schema', 'koji_relay', 'USAGE'),
@@ -77,7 +79,8 @@ const neededGrants = `
 		('table', '{koji}.locks', 'SELECT,UPDATE')
 	) AS needed(kind, object, privileges), unnest(string_to_array(privileges, ',')) AS privilege`
 
-// missingGrants names the grants that are missing on what exists; what does not exist is not a matter of grants.
+// missingGrants names the grants that are missing on what exists; what does not exist is not a matter of
+// grants.
 func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 	rows, _ := s.conn.Query(ctx, s.names.in(`
 		SELECT privilege || ' ON ' || CASE kind WHEN 'table' THEN '' ELSE upper(kind) || ' ' END || object
@@ -104,7 +107,8 @@ func (r *ProbeReport) Remedy() string {
 	case r.Pooler == transactionMode:
 		return "the pooler before the database is in transaction mode: " + poolerRemedy
 	case len(r.Missing) > 0:
-		return fmt.Sprintf("grant %s to %s; 'koji-relay db init --print' has all grants", strings.Join(r.Missing, ", "), r.Role)
+		return fmt.Sprintf("grant %s to %s; 'koji-relay db init --print' has all grants",
+			strings.Join(r.Missing, ", "), r.Role)
 	case r.Version == 0 || !r.QueueTable:
 		return "run 'koji-relay db init'"
 	case r.Version < schema.Version():

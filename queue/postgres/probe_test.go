@@ -63,7 +63,8 @@ func TestProbeNamesWhatIsMissingAndItsRemedy(t *testing.T) {
 func TestProbeSaysWhenTheServerIsNotThere(t *testing.T) {
 	t.Parallel()
 	_, err := Probe(context.Background(), "host=127.0.0.1 port=1 dbname=koji user=koji password=sesame")
-	if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1/koji") || strings.Contains(err.Error(), "sesame") {
+	if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1/koji") ||
+		strings.Contains(err.Error(), "sesame") {
 		t.Errorf("got %v, want the address and no password", err)
 	}
 }

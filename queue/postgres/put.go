@@ -14,14 +14,15 @@ import (
 	"koji-relay/queue"
 )
 
-// deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by hand), so
-// that putting them again stores them again.
+// deleteOrphans removes what is known of messages whose row is gone (drained by protonmsg, or deleted by
+// hand), so that putting them again stores them again.
 const deleteOrphans = `
 	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
 	AND NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
-// insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of the same
-// messages then wait for one another instead of locking each other up), and inserts what was not known.
+// insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of
+// the same messages then wait for one another instead of locking each other up), and inserts what was not
+// known.
 const insertRows = `
 	WITH input AS MATERIALIZED (
 		SELECT nextval('{sequence}'::regclass) AS queue_id,
@@ -56,10 +57,11 @@ const insertDead = `
 	ORDER BY message_id
 	ON CONFLICT (message_id) DO NOTHING`
 
-// Put implements Store. It takes one round trip however many messages there are. The exception is a body that is JSON but
-// that this server refuses all the same (nested too deep, or a character that the database's encoding lacks): then the
-// messages are stored one by one, to find it.
-func (p *Store) Put(ctx context.Context, unsent []message.Unsent, undeliverable []message.Undeliverable) (queue.Stored, error) {
+// Put implements Store. It takes one round trip however many messages there are. The exception is a body that
+// is JSON but that this server refuses all the same (nested too deep, or a character that the database's
+// encoding lacks): then the messages are stored one by one, to find it.
+func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
+	undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := p.limits.Load()
 	in := queue.SortOut(unsent, undeliverable, limits.MaxAttempts)
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
@@ -100,8 +102,8 @@ func (p *Store) Probe(ctx context.Context) error {
 	})
 }
 
-// room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures; later
-// ones rely on counting, and on Remeasure.
+// room returns ErrFull where size more bytes would exceed limit. Only the first put with a limit measures;
+// later ones rely on counting, and on Remeasure.
 func (p *Store) room(ctx context.Context, size, limit int64) error {
 	if limit <= 0 {
 		return nil
@@ -112,13 +114,15 @@ func (p *Store) room(ctx context.Context, size, limit int64) error {
 		}
 	}
 	if !p.bytes.fits(size, limit) {
-		return fmt.Errorf("put %d bytes in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'", size, p.name, queue.ErrFull, limit)
+		return fmt.Errorf("put %d bytes in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'",
+			size, p.name, queue.ErrFull, limit)
 	}
 	return nil
 }
 
-// Remeasure corrects what this process knows of the size of the queue, where that is bounded. Its cost grows with the
-// number of queued messages (a million take a few tenths of a second), so the drain calls it once a minute.
+// Remeasure corrects what this process knows of the size of the queue, where that is bounded. Its cost grows
+// with the number of queued messages (a million take a few tenths of a second), so the drain calls it once a
+// minute.
 func (p *Store) Remeasure(ctx context.Context) error {
 	if p.limits.Load().MaxBytes <= 0 {
 		return nil
@@ -129,7 +133,8 @@ func (p *Store) Remeasure(ctx context.Context) error {
 func (p *Store) measure(ctx context.Context) error {
 	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		var n int64
-		if err := conn.QueryRow(ctx, `SELECT coalesce(sum(size), 0)::bigint FROM koji_relay.delivery`).Scan(&n); err != nil {
+		if err := conn.QueryRow(ctx, `SELECT coalesce(sum(size), 0)::bigint FROM koji_relay.delivery`).Scan(
+			&n); err != nil {
 			return err
 		}
 		p.bytes.set(n)
@@ -137,13 +142,13 @@ func (p *Store) measure(ctx context.Context) error {
 	})
 }
 
-// putAll stores everything with one batch, which PostgreSQL runs as one transaction. It is committed only when
-// closing the batch gave no error. Ids that were known already are rare: only then it looks for those whose messages are
-// gone, with a second batch.
+// putAll stores everything with one batch, which PostgreSQL runs as one transaction. It is committed only
+// when closing the batch gave no error. Ids that were known already are rare: only then it looks for those
+// whose messages are gone, with a second batch.
 func (p *Store) putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) error {
 	batch := &pgx.Batch{}
-	// What a put does is the same for all values, so that planning it each time would be for nothing: on the hub's
-	// time that is a fifth of a put of one message.
+	// What a put does is the same for all values, so that planning it each time would be for nothing: on the
+	// hub's time that is a fifth of a put of one message.
 	batch.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
 	inserted := int64(0)
 	if len(in.Rows) > 0 {
@@ -162,8 +167,8 @@ func (p *Store) putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) e
 	return conn.SendBatch(ctx, again).Close()
 }
 
-// putEach stores everything in one transaction with a savepoint for each message, and gives what it stored. Messages
-// that the server refuses become dead letters.
+// putEach stores everything in one transaction with a savepoint for each message, and gives what it stored.
+// Messages that the server refuses become dead letters.
 func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) (queue.Incoming, error) {
 	stored := queue.Incoming{Dead: slices.Clone(in.Dead)}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -175,7 +180,8 @@ func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) 
 			})
 			switch {
 			case refusedData(err):
-				stored.Dead = append(stored.Dead, queue.DeadMessage(r.Message, r.PropsText, r.Attempts, "cannot be stored: "+err.Error()))
+				stored.Dead = append(stored.Dead, queue.DeadMessage(r.Message, r.PropsText, r.Attempts,
+					"cannot be stored: "+err.Error()))
 			case err != nil:
 				return err
 			default:
@@ -189,8 +195,8 @@ func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) 
 	return stored, err
 }
 
-// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54). A number that
-// could not be drawn is no fault of the message (errUsedUp).
+// refusedData reports whether the server refused a value (class 22) or found it too complex (class 54). A
+// number that could not be drawn is no fault of the message (errUsedUp).
 func refusedData(err error) bool {
 	c := code(err)
 	return len(c) == 5 && (c[:2] == "22" || c[:2] == "54") && c != "2200H" && c != "22003"
@@ -213,7 +219,8 @@ func (p *Store) queueRows(batch *pgx.Batch, rows []queue.Row) {
 func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row) *pgx.QueuedQuery {
 	n := len(rows)
 	ids, addresses, props, bodies := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n), make([]*time.Time, n)
+	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n),
+		make([]*time.Time, n)
 	ages, attempts, tries := make([]float64, n), make([]int32, n), make([]int32, n)
 	delays, errs, commits := make([]*float64, n), make([]string, n), make([]string, n)
 	for i := range rows {
@@ -227,7 +234,8 @@ func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row) *pgx.QueuedQuery 
 			delays[i] = &seconds
 		}
 	}
-	return batch.Queue(p.sql(insertRows), ids, addresses, props, bodies, events, callbacks, sizes, created, ages, attempts, tries, delays, errs, commits)
+	return batch.Queue(p.sql(insertRows), ids, addresses, props, bodies, events, callbacks, sizes, created, ages,
+		attempts, tries, delays, errs, commits)
 }
 
 func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
@@ -235,8 +243,10 @@ func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
 		return
 	}
 	n := len(dead)
-	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n), make([]int32, n)
-	callbacks, addresses, props, bodies := make([]string, n), make([]*string, n), make([][]byte, n), make([][]byte, n)
+	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n),
+		make([]int32, n)
+	callbacks, addresses, props, bodies := make([]string, n), make([]*string, n), make([][]byte, n),
+		make([][]byte, n)
 	attempts, reasons, died := make([]int32, n), make([]string, n), make([]*time.Time, n)
 	for i := range dead {
 		d := &dead[i]
@@ -247,7 +257,8 @@ func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
 		}
 		attempts[i], reasons[i], died[i] = int32(d.Attempts), d.Reason, nullTime(d.Died)
 	}
-	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts, reasons, died)
+	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts,
+		reasons, died)
 }
 
 func nullTime(t time.Time) *time.Time {

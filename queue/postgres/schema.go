@@ -46,7 +46,8 @@ type Schema struct {
 // schemaTimeout bounds one change of the schema, including waiting for locks of others.
 const schemaTimeout = time.Minute
 
-// OpenSchema connects to the database that connString names, with the rights of the role in it. The caller must Close.
+// OpenSchema connects to the database that connString names, with the rights of the role in it. The caller
+// must Close.
 func OpenSchema(ctx context.Context, connString string) (*Schema, error) {
 	config, err := libpq.Parse(connString)
 	if err != nil {
@@ -100,12 +101,14 @@ func readStatus(ctx context.Context, conn *pgx.Conn, n *names) (SchemaStatus, er
 		return st, err
 	}
 	if st.QueueTable {
-		if err := conn.QueryRow(ctx, n.in(`SELECT count(*) FROM {koji}.proton_queue`)).Scan(&st.Queued); err != nil {
+		if err := conn.QueryRow(ctx, n.in(`SELECT count(*) FROM {koji}.proton_queue`)).Scan(
+			&st.Queued); err != nil {
 			return st, err
 		}
 	}
 	if st.Version > 0 {
-		err := conn.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), (SELECT count(*) FROM koji_relay.outbox)`).
+		err := conn.QueryRow(ctx,
+			`SELECT (SELECT count(*) FROM koji_relay.dead_letter), (SELECT count(*) FROM koji_relay.outbox)`).
 			Scan(&st.DeadLetters, &st.Outbox)
 		if err != nil {
 			return st, err
@@ -116,7 +119,8 @@ func readStatus(ctx context.Context, conn *pgx.Conn, n *names) (SchemaStatus, er
 	return st, err
 }
 
-// errOldServer is a server that does not understand our statements: plan_cache_mode and MATERIALIZED came with PostgreSQL 12.
+// errOldServer is a server that does not understand our statements: plan_cache_mode and MATERIALIZED came
+// with PostgreSQL 12.
 var errOldServer = errors.New("PostgreSQL 12 or later is needed")
 
 // checkServer takes server_version_num and server_version.
@@ -147,24 +151,27 @@ func readVersion(ctx context.Context, conn *pgx.Conn, n *names) (version int, ta
 
 // checkSchema returns an error that wraps ErrSchema and names the remedy unless the database is ready for us.
 func (p *Store) checkSchema(ctx context.Context) error {
-	return p.do(ctx, "look at schema koji_relay", 2*connectTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		version, table, err := readVersion(ctx, conn, p.names.Load())
-		switch {
-		case err != nil:
-			return err
-		case version == 0 || !table:
-			return fmt.Errorf("%w: it is absent; run 'koji-relay db init'", queue.ErrSchema)
-		case version < schema.Version():
-			return fmt.Errorf("%w: it has version %d, this koji-relay needs %d; run 'koji-relay db upgrade'", queue.ErrSchema, version, schema.Version())
-		case version > schema.Version():
-			return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d: install the newer one", queue.ErrSchema, version, schema.Version())
-		}
-		return nil
-	})
+	return p.do(ctx, "look at schema koji_relay", 2*connectTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			version, table, err := readVersion(ctx, conn, p.names.Load())
+			switch {
+			case err != nil:
+				return err
+			case version == 0 || !table:
+				return fmt.Errorf("%w: it is absent; run 'koji-relay db init'", queue.ErrSchema)
+			case version < schema.Version():
+				return fmt.Errorf("%w: it has version %d, this koji-relay needs %d; run 'koji-relay db upgrade'",
+					queue.ErrSchema, version, schema.Version())
+			case version > schema.Version():
+				return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d: install the "+
+					"newer one", queue.ErrSchema, version, schema.Version())
+			}
+			return nil
+		})
 }
 
-// Init creates what is absent: schema koji_relay in the newest version, and Koji's table proton_queue. It changes nothing
-// that exists, and gives what it created, in words.
+// Init creates what is absent: schema koji_relay in the newest version, and Koji's table proton_queue. It
+// changes nothing that exists, and gives what it created, in words.
 func (s *Schema) Init(ctx context.Context) ([]string, error) {
 	var made []string
 	err := s.change(ctx, "create schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
@@ -173,7 +180,8 @@ func (s *Schema) Init(ctx context.Context) ([]string, error) {
 			return err
 		}
 		if version != 0 && version != schema.Version() {
-			return fmt.Errorf("%w: it has version %d, not %d; run 'koji-relay db upgrade'", queue.ErrSchema, version, schema.Version())
+			return fmt.Errorf("%w: it has version %d, not %d; run 'koji-relay db upgrade'", queue.ErrSchema, version,
+				schema.Version())
 		}
 		if !table {
 			if _, err := tx.Exec(ctx, s.names.in(createQueueTable)); err != nil {
@@ -193,7 +201,8 @@ func (s *Schema) Init(ctx context.Context) ([]string, error) {
 	return made, err
 }
 
-// Upgrade applies the steps that the schema lacks, in one transaction, and gives the versions before and after.
+// Upgrade applies the steps that the schema lacks, in one transaction, and gives the versions before and
+// after.
 func (s *Schema) Upgrade(ctx context.Context) (from, to int, err error) {
 	err = s.change(ctx, "upgrade schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
 		var err error
@@ -204,15 +213,16 @@ func (s *Schema) Upgrade(ctx context.Context) (from, to int, err error) {
 			return fmt.Errorf("%w: it is absent; run 'koji-relay db init'", queue.ErrSchema)
 		}
 		if from > schema.Version() {
-			return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d", queue.ErrSchema, from, schema.Version())
+			return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d", queue.ErrSchema,
+				from, schema.Version())
 		}
 		return applySteps(ctx, tx, from)
 	})
 	return from, schema.Version(), err
 }
 
-// Remove drops schema koji_relay with its dead letters, its outbox and all it knows of queued messages. Koji's own table and
-// the messages in it stay.
+// Remove drops schema koji_relay with its dead letters, its outbox and all it knows of queued messages.
+// Koji's own table and the messages in it stay.
 func (s *Schema) Remove(ctx context.Context) error {
 	return s.change(ctx, "remove schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, RemoveSQL)
@@ -237,7 +247,8 @@ func (s *Schema) change(ctx context.Context, what string, f func(context.Context
 	ctx, cancel := context.WithTimeout(ctx, schemaTimeout)
 	defer cancel()
 	err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('koji_relay'), hashtext('schema'))"); err != nil {
+		if _, err := tx.Exec(ctx,
+			"SELECT pg_advisory_xact_lock(hashtext('koji_relay'), hashtext('schema'))"); err != nil {
 			return err
 		}
 		return f(ctx, tx)
@@ -248,8 +259,8 @@ func (s *Schema) change(ctx context.Context, what string, f func(context.Context
 	return nil
 }
 
-// SchemaSQL is what Init does in a database that has neither, as a script for psql. Run as another role than the
-// relay's, it needs GrantsSQL as well.
+// SchemaSQL is what Init does in a database that has neither, as a script for psql. Run as another role than
+// the relay's, it needs GrantsSQL as well.
 func SchemaSQL() string {
 	var b strings.Builder
 	b.WriteString("BEGIN;\n\n-- Koji has this table since 1.25; it is created only where it is absent.\n")
@@ -272,7 +283,8 @@ func UpgradeSQL(from int) string {
 	return b.String()
 }
 
-// pinForScript keeps functions that a stranger made in the schema public from running in a script of the administrator's.
+// pinForScript keeps functions that a stranger made in the schema public from running in a script of the
+// administrator's.
 const pinForScript = "SET LOCAL search_path = pg_catalog, pg_temp;\n\n"
 
 // RemoveSQL is what Remove does.
@@ -285,8 +297,8 @@ func writeSteps(b *strings.Builder, from int) {
 	}
 }
 
-// GrantsSQL is what the roles of the relay and of the hub need beyond connecting, as a script for psql. A role that owns
-// the tables needs none of it.
+// GrantsSQL is what the roles of the relay and of the hub need beyond connecting, as a script for psql. A
+// role that owns the tables needs none of it.
 func GrantsSQL(relay, hub string) (string, error) {
 	if relay == "" || hub == "" {
 		return "", errors.New("the roles of the relay and of the hub must be named")

@@ -14,7 +14,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// TestHubAddsToTheOutboxWithThePrintedGrants; that those of the relay's role suffice is shown by every other test.
+// TestHubAddsToTheOutboxWithThePrintedGrants; that those of the relay's role suffice is shown by every other
+// test.
 func TestHubAddsToTheOutboxWithThePrintedGrants(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
@@ -24,15 +25,16 @@ func TestHubAddsToTheOutboxWithThePrintedGrants(t *testing.T) {
 	storetest.Eventually(t, "the outbox was read", func() bool { return taker.count() == 2 })
 }
 
-// TestRolesHaveNoMoreThanThePrintedGrants keeps the suite honest: a role that owns a table or is a superuser would prove
-// nothing.
+// TestRolesHaveNoMoreThanThePrintedGrants keeps the suite honest: a role that owns a table or is a superuser
+// would prove nothing.
 func TestRolesHaveNoMoreThanThePrintedGrants(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	for role, refused := range map[string][]string{
 		relayRole: {"UPDATE proton_queue SET body = '1'", "DELETE FROM locks", "DROP SCHEMA koji_relay CASCADE",
 			"INSERT INTO koji_relay.version (version) VALUES (0)", "CREATE TABLE koji_relay.other ()"},
-		hubRole: {"SELECT * FROM koji_relay.delivery", "SELECT * FROM proton_queue", "DELETE FROM koji_relay.outbox"},
+		hubRole: {"SELECT * FROM koji_relay.delivery", "SELECT * FROM proton_queue",
+			"DELETE FROM koji_relay.outbox"},
 	} {
 		for _, sql := range refused {
 			t.Run(role+" "+sql, func(t *testing.T) {
@@ -96,7 +98,8 @@ func TestServerBeforePostgreSQL12IsRefusedWithTheRemedy(t *testing.T) {
 		t.Errorf("PostgreSQL 12: %v", err)
 	}
 	err := checkServer(100023, "10.23")
-	if !errors.Is(err, errOldServer) || !strings.Contains(err.Error(), "10.23") || !strings.Contains(err.Error(), "store = file") {
+	if !errors.Is(err, errOldServer) || !strings.Contains(err.Error(), "10.23") ||
+		!strings.Contains(err.Error(), "store = file") {
 		t.Errorf("PostgreSQL 10: %v", err)
 	}
 }

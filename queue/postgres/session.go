@@ -12,20 +12,23 @@ import (
 	"koji-relay/queue"
 )
 
-// pinPath is for every session of ours. Where PUBLIC may create functions in the schema of Koji's tables (PostgreSQL 14
-// and older), a stranger's nextval(text) would run with the rights of the relay: it fits better than
-// nextval(regclass), wherever its schema stands in the path. So no schema but the system's is in the path, and
-// statements name the schema of each table: {koji} stands for that of Koji's.
+// pinPath is for every session of ours. Where PUBLIC may create functions in the schema of Koji's tables
+// (PostgreSQL 14 and older), a stranger's nextval(text) would run with the rights of the relay: it fits
+// better than nextval(regclass), wherever its schema stands in the path. So no schema but the system's is in
+// the path, and statements name the schema of each table: {koji} stands for that of Koji's.
 const pinPath = `SET search_path = pg_catalog, pg_temp;`
 
 // sessionSettings apply to every connection of ours; names that the server does not know are passed over.
-//   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it the
-//     drain lock. This also replaces a shorter timeout of the server, under which the lock could not be held.
-//   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown table.
-//   - Every statement of ours takes few rows by an index, one after the other. On tables that grow and shrink by a
-//     million rows the planner's statistics are never right, and then it reads them whole, in parallel, compiled.
-//     Where few ids are joined with a table, the condition is = ANY(ARRAY[id]) rather than = id: of a table that it
-//     believes to be empty the planner would take each row first, and look for it among the ids.
+//   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it
+//     the drain lock. This also replaces a shorter timeout of the server, under which the lock could not be
+//     held.
+//   - Plans are made for the actual values. A generic plan made while a table was small would scan the grown
+//     table.
+//   - Every statement of ours takes few rows by an index, one after the other. On tables that grow and shrink
+//     by a million rows the planner's statistics are never right, and then it reads them whole, in parallel,
+//     compiled. Where few ids are joined with a table, the condition is = ANY(ARRAY[id]) rather than = id: of
+//     a table that it believes to be empty the planner would take each row first, and look for it among the
+//     ids.
 //   - An answer 200 means on disk, whatever the database's default.
 const sessionSettings = `
 	SELECT set_config(name, value, false)
@@ -55,9 +58,9 @@ type names struct {
 // in puts the names into a statement.
 func (n *names) in(sql string) string { return n.replacer.Replace(sql) }
 
-// lookUp runs before the path is pinned: the path says where Koji's tables are. Where there are none it is where they
-// would be made. It also gives the process id of the server, which a pooler changes. It prepares no statement, so that it
-// works through any pooler.
+// lookUp runs before the path is pinned: the path says where Koji's tables are. Where there are none it is
+// where they would be made. It also gives the process id of the server, which a pooler changes. It prepares
+// no statement, so that it works through any pooler.
 func lookUp(ctx context.Context, conn *pgx.Conn) (*names, uint32, error) {
 	var pid uint32
 	var found, made *string
@@ -83,9 +86,10 @@ func lookUp(ctx context.Context, conn *pgx.Conn) (*names, uint32, error) {
 	return n, pid, nil
 }
 
-// prepare makes a new connection fit for us, unless a pooler in transaction mode stands before the server: then it
-// leaves the session alone, which belongs to others, and gives errPooler. pooled says that a pooler was seen before, in
-// session mode; prepare gives whether one is there. The sequence is found here, not in each statement that draws from it.
+// prepare makes a new connection fit for us, unless a pooler in transaction mode stands before the server:
+// then it leaves the session alone, which belongs to others, and gives errPooler. pooled says that a pooler
+// was seen before, in session mode; prepare gives whether one is there. The sequence is found here, not in
+// each statement that draws from it.
 func prepare(ctx context.Context, conn *pgx.Conn, settings string, pooled bool) (*names, bool, error) {
 	n, pid, err := lookUp(ctx, conn)
 	if err != nil {
@@ -141,8 +145,8 @@ const (
 	sessionMode     = "session"
 )
 
-// poolerMode tells in which mode the pooler before conn works. In transaction mode it gives conn, or others, the session
-// of the server that another one had.
+// poolerMode tells in which mode the pooler before conn works. In transaction mode it gives conn, or others,
+// the session of the server that another one had.
 func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 	pid := func(conn *pgx.Conn) (id uint32, err error) {
 		err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&id)
@@ -152,7 +156,8 @@ func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Each holds a session of the server by its transaction. One of them is the first one's, or conn gets another.
+	// Each holds a session of the server by its transaction. One of them is the first one's, or conn gets
+	// another.
 	for range 3 {
 		other, err := pgx.ConnectConfig(ctx, conn.Config())
 		if err != nil {
@@ -204,8 +209,8 @@ func code(err error) string {
 	return ""
 }
 
-// aboutServer reports whether an error is about the connection or the role of the server, and not about the statement:
-// another connection may do better, and this one is of no more use.
+// aboutServer reports whether an error is about the connection or the role of the server, and not about the
+// statement: another connection may do better, and this one is of no more use.
 func aboutServer(err error) bool {
 	switch c := code(err); {
 	case c == "":

@@ -22,8 +22,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// address leads to one server or another, as the address of a cluster does that moves in a failover. Connections stay with
-// the server that they were made to.
+// address leads to one server or another, as the address of a cluster does that moves in a failover.
+// Connections stay with the server that they were made to.
 type address struct {
 	listener net.Listener
 	// mu guards the field below.
@@ -118,7 +118,8 @@ func TestPutAfterAFailoverIsTakenByTheNewPrimary(t *testing.T) {
 	}
 	puts.Wait()
 	standbyConn := standby.ConnString("postgres")
-	storetest.Eventually(t, "the standby has it all", func() bool { return query[int](t, standbyConn, "SELECT count(*) FROM proton_queue") == 8 })
+	storetest.Eventually(t, "the standby has it all",
+		func() bool { return query[int](t, standbyConn, "SELECT count(*) FROM proton_queue") == 8 })
 	pgtest.SQL(t, old, "ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()")
 	storetest.Eventually(t, "the old primary takes no changes", func() bool {
 		return query[string](t, old, "SHOW transaction_read_only") == "on"
@@ -152,7 +153,8 @@ func TestOfSeveralServersThePrimaryIsUsed(t *testing.T) {
 		return c.Port
 	}
 	old := primary.ConnString("postgres")
-	both := fmt.Sprintf("%s host=127.0.0.1,127.0.0.1 port=%d,%d", old, port(standby.ConnString("postgres")), port(old))
+	both := fmt.Sprintf("%s host=127.0.0.1,127.0.0.1 port=%d,%d", old, port(standby.ConnString("postgres")),
+		port(old))
 	s := open(t, both, queue.Limits{})
 	storetest.Put(t, s, storetest.Unsent(1, 1)...)
 	storetest.Eventually(t, "the standby has it", func() bool {
@@ -195,7 +197,8 @@ func TestOldConnectionsAreReplaced(t *testing.T) {
 	}
 }
 
-// A session in use is not idle: notifications that come all the time are no sign of life that the server would count.
+// A session in use is not idle: notifications that come all the time are no sign of life that the server
+// would count.
 func TestSessionsLiveThroughNotificationsWithoutEnd(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
@@ -259,7 +262,8 @@ func TestPoolerInTransactionModeIsRefusedByName(t *testing.T) {
 		t.Errorf("the probe gave %+v, %v", r, err)
 	}
 	// The sessions belong to others as well: nothing of ours may stay in them.
-	if path := query[string](t, pooled+" default_query_exec_mode=simple_protocol", "SHOW search_path"); path != `"$user", public` {
+	if path := query[string](t, pooled+" default_query_exec_mode=simple_protocol",
+		"SHOW search_path"); path != `"$user", public` {
 		t.Errorf("the search_path of a pooled session is %s", path)
 	}
 }
@@ -273,7 +277,8 @@ func TestPoolerInSessionModeIsUsed(t *testing.T) {
 	if got := storetest.Numbers(storetest.Drained(t, s)); len(got) != 2 {
 		t.Errorf("drained %v, want 1 and 2", got)
 	}
-	if r, err := Probe(t.Context(), as(relayRole, pooled)); err != nil || r.Pooler != "session" || r.Remedy() != "" {
+	if r, err := Probe(t.Context(), as(relayRole, pooled)); err != nil || r.Pooler != "session" ||
+		r.Remedy() != "" {
 		t.Errorf("the probe gave %+v, %v", r, err)
 	}
 }
@@ -418,7 +423,8 @@ func TestRowsWithTimesWithoutAFormAreListed(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer pass.End(true)
-		if done, err := pass.Expire(t.Context(), queue.Expiry{MaxAge: time.Hour}); err != nil || done.Messages["a"] != 2 {
+		if done, err := pass.Expire(t.Context(), queue.Expiry{MaxAge: time.Hour}); err != nil ||
+			done.Messages["a"] != 2 {
 			t.Errorf("expired %v, %v; want 2", done.Messages, err)
 		}
 	}()
@@ -434,9 +440,12 @@ func TestProbeNoticesThatNothingCanBeWritten(t *testing.T) {
 	s := open(t, conn, queue.Limits{})
 	name := query[string](t, conn, "SELECT current_database()")
 	for plant, repair := range map[string]string{
-		"ALTER DATABASE " + name + " SET default_transaction_read_only = on":                                "ALTER DATABASE " + name + " RESET default_transaction_read_only",
+		"ALTER DATABASE " + name +
+			" SET default_transaction_read_only = on": "ALTER DATABASE " + name +
+			" RESET default_transaction_read_only",
 		"ALTER SEQUENCE proton_queue_id_seq RESTART WITH 2147483647; SELECT nextval('proton_queue_id_seq')": "ALTER SEQUENCE proton_queue_id_seq RESTART",
-		fmt.Sprintf("REVOKE INSERT ON proton_queue FROM %q", relayRole):                                     fmt.Sprintf("GRANT INSERT ON proton_queue TO %q", relayRole),
+		fmt.Sprintf("REVOKE INSERT ON proton_queue FROM %q",
+			relayRole): fmt.Sprintf("GRANT INSERT ON proton_queue TO %q", relayRole),
 	} {
 		pgtest.SQL(t, conn, plant)
 		s.pool.Reset() // new sessions

@@ -50,42 +50,43 @@ func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 	if len(settlements) == 0 {
 		return nil
 	}
-	return p.do(ctx, fmt.Sprintf("settle %d messages", len(settlements)), callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		batch := &pgx.Batch{}
-		var freed int64
-		free := func(row pgx.Row) error {
-			var n int64
-			err := row.Scan(&n)
-			freed += n
-			return err
-		}
-		var forgotten, buried, aside byAction
-		for _, s := range settlements {
-			switch s.Action {
-			case queue.Forget:
-				forgotten.add(s)
-			case queue.Bury:
-				buried.add(s)
-			case queue.SetAside:
-				aside.add(s)
+	return p.do(ctx, fmt.Sprintf("settle %d messages", len(settlements)), callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			batch := &pgx.Batch{}
+			var freed int64
+			free := func(row pgx.Row) error {
+				var n int64
+				err := row.Scan(&n)
+				freed += n
+				return err
 			}
-		}
-		if len(forgotten.ids) > 0 {
-			batch.Queue(p.sql(forget), forgotten.ids).QueryRow(free)
-		}
-		if len(buried.ids) > 0 {
-			batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)
-		}
-		if len(aside.ids) > 0 {
-			batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
-		}
-		failpoint.Hit("before-settle-commit")
-		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-			return err
-		}
-		p.bytes.add(-freed)
-		return nil
-	})
+			var forgotten, buried, aside byAction
+			for _, s := range settlements {
+				switch s.Action {
+				case queue.Forget:
+					forgotten.add(s)
+				case queue.Bury:
+					buried.add(s)
+				case queue.SetAside:
+					aside.add(s)
+				}
+			}
+			if len(forgotten.ids) > 0 {
+				batch.Queue(p.sql(forget), forgotten.ids).QueryRow(free)
+			}
+			if len(buried.ids) > 0 {
+				batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)
+			}
+			if len(aside.ids) > 0 {
+				batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
+			}
+			failpoint.Hit("before-settle-commit")
+			if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+				return err
+			}
+			p.bytes.add(-freed)
+			return nil
+		})
 }
 
 // byAction holds settlements as the arrays that one statement takes.
@@ -110,7 +111,8 @@ const chooseExpired = `WITH chosen AS (
 		ORDER BY created_ts LIMIT $2 FOR UPDATE SKIP LOCKED
 	)`
 
-const buryExpired = chooseExpired + bury + ` SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
+const buryExpired = chooseExpired + bury +
+	` SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
 
 const dropExpired = chooseExpired + `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
@@ -173,8 +175,10 @@ func (s *pgPass) do(ctx context.Context, what string, f func(context.Context, *p
 	return s.store.do(ctx, what, callTimeout, f)
 }
 
-func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, e queue.Expiry, counts map[string]int) (int, error) {
-	rows, _ := conn.Query(ctx, s.store.sql(sql), e.MaxAge.Seconds(), queue.ExpiryChunk) // CollectRows gives the error
+func (s *pgPass) expireSome(ctx context.Context, conn *pgx.Conn, sql string, e queue.Expiry,
+	counts map[string]int) (int, error) {
+	// CollectRows gives the error
+	rows, _ := conn.Query(ctx, s.store.sql(sql), e.MaxAge.Seconds(), queue.ExpiryChunk)
 	type gone struct {
 		ID, Address string
 		Size        int64

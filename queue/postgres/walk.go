@@ -18,11 +18,12 @@ import (
 // adoptWindow is the number of rows looked at beside one batch while the walk for rows of protonmsg goes on.
 const adoptWindow = 2000
 
-// Next implements Pass. Messages that were set aside and are due take every fourth batch, and all batches when there
-// are no others: in batches of their own they hold up nothing that was never tried.
+// Next implements Pass. Messages that were set aside and are due take every fourth batch, and all batches
+// when there are no others: in batches of their own they hold up nothing that was never tried.
 //
-// Beside each batch goes one step of the walk for rows of protonmsg, so that neither waits for the other: those rows keep
-// their place among ours when the walk is ahead, as it is by far where they are many, and else come a little later.
+// Beside each batch goes one step of the walk for rows of protonmsg, so that neither waits for the other:
+// those rows keep their place among ours when the walk is ahead, as it is by far where they are many, and
+// else come a little later.
 func (s *pgPass) Next(ctx context.Context, limits queue.BatchLimits) ([]queue.Entry, error) {
 	s.turn++
 	began, adopting := time.Now(), !s.adopted
@@ -65,17 +66,19 @@ func (s *pgPass) note(began time.Time, adopting bool) {
 	}
 }
 
-// walk is one of the ways through the queue: read gives the next heads, took is told which of them were taken.
+// walk is one of the ways through the queue: read gives the next heads, took is told which of them were
+// taken.
 type walk struct {
 	read func(context.Context, *pgx.Conn, int) ([]head, error)
 	took func([]head)
 }
 
-// freshWalk gives messages that were never attempted; first those that the walk for rows of protonmsg has passed.
+// freshWalk gives messages that were never attempted; first those that the walk for rows of protonmsg has
+// passed.
 //
-// A put that is committed late makes rows appear before some that were given. Those must be given before all that are
-// put from then on, or order would be lost. So the walk does not pass rows of the last seconds, but reads them again, and
-// knows those that it gave.
+// A put that is committed late makes rows appear before some that were given. Those must be given before all
+// that are put from then on, or order would be lost. So the walk does not pass rows of the last seconds, but
+// reads them again, and knows those that it gave.
 func (s *pgPass) freshWalk() walk {
 	const fresh = `SELECT ` + headColumns + ` FROM koji_relay.delivery
 		WHERE next_attempt IS NULL AND queue_id > $1 AND queue_id <= $2 ORDER BY queue_id LIMIT $3`
@@ -172,8 +175,8 @@ type head struct {
 const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created, attempts, tries, next_attempt,
 	coalesce(created_ts > now() - interval '10 seconds', false)`
 
-// batch reads heads until limits are reached, and then the bodies of those only, so that memory is bounded by limits
-// whatever is queued. Heads without a row are orphans and are swept.
+// batch reads heads until limits are reached, and then the bodies of those only, so that memory is bounded by
+// limits whatever is queued. Heads without a row are orphans and are swept.
 func (s *pgPass) batch(ctx context.Context, limits queue.BatchLimits, w walk) ([]queue.Entry, error) {
 	for {
 		var heads []head
@@ -213,14 +216,15 @@ func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]
 		var h head
 		var created, next pgtype.Timestamptz
 		m := &h.Message
-		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created, &h.Attempts, &h.Tries, &next, &h.late)
+		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created,
+			&h.Attempts, &h.Tries, &next, &h.late)
 		m.Created, h.nextAttempt = timeOf(created), timeOf(next)
 		return h, err
 	})
 }
 
-// timeOf gives t, and the zero time for none and for what is none to us: infinity, and years that JSON has no form for.
-// Rows that others wrote may have them.
+// timeOf gives t, and the zero time for none and for what is none to us: infinity, and years that JSON has no
+// form for. Rows that others wrote may have them.
 func timeOf(t pgtype.Timestamptz) time.Time {
 	at := t.Time.UTC()
 	if !t.Valid || t.InfinityModifier != pgtype.Finite || at.Year() < 1 || at.Year() > 9999 {
@@ -229,8 +233,8 @@ func timeOf(t pgtype.Timestamptz) time.Time {
 	return at
 }
 
-// loadBodies completes heads from proton_queue, in their order. OFFSET 0 keeps the planner from turning the look-ups, one
-// for each head, into a scan.
+// loadBodies completes heads from proton_queue, in their order. OFFSET 0 keeps the planner from turning the
+// look-ups, one for each head, into a scan.
 func (p *Store) loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]queue.Entry, error) {
 	ids, at := make([]int64, len(heads)), make(map[int64]int, len(heads))
 	for i := range heads {
@@ -282,12 +286,13 @@ func (p *Store) loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([
 }
 
 // protonmsgSpace is the namespace of message-ids for rows that protonmsg wrote; the name is
-// "DATABASE/ID/CREATED_TS" with created_ts in UTC to the microsecond. It is itself the UUIDv5 of "proton_queue" in
-// the OID namespace of RFC 9562, and must never change: an id must survive an upgrade between two attempts.
+// "DATABASE/ID/CREATED_TS" with created_ts in UTC to the microsecond. It is itself the UUIDv5 of
+// "proton_queue" in the OID namespace of RFC 9562, and must never change: an id must survive an upgrade
+// between two attempts.
 var protonmsgSpace = uuid.NewSHA1(uuid.NameSpaceOID, []byte("proton_queue"))
 
-// findForeign gives, among the rows of one window, those without a delivery row, and in a last row of its own the end of
-// the window and how many rows it has.
+// findForeign gives, among the rows of one window, those without a delivery row, and in a last row of its own
+// the end of the window and how many rows it has.
 const findForeign = `
 	WITH w AS MATERIALIZED (SELECT id, created_ts FROM {koji}.proton_queue WHERE id > $1::bigint ORDER BY id LIMIT $2)
 	SELECT w.id::bigint, current_database() || '/' || w.id || '/' ||

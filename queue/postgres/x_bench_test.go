@@ -27,8 +27,9 @@ func fill(tb testing.TB, conn string, first, last int, next string) {
 		ANALYZE koji_relay.delivery; ANALYZE proton_queue;`, first, last, next))
 }
 
-// BenchmarkDrain drains the backlog of an outage: alone, behind 100,000 messages that wait for their next attempt, and with an
-// old snapshot held open by another session (a backup), so that no deleted row can be cleaned up.
+// BenchmarkDrain drains the backlog of an outage: alone, behind 100,000 messages that wait for their next
+// attempt, and with an old snapshot held open by another session (a backup), so that no deleted row can be
+// cleaned up.
 func BenchmarkDrain(b *testing.B) {
 	for _, test := range []struct {
 		name     string
@@ -69,7 +70,8 @@ func holdSnapshot(b *testing.B, connString string) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { closeConn(conn) })
-	if _, err := conn.Exec(b.Context(), "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM locks"); err != nil {
+	if _, err := conn.Exec(b.Context(),
+		"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM locks"); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -91,8 +93,8 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
-// BenchmarkOutbox takes commits of one event that waited while the relay was down, each about a build of its own. The
-// taker answers after a millisecond, as a broker does.
+// BenchmarkOutbox takes commits of one event that waited while the relay was down, each about a build of its
+// own. The taker answers after a millisecond, as a broker does.
 func BenchmarkOutbox(b *testing.B) {
 	for range b.N {
 		conn := benchDatabase(b)

@@ -1,5 +1,5 @@
-// Package schema holds the numbered steps of the database schema koji_relay. A step that was released is never edited:
-// what changes is a new file with the next number.
+// Package schema holds the numbered steps of the database schema koji_relay. A step that was released is
+// never edited: what changes is a new file with the next number.
 package schema
 
 import (

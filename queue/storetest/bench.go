@@ -16,7 +16,8 @@ import (
 	"koji-relay/queue/drain"
 )
 
-// BenchRows is the backlog after an outage: KOJI_RELAY_BENCH_ROWS, by default that of a few minutes on a busy hub.
+// BenchRows is the backlog after an outage: KOJI_RELAY_BENCH_ROWS, by default that of a few minutes on a busy
+// hub.
 func BenchRows() int {
 	n, err := strconv.Atoi(os.Getenv("KOJI_RELAY_BENCH_ROWS"))
 	if err != nil {
@@ -91,7 +92,8 @@ func Report(b *testing.B, sender *CountingSender, rows int, took time.Duration) 
 	b.ReportMetric(0, "ns/op")
 	var curve []string
 	for i := 1; i < len(sender.marks); i++ {
-		curve = append(curve, fmt.Sprintf("%.0f", float64(rows)/10/sender.marks[i].Sub(sender.marks[i-1]).Seconds()))
+		curve = append(curve, fmt.Sprintf("%.0f",
+			float64(rows)/10/sender.marks[i].Sub(sender.marks[i-1]).Seconds()))
 	}
 	b.Logf("rows/s in each tenth: %s", strings.Join(curve, " "))
 }

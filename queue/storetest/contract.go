@@ -23,9 +23,10 @@ func messageComesBackAsItWasPut(t *testing.T, open Opener) {
 	m.Props = []message.Prop{
 		{Key: "zz", Value: "first stays first"}, {Key: "float", Value: 1.0}, {Key: "long", Value: int64(1)},
 		{Key: "min", Value: int64(math.MinInt64)}, {Key: "max", Value: int64(math.MaxInt64)},
-		{Key: "big", Value: Raw("9223372036854775808")}, {Key: "tiny", Value: 5e-324}, {Key: "zero", Value: math.Copysign(0, -1)},
-		{Key: "null", Value: nil}, {Key: "yes", Value: true}, {Key: "no", Value: false}, {Key: "nul", Value: "a\x00b"},
-		{Key: "lone", Value: Raw(`"\ud800"`)}, {Key: "pair", Value: "\U0001F600<>&"}, {Key: "list", Value: Raw(`[1,  {"a": 1.50}]`)},
+		{Key: "big", Value: Raw("9223372036854775808")}, {Key: "tiny", Value: 5e-324},
+		{Key: "zero", Value: math.Copysign(0, -1)}, {Key: "null", Value: nil}, {Key: "yes", Value: true},
+		{Key: "no", Value: false}, {Key: "nul", Value: "a\x00b"}, {Key: "lone", Value: Raw(`"\ud800"`)},
+		{Key: "pair", Value: "\U0001F600<>&"}, {Key: "list", Value: Raw(`[1,  {"a": 1.50}]`)},
 	}
 	m.Body = "{\"a\" :\t[1.0, 1e400, \"\\u0000 \\ud83d\\ude00 \\ud800 \x7f/\"],\"a\":2}"
 	Put(t, s, message.Unsent{Message: m})
@@ -84,7 +85,8 @@ func messageIsGoneOnlyAfterForget(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
 	Put(t, s, Unsent(1, 3)...)
 	Drained(t, s)
-	Settle(t, s, queue.Settlement{ID: Message(2).ID, Action: queue.Forget}, queue.Settlement{ID: "unknown", Action: queue.Forget})
+	Settle(t, s, queue.Settlement{ID: Message(2).ID, Action: queue.Forget},
+		queue.Settlement{ID: "unknown", Action: queue.Forget})
 	if got := Numbers(Drained(t, s)); !slices.Equal(got, []int{1, 3}) {
 		t.Errorf("drained %v, want 1 and 3", got)
 	}
@@ -98,8 +100,10 @@ func messageSetAsideIsPassedOverUntilDue(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
 	Put(t, s, Unsent(1, 4)...)
 	Settle(t, s,
-		queue.Settlement{ID: Message(1).ID, Action: queue.SetAside, Attempts: 3, Tries: 5, Delay: time.Hour, Reason: "no binding"},
-		queue.Settlement{ID: Message(2).ID, Action: queue.SetAside, Attempts: 1, Tries: 2, Delay: -time.Second, Reason: "busy \xff\x00"})
+		queue.Settlement{ID: Message(1).ID, Action: queue.SetAside, Attempts: 3, Tries: 5, Delay: time.Hour,
+			Reason: "no binding"},
+		queue.Settlement{ID: Message(2).ID, Action: queue.SetAside, Attempts: 1, Tries: 2, Delay: -time.Second,
+			Reason: "busy \xff\x00"})
 	got := Drained(t, s)
 	if n := Numbers(got); !slices.Equal(n, []int{3, 4, 2}) {
 		t.Fatalf("drained %v, want the fresh 3, 4 and then 2, which is due", n)
@@ -175,12 +179,13 @@ func unstorableMessageIsADeadLetterAndItsNeighboursAreQueued(t *testing.T, open 
 	list := []message.Unsent{
 		Unsent(1, 1)[0],
 		broken(2, "\"\xff\""), broken(3, "\"\x00\""), broken(4, `{"a": NaN}`), broken(5, ""),
-		broken(6, "{}", message.Prop{Key: "f", Value: math.NaN()}), broken(7, "{}", message.Prop{Key: "s", Value: "\xff"}),
-		{Message: address}, broken(9, deep),
+		broken(6, "{}", message.Prop{Key: "f", Value: math.NaN()}),
+		broken(7, "{}", message.Prop{Key: "s", Value: "\xff"}), {Message: address}, broken(9, deep),
 		Unsent(10, 10)[0],
 	}
 	undeliverable := []message.Undeliverable{
-		{ID: "event-11", Commit: "c", Event: 11, Callback: "postTag", Kwargs: []byte("\x00\xff not json"), Reason: "no address"},
+		{ID: "event-11", Commit: "c", Event: 11, Callback: "postTag", Kwargs: []byte("\x00\xff not json"),
+			Reason: "no address"},
 	}
 	for range 2 { // the second time changes nothing
 		if _, err := s.Put(t.Context(), list, undeliverable); err != nil {
@@ -255,9 +260,12 @@ func oldMessagesExpire(t *testing.T, open Opener) {
 		expired map[string]int
 	}{
 		{"no limit keeps all", queue.Expiry{}, []int{1, 2, 3, 4}, map[string]int{}},
-		{"older ones are dropped", queue.Expiry{MaxAge: 24 * hour}, []int{3, 4}, map[string]int{"build.tag": 1, "task.open": 1}},
-		{"older ones become dead letters", queue.Expiry{MaxAge: 24 * hour, ToDead: true}, []int{3, 4}, map[string]int{"build.tag": 1, "task.open": 1}},
-		{"all are old", queue.Expiry{MaxAge: time.Minute}, []int{4}, map[string]int{"build.tag": 2, "task.open": 1}},
+		{"older ones are dropped", queue.Expiry{MaxAge: 24 * hour}, []int{3, 4},
+			map[string]int{"build.tag": 1, "task.open": 1}},
+		{"older ones become dead letters", queue.Expiry{MaxAge: 24 * hour, ToDead: true}, []int{3, 4},
+			map[string]int{"build.tag": 1, "task.open": 1}},
+		{"all are old", queue.Expiry{MaxAge: time.Minute}, []int{4},
+			map[string]int{"build.tag": 2, "task.open": 1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -294,8 +302,8 @@ func oldMessagesExpire(t *testing.T, open Opener) {
 	}
 }
 
-// putSaysWhatItDid has what a put makes a dead letter of, whether its outcome says so, its attempts are used up, the store cannot
-// hold it, or there is no message at all.
+// putSaysWhatItDid has what a put makes a dead letter of, whether its outcome says so, its attempts are used
+// up, the store cannot hold it, or there is no message at all.
 func putSaysWhatItDid(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{MaxAttempts: 1})
 	broken := Message(4)
@@ -303,26 +311,32 @@ func putSaysWhatItDid(t *testing.T, open Opener) {
 	deep := Message(5)
 	deep.Body = strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
 	list := []message.Unsent{
-		after(Message(1), message.Wait, ""), after(Message(2), message.Later, "busy"), after(Message(3), message.Count, "not allowed"),
-		{Message: broken}, {Message: deep}, after(Message(6), message.Dead, "too large"), after(Message(7), message.Done, ""),
+		after(Message(1), message.Wait, ""), after(Message(2), message.Later, "busy"),
+		after(Message(3), message.Count, "not allowed"), {Message: broken}, {Message: deep},
+		after(Message(6), message.Dead, "too large"), after(Message(7), message.Done, ""),
 	}
-	bad := []message.Undeliverable{{ID: "event-8", Commit: "c", Event: 8, Callback: "postTag", Kwargs: []byte("{}"), Reason: "no address"}}
+	bad := []message.Undeliverable{{ID: "event-8", Commit: "c", Event: 8, Callback: "postTag",
+		Kwargs: []byte("{}"), Reason: "no address"}}
 	for range 2 { // the second time changes nothing, and says the same
 		got, err := s.Put(t.Context(), list, bad)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for id, reason := range map[string]string{Message(3).ID: "not allowed", broken.ID: "not JSON", Message(6).ID: "too large", "event-8": "no address"} {
+		for id, reason := range map[string]string{Message(3).ID: "not allowed", broken.ID: "not JSON",
+			Message(6).ID: "too large", "event-8": "no address"} {
 			if !strings.Contains(got.Dead[id], reason) {
 				t.Errorf("the put says of %s that it is dead for %q, want %q", id, got.Dead[id], reason)
 			}
 		}
-		if held := got.Queued + len(got.Dead); held != 7 || got.Queued < 2 || got.Queued > 3 { // one store can hold the deep one
+		// one store can hold the deep one
+		if held := got.Queued + len(got.Dead); held != 7 || got.Queued < 2 || got.Queued > 3 {
 			t.Errorf("the put says %d queued and %d dead, want 7 together", got.Queued, len(got.Dead))
 		}
-		queued, dead := List(t, s, inspect.QueueBox, inspect.ListOptions{}), List(t, s, inspect.DeadBox, inspect.ListOptions{})
+		queued, dead := List(t, s, inspect.QueueBox, inspect.ListOptions{}),
+			List(t, s, inspect.DeadBox, inspect.ListOptions{})
 		if len(queued) != got.Queued || len(dead) != len(got.Dead) {
-			t.Errorf("the store holds %d and %d dead, and the put says %d and %d", len(queued), len(dead), got.Queued, len(got.Dead))
+			t.Errorf("the store holds %d and %d dead, and the put says %d and %d", len(queued), len(dead), got.Queued,
+				len(got.Dead))
 		}
 	}
 }

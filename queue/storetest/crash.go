@@ -22,8 +22,8 @@ import (
 	"koji-relay/queue/drain"
 )
 
-// A process of its own puts, drains and is killed. What it was answered and what its "broker" accepted is in two
-// files, written with one system call for each batch, so that a kill of the process cannot take it away.
+// A process of its own puts, drains and is killed. What it was answered and what its "broker" accepted is in
+// two files, written with one system call for each batch, so that a kill of the process cannot take it away.
 const (
 	crashStore = "KOJI_RELAY_CRASH_STORE" // connection string or path
 	crashDir   = "KOJI_RELAY_CRASH_DIR"
@@ -58,7 +58,8 @@ func CrashingProcess(open func(where string) (queue.Store, error)) {
 		// One of them is older than max_age, so that expiry has work.
 		old := aging(Message(n+5_000_000), 2*time.Hour)
 		for {
-			if _, err := store.Put(context.Background(), append(slices.Clone(list), message.Unsent{Message: old}), nil); err == nil {
+			if _, err := store.Put(context.Background(), append(slices.Clone(list), message.Unsent{Message: old}),
+				nil); err == nil {
 				break
 			}
 			<-time.After(10 * time.Millisecond)
@@ -100,17 +101,19 @@ func (b crashBroker) SendPatiently(_ context.Context, list []message.Message) []
 }
 
 // crashPoints are killed at by name in a build with the tag failpoints.
-var crashPoints = []string{"before-put-commit", "after-put-before-answer", "holding-the-lock", "before-drain-send",
-	"after-accept-before-delete", "before-settle-commit", "after-settle", "mid-expiry"}
+var crashPoints = []string{"before-put-commit", "after-put-before-answer", "holding-the-lock",
+	"before-drain-send", "after-accept-before-delete", "before-settle-commit", "after-settle", "mid-expiry"}
 
 // CrashingCommand is a process that puts, from the message first on, and drains until it is killed.
 func CrashingCommand(where, dir string, first int) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), crashStore+"="+where, crashDir+"="+dir, fmt.Sprintf("%s=%d", crashFirst, first))
+	cmd.Env = append(os.Environ(), crashStore+"="+where, crashDir+"="+dir,
+		fmt.Sprintf("%s=%d", crashFirst, first))
 	return cmd
 }
 
-// KillRepeatedly kills processes that use the store at where, and looks whether anything was lost. open opens it here.
+// KillRepeatedly kills processes that use the store at where, and looks whether anything was lost. open opens
+// it here.
 func KillRepeatedly(t *testing.T, where string, open func() Store) {
 	t.Helper()
 	dir := t.TempDir()
@@ -199,7 +202,8 @@ func Judge(t *testing.T, dir string) {
 			}
 		}
 	})
-	t.Logf("%d messages answered for, %d copies arrived, %d duplicates, %d lost", answered, copies, copies-len(got), lost)
+	t.Logf("%d messages answered for, %d copies arrived, %d duplicates, %d lost", answered, copies,
+		copies-len(got), lost)
 	if lost > 0 || answered == 0 {
 		t.Errorf("%d of %d messages were lost", lost, answered)
 	}

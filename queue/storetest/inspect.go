@@ -37,7 +37,8 @@ func events(items []queue.Item) []int {
 	return numbers
 }
 
-// filled has 1 fresh, 2 set aside for an hour, 3 a dead message, 4 a dead event, 5 a dead message that cannot be stored.
+// filled has 1 fresh, 2 set aside for an hour, 3 a dead message, 4 a dead event, 5 a dead message that cannot
+// be stored.
 func filled(t *testing.T, open Opener) Store {
 	t.Helper()
 	s := open(t, queue.Limits{})
@@ -45,8 +46,10 @@ func filled(t *testing.T, open Opener) Store {
 	other.Address = "task.open"
 	five := Message(5)
 	five.Body = "\xff"
-	Put(t, s, Unsent(1, 1)[0], message.Unsent{Message: other}, after(Message(3), message.Dead, "too large"), message.Unsent{Message: five})
-	Settle(t, s, queue.Settlement{ID: other.ID, Action: queue.SetAside, Attempts: 2, Tries: 3, Delay: time.Hour, Reason: "no binding"})
+	Put(t, s, Unsent(1, 1)[0], message.Unsent{Message: other}, after(Message(3), message.Dead, "too large"),
+		message.Unsent{Message: five})
+	Settle(t, s, queue.Settlement{ID: other.ID, Action: queue.SetAside, Attempts: 2, Tries: 3, Delay: time.Hour,
+		Reason: "no binding"})
 	_, err := s.Put(t.Context(), nil, []message.Undeliverable{
 		{ID: "id-4", Commit: "c", Event: 4, Callback: "postTag", Kwargs: []byte(`{"x": 1}`), Reason: "no address"}})
 	if err != nil {
@@ -64,7 +67,8 @@ func statsCountTheQueue(t *testing.T, open Opener) {
 	size := int64(Unsent(1, 1)[0].Message.Size())
 	want := inspect.Statistics{
 		Depth: 2, Bytes: 2 * size, SetAside: 1, DeadLetters: 3,
-		ByTopic: []inspect.Topic{{Address: "build.tag", Depth: 1, Bytes: size}, {Address: "task.open", Depth: 1, Bytes: size}},
+		ByTopic: []inspect.Topic{{Address: "build.tag", Depth: 1, Bytes: size},
+			{Address: "task.open", Depth: 1, Bytes: size}},
 		DeadLettersByReason: map[string]int64{"rejected by b1:5672: too large": 1, "no address": 1,
 			"cannot be stored: the body is not UTF-8": 1},
 	}
@@ -84,13 +88,15 @@ func listNarrowsAndKeepsOrder(t *testing.T, open Opener) {
 	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); !slices.Equal(got, []int{1, 2}) {
 		t.Errorf("queue holds %v, want 1, 2", got)
 	}
-	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{Address: "task.open"})); !slices.Equal(got, []int{2}) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{Address: "task.open"})); !slices.Equal(got,
+		[]int{2}) {
 		t.Errorf("task.open holds %v, want 2", got)
 	}
 	if got := len(List(t, s, inspect.DeadBox, inspect.ListOptions{Limit: 2})); got != 2 {
 		t.Errorf("2 of the dead letters asked for, got %d", got)
 	}
-	if got := events(List(t, s, inspect.DeadBox, inspect.ListOptions{Newest: true, Limit: 1})); !slices.Equal(got, []int{4}) {
+	if got := events(List(t, s, inspect.DeadBox, inspect.ListOptions{Newest: true, Limit: 1})); !slices.Equal(
+		got, []int{4}) {
 		t.Errorf("the newest dead letter is %v, want 4", got)
 	}
 	Put(t, s, Unsent(10, 10+2*queue.ListChunk)...)
@@ -99,7 +105,8 @@ func listNarrowsAndKeepsOrder(t *testing.T, open Opener) {
 	if len(newest) != 2*queue.ListChunk+3 || !slices.IsSorted(newest) {
 		t.Errorf("the list of the newest has %d items, want %d in falling order", len(newest), 2*queue.ListChunk+3)
 	}
-	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); len(got) != 2*queue.ListChunk+3 || !slices.IsSorted(got) {
+	if got := events(List(t, s, inspect.QueueBox, inspect.ListOptions{})); len(got) != 2*queue.ListChunk+3 ||
+		!slices.IsSorted(got) {
 		t.Errorf("a long list has %d items, want %d in order", len(got), 2*queue.ListChunk+3)
 	}
 }
@@ -110,14 +117,17 @@ func showGivesBodyPropsAndReason(t *testing.T, open Opener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(it.Body) != Message(2).Body || it.Props != `{"type": "Tag", "n": 2}` || it.Reason != "no binding" ||
+	if string(it.Body) != Message(2).Body || it.Props != `{"type": "Tag", "n": 2}` ||
+		it.Reason != "no binding" ||
 		it.Attempts != 2 || it.Tries != 3 || it.NextAttempt.IsZero() {
 		t.Errorf("show gave %+v", it)
 	}
-	if it, err = s.Show(t.Context(), inspect.DeadBox, Message(5).ID); err != nil || string(it.Body) != "\xff" || it.Event {
+	if it, err = s.Show(t.Context(), inspect.DeadBox, Message(5).ID); err != nil || string(it.Body) != "\xff" ||
+		it.Event {
 		t.Errorf("show of a dead message gave %+v, %v", it, err)
 	}
-	if it, err = s.Show(t.Context(), inspect.DeadBox, "id-4"); err != nil || string(it.Body) != `{"x": 1}` || !it.Event {
+	if it, err = s.Show(t.Context(), inspect.DeadBox, "id-4"); err != nil || string(it.Body) != `{"x": 1}` ||
+		!it.Event {
 		t.Errorf("show of a dead event gave %+v, %v", it, err)
 	}
 	if _, err = s.Show(t.Context(), inspect.QueueBox, "id-4"); !errors.Is(err, queue.ErrNotFound) {
@@ -128,7 +138,8 @@ func showGivesBodyPropsAndReason(t *testing.T, open Opener) {
 func retryMakesMessagesDueNow(t *testing.T, open Opener) {
 	s := filled(t, open)
 	Drained(t, s)
-	changed, err := s.Retry(t.Context(), inspect.QueueBox, inspect.Selection{IDs: []string{Message(1).ID, Message(2).ID, "unknown"}})
+	changed, err := s.Retry(t.Context(), inspect.QueueBox,
+		inspect.Selection{IDs: []string{Message(1).ID, Message(2).ID, "unknown"}})
 	if err != nil || changed.Count != 2 || !slices.Equal(changed.Missing, []string{"unknown"}) {
 		t.Errorf("retry gave %+v, %v", changed, err)
 	}
@@ -158,7 +169,8 @@ func retryOfAllDeadLettersLeavesWhatIsNoMessage(t *testing.T, open Opener) {
 
 func dropDeletes(t *testing.T, open Opener) {
 	s := filled(t, open)
-	changed, err := s.Drop(t.Context(), inspect.QueueBox, inspect.Selection{IDs: []string{Message(1).ID, "unknown"}})
+	changed, err := s.Drop(t.Context(), inspect.QueueBox,
+		inspect.Selection{IDs: []string{Message(1).ID, "unknown"}})
 	if err != nil || changed.Count != 1 || len(changed.Missing) != 1 {
 		t.Errorf("drop gave %+v, %v", changed, err)
 	}
@@ -217,10 +229,12 @@ func importNamesTheLineThatItCannotRead(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
 	for _, test := range []struct{ text, want string }{
 		{"{", "line 1"},
-		{`{"kind":"message","message_id":"a","address":"a","props":"{}","body":"1"}` + "\n" + `{"kind":"letter"}`, `line 2 of the import: unknown kind "letter"`},
+		{`{"kind":"message","message_id":"a","address":"a","props":"{}","body":"1"}` + "\n" + `{"kind":"letter"}`,
+			`line 2 of the import: unknown kind "letter"`},
 		{`{"kind":"message"}`, "message_id is missing"},
 	} {
-		if _, err := queue.Import(t.Context(), s, strings.NewReader(test.text)); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := queue.Import(t.Context(), s, strings.NewReader(test.text)); err == nil ||
+			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("import of %q gave %v, want %q", test.text, err, test.want)
 		}
 	}
@@ -228,8 +242,10 @@ func importNamesTheLineThatItCannotRead(t *testing.T, open Opener) {
 
 func deadLettersAgeOut(t *testing.T, open Opener) {
 	s := open(t, queue.Limits{})
-	old := queue.Item{Message: Message(1), Props: "{}", Body: []byte("1"), Queued: time.Now().Add(-31 * 24 * time.Hour), Reason: "r"}
-	young := queue.Item{Message: Message(2), Props: "{}", Body: []byte("1"), Queued: time.Now().Add(-29 * 24 * time.Hour), Reason: "r"}
+	old := queue.Item{Message: Message(1), Props: "{}", Body: []byte("1"),
+		Queued: time.Now().Add(-31 * 24 * time.Hour), Reason: "r"}
+	young := queue.Item{Message: Message(2), Props: "{}", Body: []byte("1"),
+		Queued: time.Now().Add(-29 * 24 * time.Hour), Reason: "r"}
 	if n, err := s.Add(t.Context(), inspect.DeadBox, []queue.Item{old, young}); n != 2 || err != nil {
 		t.Fatal(n, err)
 	}

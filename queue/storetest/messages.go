@@ -20,8 +20,8 @@ var TestCommit = uuid.MustParse("7f3c1f60-58e5-4c7b-8a0e-0d3a2e3f9b10")
 // Message is the nth test message.
 func Message(n int) message.Message {
 	return message.Message{
-		ID: uuid.NewSHA1(TestCommit, fmt.Append(nil, n)).String(), Commit: TestCommit.String(), Event: n, Callback: "postTag",
-		Address: "build.tag",
+		ID: uuid.NewSHA1(TestCommit, fmt.Append(nil, n)).String(), Commit: TestCommit.String(), Event: n,
+		Callback: "postTag", Address: "build.tag",
 		Props:   []message.Prop{{Key: "type", Value: "Tag"}, {Key: "n", Value: int64(n)}},
 		Body:    fmt.Sprintf(`{"n": %d,  "build": {"name": "caf\u00e9"}}`, n),
 		Created: time.Now().UTC().Truncate(time.Microsecond),
@@ -45,7 +45,8 @@ func Unsent(first, last int) []message.Unsent {
 
 // after gives m with the outcome of a publish that did not succeed.
 func after(m message.Message, next message.Next, reason string) message.Unsent {
-	return message.Unsent{Message: m, Outcome: message.Outcome{State: message.Rejected, Next: next, Broker: "b1:5672", Reason: reason}}
+	return message.Unsent{Message: m, Outcome: message.Outcome{State: message.Rejected, Next: next,
+		Broker: "b1:5672", Reason: reason}}
 }
 
 // Put puts list and fails the test unless it is stored.

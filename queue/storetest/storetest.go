@@ -1,5 +1,6 @@
-// Package storetest is the contract of queue.Store and queue.Inspector as tests, which each store runs, and what tests of
-// stores share: messages, a process that is killed while it puts and drains, and a drain that is measured.
+// Package storetest is the contract of queue.Store and queue.Inspector as tests, which each store runs, and
+// what tests of stores share: messages, a process that is killed while it puts and drains, and a drain that
+// is measured.
 //
 // A test of what every store keeps belongs here, one of a single store beside it.
 package storetest
@@ -32,7 +33,8 @@ var contract = []struct {
 	{"Message set aside is passed over until due", messageSetAsideIsPassedOverUntilDue},
 	{"Outcome of publish decides where put stores", outcomeOfPublishDecidesWherePutStores},
 	{"Batch keeps its limits", batchKeepsItsLimits},
-	{"Unstorable message is a dead letter and its neighbours are queued", unstorableMessageIsADeadLetterAndItsNeighboursAreQueued},
+	{"Unstorable message is a dead letter and its neighbours are queued",
+		unstorableMessageIsADeadLetterAndItsNeighboursAreQueued},
 	{"Large body is stored", largeBodyIsStored},
 	{"Full queue refuses and takes again after drain", fullQueueRefusesAndTakesAgainAfterDrain},
 	{"Second drain is refused until the first ends", secondDrainIsRefusedUntilTheFirstEnds},

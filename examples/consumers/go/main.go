@@ -1,7 +1,8 @@
-// Command go prints Koji's messages as they arrive: a start for a consumer of your own, see docs/consumers.md.
+// Command go prints Koji's messages as they arrive: a start for a consumer of your own, see
+// docs/consumers.md.
 //
-// It connects again whenever the connection ends, acknowledges a message after handle has returned, and passes over
-// one that it has seen already.
+// It connects again whenever the connection ends, acknowledges a message after handle has returned, and
+// passes over one that it has seen already.
 package main
 
 import (

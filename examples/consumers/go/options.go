@@ -13,11 +13,13 @@ import (
 )
 
 var (
-	url          = flag.String("url", "", "amqps://broker.example.com or amqp://...")
-	address      = flag.String("address", "", "what to receive from, such as topic://koji.build.* (ActiveMQ)")
-	topic        = flag.Bool("topic", false, "ask for a topic: Artemis needs it")
-	durable      = flag.String("durable", "", "keep the subscription of this `name` while away (ActiveMQ, Artemis)")
-	sasl         = flag.String("sasl", "plain", "how to log in: plain, external (client certificate) or anonymous")
+	url     = flag.String("url", "", "amqps://broker.example.com or amqp://...")
+	address = flag.String("address", "", "what to receive from, such as topic://koji.build.* (ActiveMQ)")
+	topic   = flag.Bool("topic", false, "ask for a topic: Artemis needs it")
+	durable = flag.String("durable", "",
+		"keep the subscription of this `name` while away (ActiveMQ, Artemis)")
+	sasl = flag.String("sasl", "plain",
+		"how to log in: plain, external (client certificate) or anonymous")
 	user         = flag.String("user", "", "with --sasl plain")
 	passwordFile = flag.String("password-file", "", "")
 	cacert       = flag.String("cacert", "", "`file` of authorities, as PEM; none = those of the system")
@@ -33,7 +35,8 @@ func receiverOptions() *amqp.ReceiverOptions {
 		o.SourceCapabilities = []string{"topic"}
 	}
 	if *durable != "" { // known by client and link name
-		o.Name, o.SourceDurability, o.SourceExpiryPolicy = *durable, amqp.DurabilityUnsettledState, amqp.ExpiryPolicyNever
+		o.Name, o.SourceDurability, o.SourceExpiryPolicy = *durable, amqp.DurabilityUnsettledState,
+			amqp.ExpiryPolicyNever
 	}
 	return o
 }

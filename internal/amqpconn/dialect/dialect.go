@@ -116,8 +116,10 @@ var dialects = []Dialect{
 		Source:       artemisTarget, // its wildcards are * and #
 	},
 	{
-		Name:        "activemq",
-		automatic:   func(prefix string, p Peer) bool { return p.Product == "ActiveMQ" || p.TopicPrefix == "topic://" },
+		Name: "activemq",
+		automatic: func(prefix string, p Peer) bool {
+			return p.Product == "ActiveMQ" || p.TopicPrefix == "topic://"
+		},
 		Destination: at(activemqTarget),
 		Source:      activemqSource,
 	},
@@ -183,7 +185,8 @@ func activemqTarget(prefix, address string) (string, error) {
 // artemisTarget is for the capability "topic", which says what topic:// says elsewhere.
 func artemisTarget(prefix, address string) (string, error) {
 	if strings.HasPrefix(prefix, "/") {
-		return "", &PrefixError{prefix, "Artemis", "it is RabbitMQ's form; set topic_prefix = " + prefix[strings.LastIndex(prefix, "/")+1:]}
+		return "", &PrefixError{prefix, "Artemis",
+			"it is RabbitMQ's form; set topic_prefix = " + prefix[strings.LastIndex(prefix, "/")+1:]}
 	}
 	return strings.TrimPrefix(prefix, "topic://") + "." + address, nil
 }
@@ -242,7 +245,8 @@ func Escape(text string) string {
 	const hex = "0123456789ABCDEF"
 	var b strings.Builder
 	for _, c := range []byte(text) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0 {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+			strings.IndexByte("-._~", c) >= 0 {
 			b.WriteByte(c)
 		} else {
 			b.Write([]byte{'%', hex[c>>4], hex[c&15]})

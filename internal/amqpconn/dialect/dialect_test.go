@@ -79,7 +79,8 @@ func TestTargets(t *testing.T) {
 			}
 		}
 		if got != row.want && (err == nil || !strings.Contains(got, row.want)) {
-			t.Errorf("%s %s on %s %s: %s, not %s", row.dialect, row.prefix, row.peer.Product, row.peer.Version, got, row.want)
+			t.Errorf("%s %s on %s %s: %s, not %s", row.dialect, row.prefix, row.peer.Product, row.peer.Version, got,
+				row.want)
 		}
 	}
 }

@@ -36,7 +36,8 @@ func ReadFrame(r io.Reader, limit uint32) (Frame, error) {
 	size := binary.BigEndian.Uint32(head[:])
 	offset := uint32(head[4]) * 4
 	if offset < frameHead || size < offset || size > limit {
-		return Frame{}, Malformed("frame of %d bytes with offset %d where at most %d bytes are allowed", size, offset, limit)
+		return Frame{}, Malformed("frame of %d bytes with offset %d where at most %d bytes are allowed", size,
+			offset, limit)
 	}
 	body := make([]byte, size-frameHead)
 	if _, err := io.ReadFull(r, body); err != nil {

@@ -197,7 +197,8 @@ func TestToIsFilledAndNothingElseChanges(t *testing.T) {
 	t.Parallel()
 	const header, annotations, value = "005370c0020141", "005372c10100", "005377a10178"
 	for name, c := range map[string]struct{ before, after string }{
-		"no properties":    {header + annotations + value, header + annotations + "005373c007034040a1026162" + value},
+		"no properties": {header + annotations + value,
+			header + annotations + "005373c007034040a1026162" + value},
 		"empty properties": {header + "00537345" + value, header + "005373c007034040a1026162" + value},
 		"message-id":       {"005373c00401a10131" + value, "005373c00903a1013140a1026162" + value},
 		"id and subject":   {"005373c0080453014040a10173" + value, "005373c00b04530140a1026162a10173" + value},
@@ -219,10 +220,13 @@ func FuzzFrame(f *testing.F) {
 	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeBegin, []any{nil, uint32(1), uint32(1), uint32(1)}, nil))
 	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeAttach, []any{
 		"l", uint32(0), true, nil, nil,
-		Described{uint64(CodeSource), []any{"a"}}, Described{uint64(CodeTarget), []any{"a", nil, nil, nil, nil, nil, Symbols{"topic"}}},
+		Described{uint64(CodeSource), []any{"a"}},
+		Described{uint64(CodeTarget), []any{"a", nil, nil, nil, nil, nil, Symbols{"topic"}}},
 	}, nil))
-	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeTransfer, []any{uint32(0), uint32(1), []byte("t")}, []byte("\x00Sp\xc0\x01\x00")))
-	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeDisposition, []any{true, uint32(0), uint32(9), true, Described{uint64(CodeAccepted), nil}}, nil))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeTransfer, []any{uint32(0), uint32(1), []byte("t")},
+		[]byte("\x00Sp\xc0\x01\x00")))
+	f.Add(AppendFrame(nil, FrameAMQP, 0, CodeDisposition,
+		[]any{true, uint32(0), uint32(9), true, Described{uint64(CodeAccepted), nil}}, nil))
 	f.Add(AppendFrame(nil, FrameSASL, 0, CodeSASLInit, []any{Symbol("PLAIN"), []byte("\x00u\x00p")}, nil))
 	f.Add([]byte("\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
