@@ -29,7 +29,8 @@ func (k *key) setting(value string, at place) inspect.Setting {
 	if at != (place{}) {
 		source = at.String()
 	}
-	return inspect.Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source, Changed: k.differs(value)}
+	return inspect.Setting{Section: k.section, Key: k.name, Value: k.show(value), Source: source,
+		Changed: k.differs(value)}
 }
 
 // differs reports whether text means something else than the default: "yes" is no other value than "on".
@@ -123,8 +124,9 @@ func (r *reading) warnUnknown() {
 	for _, s := range append(slices.Clone(r.doc.sections), r.doc.defaults) {
 		names := keyNames(s.name)
 		if len(names) == 0 && s != r.doc.defaults {
-			r.config.Warnings = append(r.config.Warnings, Problem{File: s.place.file, Line: s.place.line, Section: s.name,
-				Text: "unknown section, not read; " + sectionAdvice(s.name)})
+			r.config.Warnings = append(r.config.Warnings,
+				Problem{File: s.place.file, Line: s.place.line, Section: s.name,
+					Text: "unknown section, not read; " + sectionAdvice(s.name)})
 			continue
 		}
 		if s == r.doc.defaults {
@@ -135,8 +137,9 @@ func (r *reading) warnUnknown() {
 				continue
 			}
 			e := s.entries[name]
-			r.config.Warnings = append(r.config.Warnings, Problem{File: e.place.file, Line: e.place.line, Section: s.name, Key: name,
-				Text: "unknown key, not read; " + r.keyAdvice(s.name, name, names)})
+			r.config.Warnings = append(r.config.Warnings,
+				Problem{File: e.place.file, Line: e.place.line, Section: s.name, Key: name,
+					Text: "unknown key, not read; " + r.keyAdvice(s.name, name, names)})
 		}
 	}
 }

@@ -53,7 +53,8 @@ func newBrowser(t *testing.T, server string) *browser {
 		}
 		t.Skip("no Chromium here; install the package chromium")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // the test's own ends before Chromium is stopped
+	// the test's own ends before Chromium is stopped
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, chromedp.ExecPath(path), chromedp.Headless, chromedp.NoSandbox,
 		chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.UserDataDir(t.TempDir()),
@@ -86,7 +87,8 @@ func (b *browser) notice(event any, server string) {
 	case *runtime.EventExceptionThrown:
 		b.problems = append(b.problems, "exception: "+e.ExceptionDetails.Error())
 	case *log.EventEntryAdded:
-		b.problems = append(b.problems, fmt.Sprintf("%s %s: %s %s", e.Entry.Source, e.Entry.Level, e.Entry.Text, e.Entry.URL))
+		b.problems = append(b.problems, fmt.Sprintf("%s %s: %s %s", e.Entry.Source, e.Entry.Level, e.Entry.Text,
+			e.Entry.URL))
 	case *network.EventRequestWillBeSent:
 		b.requests++
 		if u := e.Request.URL; !strings.HasPrefix(u, server) && !strings.HasPrefix(u, "data:") {
@@ -176,28 +178,36 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 	t.Helper()
 	now := time.Now()
 	status := runningStatus()
-	status.Brokers[1] = inspect.Broker{Name: "broker2.example.com:5671", State: inspect.Down, Since: now.Add(-42 * time.Minute), TLS: true,
-		Dialect: "literal", Reason: "log in as koji: the broker answers SASL outcome auth (1); look at user_file and password_file"}
-	status.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true, Statistics: inspect.Statistics{Depth: 14238, Bytes: 48_300_000,
-		Oldest: now.Add(-41 * time.Minute), SetAside: 12, NextAttempt: now.Add(34 * time.Second), DeadLetters: 3,
-		DeadLettersByReason: map[string]int64{"rejected": 2, "unencodable": 1},
-		ByTopic: []inspect.Topic{
-			{Address: "build.tag", Depth: 9120, Bytes: 31_000_000, Oldest: now.Add(-41 * time.Minute)},
-			{Address: "task.closed", Depth: 4021, Bytes: 15_000_000, Oldest: now.Add(-40 * time.Minute)},
-			{Address: "repo.done", Depth: 1085, Bytes: 2_200_000, Oldest: now.Add(-12 * time.Minute)},
-			{Address: "build.complete", Depth: 12, Bytes: 100_000, Oldest: now.Add(-90 * time.Second)}}}}
+	status.Brokers[1] = inspect.Broker{Name: "broker2.example.com:5671", State: inspect.Down,
+		Since: now.Add(-42 * time.Minute), TLS: true, Dialect: "literal",
+		Reason: "log in as koji: the broker answers SASL outcome auth (1); look at user_file and password_file"}
+	status.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true,
+		Statistics: inspect.Statistics{Depth: 14238, Bytes: 48_300_000,
+			Oldest: now.Add(-41 * time.Minute), SetAside: 12, NextAttempt: now.Add(34 * time.Second), DeadLetters: 3,
+			DeadLettersByReason: map[string]int64{"rejected": 2, "unencodable": 1},
+			ByTopic: []inspect.Topic{
+				{Address: "build.tag", Depth: 9120, Bytes: 31_000_000, Oldest: now.Add(-41 * time.Minute)},
+				{Address: "task.closed", Depth: 4021, Bytes: 15_000_000, Oldest: now.Add(-40 * time.Minute)},
+				{Address: "repo.done", Depth: 1085, Bytes: 2_200_000, Oldest: now.Add(-12 * time.Minute)},
+				{Address: "build.complete", Depth: 12, Bytes: 100_000, Oldest: now.Add(-90 * time.Second)}}}}
 	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second)}
 	status.DeadLetters = []inspect.Item{
-		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute), Address: "build.complete", Attempts: 8,
-			Callback: "postBuildStateChange", Reason: "rejected by broker1.example.com:5671: amqp:not-allowed: <b>address</b> is read-only"},
-		{MessageID: "c7d9a4b1-41d2-5e0c-9b7e-4f8f3b1f2a90", Died: now.Add(-26 * time.Hour), Callback: "postPackageListChange",
-			Reason: "package has no name"},
-		{MessageID: "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2", Died: now.Add(-50 * time.Hour), Address: "rpm.sign", Attempts: 1,
-			Callback: "postRPMSign", Reason: "an integer above 63 bits has no AMQP form"}}
-	status.Certificates = append(status.Certificates, Certificate{Name: "cacert", Subject: "CN=Example CA", Expires: now.Add(9*24*time.Hour + time.Minute)})
-	status.Config.Settings = append(status.Config.Settings, inspect.Setting{Section: "broker", Key: "topic_prefix", Value: "topic://VirtualTopic.eng.koji", Source: "protonmsg.conf:3"},
-		inspect.Setting{Section: "queue", Key: "batch_size", Value: "1000", Source: "protonmsg.conf:14"}, inspect.Setting{Section: "queue", Key: "max_age", Value: "24", Source: "default"},
-		inspect.Setting{Section: "message", Key: "extra_keep", Value: "", Source: "default"}, inspect.Setting{Section: "relay", Key: "log_level", Value: "info", Source: "default"})
+		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute),
+			Address: "build.complete", Attempts: 8, Callback: "postBuildStateChange",
+			Reason: "rejected by broker1.example.com:5671: amqp:not-allowed: <b>address</b> is read-only"},
+		{MessageID: "c7d9a4b1-41d2-5e0c-9b7e-4f8f3b1f2a90", Died: now.Add(-26 * time.Hour),
+			Callback: "postPackageListChange", Reason: "package has no name"},
+		{MessageID: "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2", Died: now.Add(-50 * time.Hour), Address: "rpm.sign",
+			Attempts: 1, Callback: "postRPMSign", Reason: "an integer above 63 bits has no AMQP form"}}
+	status.Certificates = append(status.Certificates,
+		Certificate{Name: "cacert", Subject: "CN=Example CA", Expires: now.Add(9*24*time.Hour + time.Minute)})
+	status.Config.Settings = append(status.Config.Settings,
+		inspect.Setting{Section: "broker", Key: "topic_prefix", Value: "topic://VirtualTopic.eng.koji",
+			Source: "protonmsg.conf:3"}, inspect.Setting{Section: "queue", Key: "batch_size", Value: "1000",
+			Source: "protonmsg.conf:14"}, inspect.Setting{Section: "queue", Key: "max_age", Value: "24",
+			Source: "default"},
+		inspect.Setting{Section: "message", Key: "extra_keep", Value: "", Source: "default"},
+		inspect.Setting{Section: "relay", Key: "log_level", Value: "info", Source: "default"})
 	status.Config.Reload = Reload{Time: now.Add(-3 * time.Minute), Errors: []string{
 		"protonmsg.conf:14: [queue] batch_size: \"many\" is not a whole number; write one from 1 to 1000000"}}
 
@@ -237,10 +247,11 @@ func fill(s *Server, now time.Time) {
 	fates := []Fate{
 		{Callback: "postTag", Address: "build.tag", Fate: Drained, Broker: "broker1.example.com:5671"},
 		{Callback: "postTaskStateChange", Address: "task.closed", Fate: Sent, Broker: "broker1.example.com:5671"},
-		{Callback: "postBuildStateChange", Address: "build.complete", Fate: Dead, Broker: "broker1.example.com:5671",
-			Reason: "rejected: amqp:not-allowed: <b>address</b> is read-only"},
+		{Callback: "postBuildStateChange", Address: "build.complete", Fate: Dead,
+			Broker: "broker1.example.com:5671", Reason: "rejected: amqp:not-allowed: <b>address</b> is read-only"},
 		{Callback: "postRepoDone", Address: "repo.done", Fate: Queued, Reason: "no broker is up"},
-		{Callback: "postTag", Address: "build.tag", Fate: NotTaken, Reason: "neither sent nor stored: the database does not answer"},
+		{Callback: "postTag", Address: "build.tag", Fate: NotTaken,
+			Reason: "neither sent nor stored: the database does not answer"},
 		{Callback: "postTag", Address: "build.tag", Fate: Sent, Broker: "broker1.example.com:5671"},
 	}
 	for i := range 12 {
@@ -267,12 +278,16 @@ func TestPageInChromium(t *testing.T) {
 			"state":   {"Ready, with problems", "RELOAD_FAILED", "cacert expires", "CERTIFICATE_EXPIRES"},
 			"figures": {"1 of 2", "14\u202f238", "46\u00a0MiB", "oldest 41 min", "7"},
 			"brokers": {"broker1.example.com:5671", "in use", "ActiveMQ Artemis 2.40.0",
-				"broker2.example.com:5671", "down for 42 min", "SASL outcome auth", "SASL PLAIN", "its certificate ends 2031-05-06"},
-			"rates":  {"sent", "handed back to the hub 40"},
-			"queue":  {"store postgres", "build.tag", "9\u202f120", "41 min", "12 set aside"},
-			"recent": {"sent late", "task.closed", "handed back", "neither sent nor stored", "commit 7f3c9a5e-", "b04e1c2d-", "<b>address</b>"},
-			"dead":   {"2 rejected", "1 unencodable", "after 8 attempts", "postPackageListChange", "55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2"},
-			"config": {"/etc/koji-hub/plugins/protonmsg.conf", "password_file", "****", "batch_size", "protonmsg.conf:14", "is not a whole number", "4 keys have their default"},
+				"broker2.example.com:5671", "down for 42 min", "SASL outcome auth", "SASL PLAIN",
+				"its certificate ends 2031-05-06"},
+			"rates": {"sent", "handed back to the hub 40"},
+			"queue": {"store postgres", "build.tag", "9\u202f120", "41 min", "12 set aside"},
+			"recent": {"sent late", "task.closed", "handed back", "neither sent nor stored", "commit 7f3c9a5e-",
+				"b04e1c2d-", "<b>address</b>"},
+			"dead": {"2 rejected", "1 unencodable", "after 8 attempts", "postPackageListChange",
+				"55c0de3a-9b1d-5a2f-b1aa-0e6cb8c4e7d2"},
+			"config": {"/etc/koji-hub/plugins/protonmsg.conf", "password_file", "****", "batch_size",
+				"protonmsg.conf:14", "is not a whole number", "4 keys have their default"},
 		} {
 			for text, part := b.text(id), 0; part < len(want); part++ {
 				if !strings.Contains(text, want[part]) {
@@ -306,14 +321,16 @@ func TestPageInChromium(t *testing.T) {
 		if w := eval[int](b, "document.documentElement.scrollWidth"); w > 375 {
 			t.Errorf("the page is %d pixels wide on a phone of 375", w)
 		}
-		if size := eval[float64](b, `Math.min(...[...document.querySelectorAll("main *")].filter(e => e.checkVisibility() && e.innerText?.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)))`); size < 11 {
+		if size := eval[float64](b,
+			`Math.min(...[...document.querySelectorAll("main *")].filter(e => e.checkVisibility() && e.innerText?.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)))`); size < 11 {
 			t.Errorf("the smallest text has %v pixels", size)
 		}
 	})
 	for name, v := range map[string]struct {
 		width, height int64
 		scheme        string
-	}{"status-light": {1280, 1620, "light"}, "status-dark": {1280, 1620, "dark"}, "status-phone": {390, 1620, "dark"}} {
+	}{"status-light": {1280, 1620, "light"}, "status-dark": {1280, 1620, "dark"},
+		"status-phone": {390, 1620, "dark"}} {
 		b.view(v.width, v.height, v.scheme)
 		b.screenshot(name)
 	}
@@ -340,7 +357,8 @@ func followBroker(t *testing.T, b *browser, s *Server, source *fakeSource) {
 		s.Brokers[0].Reason = "dial tcp 192.0.2.11:5671: connect: no route to host"
 	})
 	s.refresh(t.Context())
-	b.await(`document.getElementById("brokers").innerText.includes("no route to host")`) // by the page's own timer
+	// by the page's own timer
+	b.await(`document.getElementById("brokers").innerText.includes("no route to host")`)
 	if text := b.text("state"); !strings.Contains(text, "NO_BROKER") {
 		t.Errorf("the state says %q", text)
 	}
@@ -390,14 +408,16 @@ func checkNames(t *testing.T, b *browser) {
 		role := word(n.Role)
 		seen[role]++
 		switch role {
-		case "link", "button", "heading", "table", "region", "image", "navigation", "columnheader", "rowheader", "DisclosureTriangle":
+		case "link", "button", "heading", "table", "region", "image", "navigation", "columnheader", "rowheader",
+			"DisclosureTriangle":
 			if !n.Ignored && word(n.Name) == "" && !emptyCorner(seen, role) {
 				t.Errorf("a %s has no name", role)
 			}
 		}
 	}
-	for role, least := range map[string]int{"main": 1, "banner": 1, "contentinfo": 1, "heading": 8, "region": 6, "table": 4, "image": 1,
-		"status": 1, "row": 20, "cell": 20, "rowheader": 15, "columnheader": 10, "link": 3} {
+	for role, least := range map[string]int{"main": 1, "banner": 1, "contentinfo": 1, "heading": 8, "region": 6,
+		"table": 4, "image": 1, "status": 1, "row": 20, "cell": 20, "rowheader": 15, "columnheader": 10,
+		"link": 3} {
 		if seen[role] < least {
 			t.Errorf("Chromium tells of %d parts with the role %s, want %d: %v", seen[role], role, least, seen)
 		}
@@ -419,7 +439,8 @@ func TestPageWithoutScriptsInChromium(t *testing.T) {
 	if text := b.text("brokers"); !strings.Contains(text, "down for 42 min") {
 		t.Errorf("the brokers are shown as %q", text)
 	}
-	if refresh := eval[string](b, `document.querySelector("meta[http-equiv=refresh]").content`); refresh != "15" {
+	if refresh := eval[string](b,
+		`document.querySelector("meta[http-equiv=refresh]").content`); refresh != "15" {
 		t.Errorf("the page asks to be loaded again after %q", refresh)
 	}
 	source.change(func(s *Status) { s.Brokers[0].Product = "another product" })

@@ -51,22 +51,25 @@ func (f *fakeSource) change(change func(*Status)) {
 func runningStatus() Status {
 	now := time.Now()
 	return Status{
-		Version: "1.2.3", Host: "hub.example.com", Started: now.Add(-26 * time.Hour), Phase: Running, LogLevel: "info",
-		Brokers: []inspect.Broker{
-			{Name: "broker1.example.com:5671", State: inspect.Up, Since: now.Add(-26 * time.Hour), Active: true, TLS: true,
-				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN", Target: "topic://koji.build.tag",
-				CertExpires: time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)},
+		Version: "1.2.3", Host: "hub.example.com", Started: now.Add(-26 * time.Hour), Phase: Running,
+		LogLevel: "info", Brokers: []inspect.Broker{
+			{Name: "broker1.example.com:5671", State: inspect.Up, Since: now.Add(-26 * time.Hour), Active: true,
+				TLS: true, Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN",
+				Target: "topic://koji.build.tag", CertExpires: time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)},
 			{Name: "broker2.example.com:5671", State: inspect.Up, Since: now.Add(-3 * time.Hour), TLS: true,
 				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN"},
 		},
-		Queue:        Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
-		Outbox:       Outbox{Known: true},
-		Certificates: []Certificate{{Name: "cert", Subject: "CN=koji-relay", Expires: now.Add(90 * 24 * time.Hour)}},
-		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour), Settings: []inspect.Setting{
-			{Section: "broker", Key: "urls", Value: "amqps://broker1.example.com:5671 amqps://broker2.example.com:5671", Source: "protonmsg.conf:2"},
-			{Section: "broker", Key: "password_file", Value: "****", Source: "protonmsg.conf:9"},
-			{Section: "queue", Key: "enabled", Value: "on", Source: "default"},
-		}},
+		Queue:  Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
+		Outbox: Outbox{Known: true},
+		Certificates: []Certificate{{Name: "cert", Subject: "CN=koji-relay",
+			Expires: now.Add(90 * 24 * time.Hour)}},
+		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour),
+			Settings: []inspect.Setting{
+				{Section: "broker", Key: "urls", Value: "amqps://broker1.example.com:5671 " +
+					"amqps://broker2.example.com:5671", Source: "protonmsg.conf:2"},
+				{Section: "broker", Key: "password_file", Value: "****", Source: "protonmsg.conf:9"},
+				{Section: "queue", Key: "enabled", Value: "on", Source: "default"},
+			}},
 	}
 }
 
@@ -98,7 +101,8 @@ func (f *fakeControl) called() []string {
 
 func (f *fakeControl) Reload(context.Context) Reload {
 	f.note("reload")
-	return Reload{Time: time.Unix(1700000000, 0).UTC(), OK: true, Changed: []string{"broker.urls"}, NeedRestart: []string{"relay.socket"}}
+	return Reload{Time: time.Unix(1700000000, 0).UTC(), OK: true, Changed: []string{"broker.urls"},
+		NeedRestart: []string{"relay.socket"}}
 }
 
 func (f *fakeControl) SetLogLevel(_ context.Context, level string) error {
@@ -115,11 +119,13 @@ func (f *fakeControl) Check(_ context.Context, connecting bool) (any, error) {
 	return map[string]bool{"connected": connecting}, f.note("check")
 }
 
-func (f *fakeControl) Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error, notice func(string) error) error {
+func (f *fakeControl) Tail(ctx context.Context, patterns []string, each func(inspect.Arrival) error,
+	notice func(string) error) error {
 	if err := f.note("tail " + strings.Join(patterns, " ")); err != nil {
 		return err
 	}
-	if err := errors.Join(notice("subscribed"), each(inspect.Arrival{MessageID: "a", Props: map[string]any{"id": int64(1) << 60}})); err != nil {
+	if err := errors.Join(notice("subscribed"),
+		each(inspect.Arrival{MessageID: "a", Props: map[string]any{"id": int64(1) << 60}})); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -130,7 +136,8 @@ func (f *fakeControl) SendTest(context.Context) (inspect.TestSent, error) {
 	return inspect.TestSent{MessageID: "a", Outcome: "accepted"}, f.note("send-test")
 }
 
-func (f *fakeControl) List(_ context.Context, box inspect.Box, opts inspect.ListOptions, each func(inspect.Item) error) error {
+func (f *fakeControl) List(_ context.Context, box inspect.Box, opts inspect.ListOptions,
+	each func(inspect.Item) error) error {
 	text, _ := json.Marshal(opts)
 	if err := f.note("list " + string(box) + " " + string(text)); err != nil {
 		return err
@@ -148,19 +155,23 @@ func (f *fakeControl) Show(_ context.Context, box inspect.Box, id string) (inspe
 	if f.props != "" {
 		props = f.props
 	}
-	return inspect.Item{MessageID: id, Props: json.RawMessage(props), Body: `{"a": 1}`}, f.note("show " + string(box) + " " + id)
+	return inspect.Item{MessageID: id, Props: json.RawMessage(props), Body: `{"a": 1}`},
+		f.note("show " + string(box) + " " + id)
 }
 
-func (f *fakeControl) selected(verb string, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (f *fakeControl) selected(verb string, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	text, _ := json.Marshal(which)
 	return inspect.Changed{Count: len(which.IDs)}, f.note(verb + " " + string(box) + " " + string(text))
 }
 
-func (f *fakeControl) Retry(_ context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (f *fakeControl) Retry(_ context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	return f.selected("retry", box, which)
 }
 
-func (f *fakeControl) Drop(_ context.Context, box inspect.Box, which inspect.Selection) (inspect.Changed, error) {
+func (f *fakeControl) Drop(_ context.Context, box inspect.Box,
+	which inspect.Selection) (inspect.Changed, error) {
 	return f.selected("drop", box, which)
 }
 

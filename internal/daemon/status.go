@@ -28,9 +28,10 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	host, _ := os.Hostname() // shown where it is known
 	s := admin.Status{
 		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started, Phase: *d.phase.Load(),
-		Paused:   admin.Paused{Publish: d.publishPaused.Load()},
-		Brokers:  d.current.brokers(),
-		Queue:    admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store, Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes},
+		Paused:  admin.Paused{Publish: d.publishPaused.Load()},
+		Brokers: d.current.brokers(),
+		Queue: admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store,
+			Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes},
 		LogLevel: strings.ToLower(d.opts.Level.Level().String()),
 
 		Certificates: certificates(e.config),
@@ -68,8 +69,9 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 func StoppedStatus(ctx context.Context, c *config.Config, store queue.Inspector) admin.Status {
 	s := admin.Status{
 		Generated: time.Now(),
-		Queue:     admin.Queue{Enabled: c.Queue.Enabled, Store: c.Queue.Store, Ordered: c.Queue.PreserveOrder, MaxBytes: c.Queue.MaxBytes},
-		Config:    admin.Config{Path: c.Path},
+		Queue: admin.Queue{Enabled: c.Queue.Enabled, Store: c.Queue.Store, Ordered: c.Queue.PreserveOrder,
+			MaxBytes: c.Queue.MaxBytes},
+		Config: admin.Config{Path: c.Path},
 	}
 	describeQueue(ctx, store, &s)
 	return s

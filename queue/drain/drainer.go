@@ -1,7 +1,8 @@
 // Package drain sends what a store holds, deletes what a broker accepted, and applies expiry.
 //
-// It promises: nothing is deleted before its outcome is known; what a broker accepted is not sent again while the
-// process lives; no message holds up another. It never decides where a message goes: a sender is given to it.
+// It promises: nothing is deleted before its outcome is known; what a broker accepted is not sent again while
+// the process lives; no message holds up another. It never decides where a message goes: a sender is given to
+// it.
 package drain
 
 import (
@@ -29,7 +30,8 @@ type Sender interface {
 // Listener is a store that can tell of puts made by other processes.
 type Listener interface {
 	// ListenQueue calls put, from one goroutine, after puts by any process. It blocks until ctx ends and
-	// reconnects by itself; put is also called after each reconnection, since notifications may be lost before it.
+	// reconnects by itself; put is also called after each reconnection, since notifications may be lost
+	// before it.
 	ListenQueue(ctx context.Context, put func())
 }
 
@@ -48,8 +50,8 @@ type Options struct {
 	ObserveExpired func(queue.Expired, queue.Expiry)
 }
 
-// Drainer moves queued messages to a sender, and applies expiry. Run does the work; the other methods may be called at
-// any time by anyone.
+// Drainer moves queued messages to a sender, and applies expiry. Run does the work; the other methods may be
+// called at any time by anyone.
 type Drainer struct {
 	store   queue.Store
 	sender  Sender
@@ -99,7 +101,8 @@ const (
 
 // New prepares a drain; it starts nothing.
 func New(store queue.Store, sender Sender, o Options) *Drainer {
-	d := &Drainer{store: store, sender: sender, wake: make(chan struct{}, 1), unsaved: map[string]queue.Settlement{}}
+	d := &Drainer{store: store, sender: sender, wake: make(chan struct{}, 1),
+		unsaved: map[string]queue.Settlement{}}
 	d.Configure(o)
 	return d
 }
@@ -150,9 +153,9 @@ func (d *Drainer) Status() Status {
 	return st
 }
 
-// Run drains until ctx ends, and returns nil then. A batch that is being sent at that moment is finished within 5 s and its
-// outcomes are stored within 3 s more; what is not stored then is sent again after the next start, under the same
-// message-ids.
+// Run drains until ctx ends, and returns nil then. A batch that is being sent at that moment is finished
+// within 5 s and its outcomes are stored within 3 s more; what is not stored then is sent again after the
+// next start, under the same message-ids.
 func (d *Drainer) Run(ctx context.Context) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
@@ -236,8 +239,8 @@ func (d *Drainer) measure(ctx context.Context, o *Options) {
 // errNotTaken ends a pass in which a broker is up and yet messages were not sent.
 var errNotTaken = errors.New("no broker took the batch")
 
-// account notes how a pass ended. After a failure the next pass waits, for longer with each failure. An unchanged cause
-// is logged once.
+// account notes how a pass ended. After a failure the next pass waits, for longer with each failure. An
+// unchanged cause is logged once.
 func (d *Drainer) account(o *Options, err error) {
 	d.mu.Lock()
 	d.status.LastPass, d.status.Error = time.Now(), ""

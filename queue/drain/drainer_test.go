@@ -20,7 +20,8 @@ import (
 )
 
 // running runs a drain in the test's bubble until the test ends.
-func running(t *testing.T, store queue.Store, sender drain.Sender, o drain.Options) (*drain.Drainer, context.CancelFunc) {
+func running(t *testing.T, store queue.Store, sender drain.Sender,
+	o drain.Options) (*drain.Drainer, context.CancelFunc) {
 	t.Helper()
 	o.BatchSize, o.BatchBytes = cmp.Or(o.BatchSize, 100), cmp.Or(o.BatchBytes, 8<<20)
 	o.Interval, o.MaxAttempts = cmp.Or(o.Interval, 30*time.Second), cmp.Or(o.MaxAttempts, 8)
@@ -76,7 +77,8 @@ func (b *logBuffer) text() string {
 	return b.buffer.String()
 }
 
-// A drain that ends is in the log at once, one that goes on every half minute, and many short ones share a line.
+// A drain that ends is in the log at once, one that goes on every half minute, and many short ones share a
+// line.
 func TestLogTellsHowManyQueuedMessagesWereSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -188,11 +190,12 @@ func TestRefusedMessageHoldsUpNothingAndBecomesADeadLetter(t *testing.T) {
 			return message.Outcome{Next: message.Done}
 		}
 		buried := map[int]string{}
-		running(t, store, sender, drain.Options{Observe: func(e queue.Entry, _ message.Outcome, s queue.Settlement) {
-			if s.Action == queue.Bury {
-				buried[e.Message.Event] = s.Reason
-			}
-		}})
+		running(t, store, sender,
+			drain.Options{Observe: func(e queue.Entry, _ message.Outcome, s queue.Settlement) {
+				if s.Action == queue.Bury {
+					buried[e.Message.Event] = s.Reason
+				}
+			}})
 		synctest.Wait()
 		storetest.WantNumbers(t, "left at first", store.left(), 2)
 		advance(2 * time.Hour)
@@ -334,7 +337,8 @@ func TestStopFinishesTheBatchInHand(t *testing.T) {
 		advance(time.Second)
 		stop()
 		if len(sender.numbers()) != 100 || len(store.left()) != 150 || sender.canceled {
-			t.Errorf("%d sent, %d left, cut short: %v; want 100, 150, false", len(sender.numbers()), len(store.left()), sender.canceled)
+			t.Errorf("%d sent, %d left, cut short: %v; want 100, 150, false", len(sender.numbers()), len(store.left()),
+				sender.canceled)
 		}
 	})
 }
@@ -364,11 +368,12 @@ func TestUnreadableRowBecomesADeadLetter(t *testing.T) {
 		store.add(storetest.Unsent(1, 2)...)
 		store.entries[0].Unreadable = "read the properties: not a JSON object"
 		var buried []queue.Settlement
-		running(t, store, sender, drain.Options{Observe: func(_ queue.Entry, _ message.Outcome, s queue.Settlement) {
-			if s.Action == queue.Bury {
-				buried = append(buried, s)
-			}
-		}})
+		running(t, store, sender,
+			drain.Options{Observe: func(_ queue.Entry, _ message.Outcome, s queue.Settlement) {
+				if s.Action == queue.Bury {
+					buried = append(buried, s)
+				}
+			}})
 		synctest.Wait()
 		storetest.WantNumbers(t, "sent", sender.numbers(), 2)
 		if len(buried) != 1 || buried[0].ID != storetest.Message(1).ID {

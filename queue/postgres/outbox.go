@@ -13,31 +13,32 @@ import (
 
 // Taker deals with commits. It is what publishes those that come over the socket, too.
 type Taker interface {
-	// Take returns which events were neither sent nor stored (nor made dead letters); these stay in the outbox. It is
-	// called by many goroutines at once.
+	// Take returns which events were neither sent nor stored (nor made dead letters); these stay in the
+	// outbox. It is called by many goroutines at once.
 	Take(ctx context.Context, c message.Commit) message.Receipt
 }
 
 // OutboxOptions configures the outbox reader.
 type OutboxOptions struct {
 	Interval time.Duration // between looks that no notification caused
-	// Subjects says what a commit is about. Commits that share a subject are taken one after the other, in their order;
-	// others at the same time. Without it all are taken one after the other.
+	// Subjects says what a commit is about. Commits that share a subject are taken one after the other, in
+	// their order; others at the same time. Without it all are taken one after the other.
 	Subjects func(message.Commit) []string
 	// MaxBytes bounds the kwargs that are being dealt with; default 8 MiB. A larger event is dealt with alone.
 	MaxBytes int
-	// BeforeDelete is called before events that were dealt with are deleted: then they are remembered elsewhere. It must
-	// bound itself.
+	// BeforeDelete is called before events that were dealt with are deleted: then they are remembered
+	// elsewhere. It must bound itself.
 	BeforeDelete func(ctx context.Context)
 	Logger       *slog.Logger
 }
 
-// Outbox reads the table koji_relay.outbox, into which the hub inserts events within its own transactions, or those that
-// the socket did not take. One process of a fleet reads at a time: the one whose session holds an advisory lock.
+// Outbox reads the table koji_relay.outbox, into which the hub inserts events within its own transactions, or
+// those that the socket did not take. One process of a fleet reads at a time: the one whose session holds an
+// advisory lock.
 //
-// Many commits are under way at once. Those about one subject keep their order, and so do the events of a commit. A
-// commit is taken whole, a large one in pieces. Events are deleted after they were dealt with, many at a time: killed in
-// between, they are taken again, under the same message-ids.
+// Many commits are under way at once. Those about one subject keep their order, and so do the events of a
+// commit. A commit is taken whole, a large one in pieces. Events are deleted after they were dealt with, many
+// at a time: killed in between, they are taken again, under the same message-ids.
 type Outbox struct {
 	store *Store
 	taker Taker
@@ -87,8 +88,8 @@ func NewOutbox(p *Store, t Taker, o OutboxOptions) *Outbox {
 	return &Outbox{store: p, taker: t, o: o, intervals: make(chan time.Duration, 1)}
 }
 
-// SetInterval changes OutboxOptions.Interval, and lets the reader look at once. It never blocks. One goroutine at a time may
-// call it.
+// SetInterval changes OutboxOptions.Interval, and lets the reader look at once. It never blocks. One
+// goroutine at a time may call it.
 func (b *Outbox) SetInterval(interval time.Duration) {
 	select {
 	case <-b.intervals: // one that was not seen
@@ -110,7 +111,8 @@ func (b *Outbox) mark(f func(*OutboxStatus)) {
 	f(&b.status)
 }
 
-// Run reads until ctx ends, and returns nil then, after the commits in hand are dealt with. It reconnects by itself.
+// Run reads until ctx ends, and returns nil then, after the commits in hand are dealt with. It reconnects by
+// itself.
 func (b *Outbox) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := b.read(ctx)
@@ -222,8 +224,8 @@ func (b *Outbox) works() {
 	b.mark(func(st *OutboxStatus) { st.Error = "" })
 }
 
-// Poke says that there is something in the outbox: to the reader in this process, or else, by NOTIFY and at most every
-// 50 ms, to that of another one. It never blocks, and may be called by anyone at any time.
+// Poke says that there is something in the outbox: to the reader in this process, or else, by NOTIFY and at
+// most every 50 ms, to that of another one. It never blocks, and may be called by anyone at any time.
 func (b *Outbox) Poke() {
 	b.mu.Lock()
 	session := b.session
