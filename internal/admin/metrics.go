@@ -122,6 +122,7 @@ type Metrics struct {
 	put          prometheus.Counter
 	drained      prometheus.Counter
 	expired      *prometheus.CounterVec
+	expiredAll   prometheus.Counter // a series for alerts, which is there before anything expires
 	dead         *prometheus.CounterVec
 	extraTrimmed prometheus.Counter
 	reconnects   *prometheus.CounterVec
@@ -171,6 +172,7 @@ func NewMetrics(version string) *Metrics {
 		put:          counter("queue_put_total", "Messages put into the queue."),
 		drained:      counter("queue_drained_total", "Messages from the queue that a broker accepted."),
 		expired:      counters("queue_expired_total", "Messages given up after max_age.", "address"),
+		expiredAll:   counter("expired_total", "Messages given up after max_age, whatever their address."),
 		dead:         counters("dead_letter_total", "Messages and events set aside as dead letters.", "reason"),
 		extraTrimmed: counter("extra_trimmed_total", "Messages whose extra was cut because of extra_limit."),
 		historyGap:   counter("history_gap_messages_total", "Messages that could not be recorded in the history."),
@@ -181,7 +183,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
 	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed,
-		m.roundTrip, m.put, m.drained, m.expired, m.dead, m.extraTrimmed, m.reconnects, m.historyGap, build,
+		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.dead, m.extraTrimmed, m.reconnects, m.historyGap, build,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -248,6 +250,7 @@ func (m *Metrics) QueueDrained(n int) {
 // QueueExpired counts messages that grew older than max_age.
 func (m *Metrics) QueueExpired(address string, n int) {
 	m.expired.WithLabelValues(m.addresses.value(address)).Add(float64(n))
+	m.expiredAll.Add(float64(n))
 }
 
 // DeadLetters counts messages and events that were set aside.

@@ -71,10 +71,18 @@ func TestAlertRulesFitTheMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	runbook, err := os.ReadFile("../../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	metrics := described(t)
 	rules := strings.Split(string(text), "- alert: ")[1:]
 	for _, rule := range rules {
 		name, body, _ := strings.Cut(rule, "\n")
+		url := "runbook_url: file:///usr/share/doc/koji-relay/docs/runbook.md#" + strings.ToLower(name) + "\n"
+		if !strings.Contains(body, url) || !strings.Contains(string(runbook), "\n## "+name+"\n") {
+			t.Errorf("%s has no runbook_url, or the runbook no section for it", name)
+		}
 		_, expression, found := strings.Cut(body, "expr:")
 		expression, _, ended := strings.Cut(expression, "labels:")
 		if !found || !ended {
@@ -177,7 +185,8 @@ func TestDashboardFitsTheMetrics(t *testing.T) {
 		undrawn := []string{"koji_relay_broker_active", "koji_relay_commits_received_total",
 			"koji_relay_config_last_reload_successful", "koji_relay_config_last_reload_success_timestamp_seconds",
 			"koji_relay_extra_trimmed_total", "koji_relay_history_gap_messages_total",
-			"koji_relay_log_lines_lost_total", "koji_relay_paused", "koji_relay_queue_usable",
+			"koji_relay_log_lines_lost_total", "koji_relay_paused", "koji_relay_queue_expired_total",
+			"koji_relay_queue_usable",
 			"koji_relay_status_age_seconds"}
 		if strings.HasPrefix(name, namespace) && !strings.Contains(used, name) && !slices.Contains(undrawn, name) {
 			t.Errorf("%s is on no panel", name)
