@@ -66,7 +66,8 @@ func parseConnString(text string) (ConnString, error) {
 		}
 		return ConnString(text), nil
 	case !strings.Contains(text, "="):
-		return "", bad(`neither "hub" nor a connection string; write hub, or for example: host=db.example.com dbname=koji user=koji`)
+		return "", bad(`neither "hub" nor a connection string; write hub, or for example: ` +
+			`host=db.example.com dbname=koji user=koji`)
 	}
 	return ConnString(text), nil
 }

@@ -107,7 +107,8 @@ func (f *filter) readSetting(number int, text string) {
 	at := strings.IndexAny(text, "=:")
 	if at < 0 {
 		// Not shown: it may be the second half of a URL with a password.
-		f.problem(number, "", `neither a setting nor a section; write "key = value", or indent the line if it continues the one above`)
+		f.problem(number, "", `neither a setting nor a section; write "key = value", `+
+			`or indent the line if it continues the one above`)
 		return
 	}
 	name := strings.ToLower(strings.TrimFunc(text[:at], isSpace))
@@ -135,7 +136,7 @@ const (
 	openBracket   = "begins with a [ and is no section; write [name], or take the [ out of the key"
 	separatorChar = "one of the control characters 1C to 1F beside the delimiter; remove it"
 	oddName       = "a key that begins with a quote, or is a single -; take the quotes off the key"
-	foreignName   = "a key with a capital letter outside ASCII, of which not all make the same small one; " +
+	foreignName   = "a key with a capital letter outside ASCII, whose small form differs between programs; " +
 		"write it small"
 	quotedValue = "a value that begins with a backquote or three double quotes; remove the quotes, " +
 		"or begin the value on the line below its key, indented"

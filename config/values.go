@@ -78,7 +78,7 @@ func whole[T int | int64 | uint8](low, high T) func(string) (T, error) {
 	}
 }
 
-// magnitude is a whole number of which protonmsg drops the sign.
+// magnitude is a whole number whose sign protonmsg drops.
 func magnitude(text string) (int, error) {
 	n, err := parseInt(text)
 	if err != nil {

@@ -37,7 +37,7 @@ func drainRowsOfProtonmsg(t *testing.T, broker, database *server) {
 		ids = append(ids, id)
 	}
 
-	// The first relay dies when the broker has taken a batch of which it has deleted nothing.
+	// The first relay dies when the broker has taken a batch, before anything of it is deleted.
 	r := newRelay(t, set.with(settings{"queue.batch_size": "20"}))
 	path, err := fragileBinary()
 	if err != nil {

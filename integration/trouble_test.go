@@ -49,7 +49,7 @@ func selector(t *testing.T, b brokerKind, s *server) {
 	}
 }
 
-// bigCommit is a commit of three tag events, of which the middle one has a body of about size bytes.
+// bigCommit is a commit of three tag events; the body of the middle one has about size bytes.
 func bigCommit(size int) (body []byte, ids []string) {
 	body, ids = tagCommit(3)
 	filler := fmt.Sprintf(`"release": "1.fc39", "extra": {"filler": "%s"}`, strings.Repeat("x", size))

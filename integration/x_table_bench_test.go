@@ -144,7 +144,7 @@ func thisMachine() string {
 	return fmt.Sprintf("%d cores, %s", cores, model)
 }
 
-// measure runs all parts, each of which starts what it needs and adds its rows.
+// measure runs all parts. Each starts what it needs and adds its rows.
 func (t *table) measure() {
 	t.startSite()
 	for _, part := range []struct {

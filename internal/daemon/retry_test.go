@@ -14,7 +14,7 @@ import (
 
 const deadCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
 
-// deadEvents gives a store with two events as dead letters, of which the rules of today understand only the
+// deadEvents gives a store with two events as dead letters. Today's rules understand only the
 // first.
 func deadEvents(t *testing.T) (queueControl, []string) {
 	t.Helper()

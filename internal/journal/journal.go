@@ -140,7 +140,7 @@ var reservedFields = []string{
 var reservedPrefixes = []string{"CODE_", "SYSLOG_", "OBJECT_", "COREDUMP_"}
 
 // fieldName makes a field name of a key: A-Z, 0-9 and underscores, at most 64. Names that the journal uses
-// itself get RELAY_ in front. A key of which nothing remains gives "".
+// itself get RELAY_ in front. A key gives "" where nothing of it remains.
 func fieldName(key string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {

@@ -80,7 +80,8 @@ func (p *Store) count(ctx context.Context) (inspect.Statistics, error) {
 }
 
 func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
-	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt), min(next_attempt)
+	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt),
+		min(next_attempt)
 		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
 	var t inspect.Topic
 	var aside int64
@@ -93,7 +94,8 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 	if err != nil {
 		return err
 	}
-	rows, _ = tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason ORDER BY count(*) DESC LIMIT 50`)
+	rows, _ = tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason
+		ORDER BY count(*) DESC LIMIT 50`)
 	var reason string
 	var n int64
 	_, err = pgx.ForEachRow(rows, []any{&reason, &n}, func() error {
@@ -103,7 +105,8 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 	if err != nil {
 		return err
 	}
-	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created) FROM koji_relay.outbox`).
+	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created)
+		FROM koji_relay.outbox`).
 		Scan(&st.DeadLetters, &st.Outbox, &oldest)
 	st.OutboxOldest = timeOf(oldest)
 	return err
@@ -151,9 +154,11 @@ type listPlace struct {
 }
 
 const (
-	queueItem = `d.message_id, d.queue_id, d.created_ts, d.commit, d.event, d.callback, d.address, d.created, d.size, d.attempts,
+	queueItem = `d.message_id, d.queue_id, d.created_ts, d.commit, d.event, d.callback, d.address, d.created,
+		d.size, d.attempts,
 		d.tries, d.next_attempt, d.last_error, false`
-	deadItem = `d.message_id, 0::bigint, d.died, d.commit, d.event, d.callback, coalesce(d.address, ''), d.created,
+	deadItem = `d.message_id, 0::bigint, d.died, d.commit, d.event, d.callback, coalesce(d.address, ''),
+		d.created,
 		(octet_length(d.body) + 256)::bigint, d.attempts, 0, NULL::timestamptz, d.reason, d.address IS NULL`
 )
 
@@ -202,8 +207,10 @@ func readItems(ctx context.Context, conn *pgx.Conn, sql string,
 }
 
 const (
-	fullQueueItems = `SELECT ` + queueItem + `, convert_to(q.props::text, 'UTF8'), convert_to(q.body::text, 'UTF8')
-		FROM koji_relay.delivery d JOIN {koji}.proton_queue q ON q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
+	fullQueueItems = `SELECT ` + queueItem + `, convert_to(q.props::text, 'UTF8'),
+		convert_to(q.body::text, 'UTF8')
+		FROM koji_relay.delivery d JOIN {koji}.proton_queue q ON q.id = ANY(ARRAY[d.queue_id])
+			AND q.created_ts IS NOT DISTINCT FROM d.created_ts`
 	fullDeadItems = `SELECT ` + deadItem + `, coalesce(d.props, ''), d.body FROM koji_relay.dead_letter d`
 )
 
@@ -261,9 +268,11 @@ func (p *Store) Drop(ctx context.Context, box inspect.Box, which inspect.Selecti
 	}
 	changed, err := p.change(ctx, "drop messages", which, `
 		WITH gone AS (
-			DELETE FROM koji_relay.delivery d WHERE `+where(which, "true")+` RETURNING d.message_id, d.queue_id, d.created_ts
+			DELETE FROM koji_relay.delivery d WHERE `+where(which, "true")+` RETURNING d.message_id, d.queue_id,
+				d.created_ts
 		), deleted AS (
-			DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+			DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id])
+				AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		)
 		SELECT message_id FROM gone`)
 	if err != nil {

@@ -29,8 +29,8 @@ import (
 //   - A row stays until its first attempt is over: the drain deletes or sets aside after the outcome, the
 //     outbox reader deletes after Take. So Backlog sees what another relay, or a killed one, had in hand.
 //     Rows set aside were attempted.
-//   - The drain reads never-attempted rows by proton_queue.id. Two puts of which one began after the other
-//     was committed have ids in that order, because the sequence counts one by one. A put that is committed
+//   - The drain reads never-attempted rows by proton_queue.id. Where one put began after another was committed, their
+//     ids are in that order, because the sequence counts one by one. A put that is committed
 //     after one with later ids was read comes next, before all that are put from then on; so does a commit in
 //     the outbox.
 //
@@ -49,7 +49,8 @@ func (p *Store) Backlog(ctx context.Context) (queue.Backlog, error) {
 	var queued, queueEnd, event, outboxEnd *int64
 	err := p.do(ctx, "look for a backlog", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, p.sql(`
-			SELECT (SELECT queue_id FROM koji_relay.delivery WHERE next_attempt IS NULL AND queue_id > $1 ORDER BY queue_id LIMIT 1),
+			SELECT (SELECT queue_id FROM koji_relay.delivery WHERE next_attempt IS NULL AND queue_id > $1
+				ORDER BY queue_id LIMIT 1),
 				pg_sequence_last_value('{sequence}'::regclass),
 				(SELECT id FROM koji_relay.outbox WHERE id > $2 ORDER BY id LIMIT 1),
 				pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass)`), fromQueue, fromOutbox).

@@ -138,7 +138,7 @@ func wholeCommits(page []outboxEvent, full bool) [][]outboxEvent {
 	return groups
 }
 
-// load reads the kwargs of groups, each of which becomes a piece.
+// load reads the kwargs of groups. Each becomes a piece.
 func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
 	if len(groups) == 0 {
 		return nil

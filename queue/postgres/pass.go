@@ -133,7 +133,7 @@ func chooseLock(ctx context.Context, conn *pgx.Conn, n *names) (string, error) {
 	return n.in(lockRow), nil
 }
 
-// exec runs statements of which the last is a query, in one round trip, and reports whether that gave a row.
+// exec runs statements in one round trip. The last is a query; exec reports whether it gave a row.
 func (s *pgPass) exec(ctx context.Context, sql string) (bool, error) {
 	results, err := s.conn.Conn().PgConn().Exec(ctx, sql).ReadAll()
 	if err != nil || len(results) == 0 {

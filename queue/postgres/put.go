@@ -18,7 +18,8 @@ import (
 // hand), so that putting them again stores them again.
 const deleteOrphans = `
 	DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
-	AND NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id]) AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
+	AND NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[d.queue_id])
+		AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`
 
 // insertRows numbers the messages in their order, claims the message-ids in the order of the ids (two puts of
 // the same messages then wait for one another instead of locking each other up), and inserts what was not
@@ -35,7 +36,8 @@ const insertRows = `
 			ORDER BY position
 		) ordered
 	), claimed AS (
-		INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, event, callback, address, size,
+		INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, event, callback,
+			address, size,
 			attempts, tries, next_attempt, last_error)
 		SELECT message_id, queue_id, created_ts, created, ($14::text[])[position], event, callback,
 			address, size, attempts, tries, now() + delay * interval '1 second', last_error
@@ -49,9 +51,12 @@ const insertRows = `
 
 // insertDead leaves a dead letter that exists as it is.
 const insertDead = `
-	INSERT INTO koji_relay.dead_letter (message_id, died, created, commit, event, callback, address, props, body, attempts, reason)
-	SELECT message_id, coalesce(died, now()), created, commit, event, callback, address, props, body, attempts, reason
-	FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::int[], $5::text[], $6::text[], $7::bytea[], $8::bytea[],
+	INSERT INTO koji_relay.dead_letter (message_id, died, created, commit, event, callback, address, props,
+		body, attempts, reason)
+	SELECT message_id, coalesce(died, now()), created, commit, event, callback, address, props, body, attempts,
+		reason
+	FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::int[], $5::text[], $6::text[], $7::bytea[],
+		$8::bytea[],
 		$9::int[], $10::text[], $11::timestamptz[])
 		AS u(message_id, created, commit, event, callback, address, props, body, attempts, reason, died)
 	ORDER BY message_id

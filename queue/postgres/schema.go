@@ -138,7 +138,8 @@ func readVersion(ctx context.Context, conn *pgx.Conn, n *names) (version int, ta
 	var name string
 	err = conn.QueryRow(ctx, n.in(`SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'koji_relay'),
 		to_regclass('{koji}.proton_queue') IS NOT NULL,
-		current_setting('server_version_num')::int, current_setting('server_version')`)).Scan(&schema, &table, &number, &name)
+		current_setting('server_version_num')::int,
+		current_setting('server_version')`)).Scan(&schema, &table, &number, &name)
 	if err == nil {
 		err = checkServer(number, name)
 	}
@@ -312,7 +313,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_let
 GRANT SELECT, INSERT, DELETE ON proton_queue TO RELAY;
 GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq, koji_relay.outbox_id_seq TO RELAY;
 GRANT SELECT, INSERT ON koji_relay.history_message, koji_relay.history_step TO RELAY;
-GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.history_open, koji_relay.history_word, koji_relay.history_gap,
+GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.history_open, koji_relay.history_word,
+	koji_relay.history_gap,
     koji_relay.history_writer, koji_relay.replay, koji_relay.replay_line TO RELAY;
 GRANT SELECT ON koji_relay.history_day TO RELAY;
 GRANT EXECUTE ON FUNCTION koji_relay.history_add_day(date), koji_relay.history_drop_day(date) TO RELAY;

@@ -64,8 +64,10 @@ func (n *names) in(sql string) string { return n.replacer.Replace(sql) }
 func lookUp(ctx context.Context, conn *pgx.Conn) (*names, uint32, error) {
 	var pid uint32
 	var found, made *string
-	err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_backend_pid(), pg_catalog.quote_ident(pg_catalog.current_schema()::pg_catalog.text),
-			(SELECT pg_catalog.quote_ident(n.nspname::pg_catalog.text) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+	err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_backend_pid(),
+		pg_catalog.quote_ident(pg_catalog.current_schema()::pg_catalog.text),
+			(SELECT pg_catalog.quote_ident(n.nspname::pg_catalog.text) FROM pg_catalog.pg_class c
+				JOIN pg_catalog.pg_namespace n
 				ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 				WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('proton_queue'))`,
 		pgx.QueryExecModeSimpleProtocol).Scan(&pid, &made, &found)
@@ -215,7 +217,8 @@ func aboutServer(err error) bool {
 	switch c := code(err); {
 	case c == "":
 		return false
-	case strings.HasPrefix(c, "08"), strings.HasPrefix(c, "57P"): // connection; shutdown, crash, starting up, ended for idling
+	case strings.HasPrefix(c, "08"), strings.HasPrefix(c, "57P"):
+		// connection; shutdown, crash, starting up, ended for idling
 		return true
 	default:
 		// read-only; ended for idling in a transaction; failed to write to a replica that has become the primary's

@@ -16,14 +16,16 @@ const forget = `
 		DELETE FROM koji_relay.delivery d WHERE d.message_id = ANY($1::text[])
 		RETURNING d.queue_id, d.created_ts, d.size
 	), deleted AS (
-		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id])
+			AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT coalesce(sum(size), 0)::bigint FROM gone`
 
 const setAside = `
 	UPDATE koji_relay.delivery d SET attempts = k.attempts, tries = k.tries, last_error = k.reason,
 		next_attempt = now() + k.delay * interval '1 second'
-	FROM unnest($1::text[], $2::int[], $3::int[], $4::float8[], $5::text[]) AS k(message_id, attempts, tries, delay, reason)
+	FROM unnest($1::text[], $2::int[], $3::int[], $4::float8[], $5::text[])
+		AS k(message_id, attempts, tries, delay, reason)
 	WHERE d.message_id = ANY(ARRAY[k.message_id])`
 
 // bury moves the chosen rows, given as "chosen (message_id, attempts, reason)", to the dead letters.
@@ -31,10 +33,12 @@ const bury = `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.*, k.reason AS why, k.attempts AS tried
 	), deleted AS (
-		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id])
+			AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 		RETURNING q.id, q.created_ts, q.address, q.props::text AS props, q.body::text AS body
 	), dead AS (
-		INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body, attempts, reason)
+		INSERT INTO koji_relay.dead_letter (message_id, created, commit, event, callback, address, props, body,
+			attempts, reason)
 		SELECT g.message_id, g.created, g.commit, g.event, g.callback, r.address, convert_to(r.props, 'UTF8'),
 			convert_to(r.body, 'UTF8'), g.tried, g.why
 		FROM gone g JOIN deleted r ON r.id = g.queue_id AND r.created_ts IS NOT DISTINCT FROM g.created_ts
@@ -106,7 +110,8 @@ func (b *byAction) add(s queue.Settlement) {
 }
 
 const chooseExpired = `WITH chosen AS (
-		SELECT message_id, attempts, 'older than max_age; last: ' || coalesce(nullif(last_error, ''), 'never attempted') AS reason
+		SELECT message_id, attempts,
+			'older than max_age; last: ' || coalesce(nullif(last_error, ''), 'never attempted') AS reason
 		FROM koji_relay.delivery WHERE created_ts < now() - $1 * interval '1 second'
 		ORDER BY created_ts LIMIT $2 FOR UPDATE SKIP LOCKED
 	)`
@@ -118,7 +123,8 @@ const dropExpired = chooseExpired + `, gone AS (
 		DELETE FROM koji_relay.delivery d USING chosen k WHERE d.message_id = ANY(ARRAY[k.message_id])
 		RETURNING d.*
 	), deleted AS (
-		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id]) AND q.created_ts IS NOT DISTINCT FROM g.created_ts
+		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id])
+			AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
 	SELECT g.message_id, g.address, g.size, coalesce(g.created, g.created_ts) FROM gone g`
 

@@ -172,7 +172,8 @@ type head struct {
 }
 
 // The interval is lateness.
-const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created, attempts, tries, next_attempt,
+const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created,
+	attempts, tries, next_attempt,
 	coalesce(created_ts > now() - interval '10 seconds', false)`
 
 // batch reads heads until limits are reached, and then the bodies of those only, so that memory is bounded by
@@ -294,7 +295,8 @@ var protonmsgSpace = uuid.NewSHA1(uuid.NameSpaceOID, []byte("proton_queue"))
 // findForeign gives, among the rows of one window, those without a delivery row, and in a last row of its own
 // the end of the window and how many rows it has.
 const findForeign = `
-	WITH w AS MATERIALIZED (SELECT id, created_ts FROM {koji}.proton_queue WHERE id > $1::bigint ORDER BY id LIMIT $2)
+	WITH w AS MATERIALIZED (SELECT id, created_ts FROM {koji}.proton_queue WHERE id > $1::bigint
+		ORDER BY id LIMIT $2)
 	SELECT w.id::bigint, current_database() || '/' || w.id || '/' ||
 		coalesce(to_char(w.created_ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), ''), 0::bigint
 	FROM w WHERE NOT EXISTS (SELECT FROM koji_relay.delivery d
@@ -305,7 +307,8 @@ const insertForeign = `
 	INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size)
 	SELECT k.message_id, q.id, q.created_ts, CASE WHEN isfinite(q.created_ts) THEN q.created_ts END, q.address,
 		octet_length(q.body::text) + octet_length(q.props::text) + octet_length(q.address) + 256
-	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN {koji}.proton_queue q ON q.id = ANY(ARRAY[k.id])
+	FROM unnest($1::text[], $2::bigint[]) AS k(message_id, id) JOIN {koji}.proton_queue q
+		ON q.id = ANY(ARRAY[k.id])
 	ON CONFLICT (message_id) DO NOTHING`
 
 // adoptSome looks at one more window of proton_queue and gives each row that protonmsg wrote a delivery row.
