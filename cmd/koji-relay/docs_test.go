@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 )
@@ -19,12 +22,17 @@ import (
 // the writer nor what it needs is in the program (docs/decisions/0009-man-pages-and-packages.md).
 var docsDir = flag.String("docs", "", "write man pages and shell completions into this `directory`")
 
-// writeDocs fills dir with man1/*.1 and with the completions bash, zsh and fish. The pages bear the month of
-// SOURCE_DATE_EPOCH.
+// writeDocs fills dir with man1/*.1, with the documents that are man pages too, and with the completions bash, zsh
+// and fish. The pages bear the month of SOURCE_DATE_EPOCH.
 func writeDocs(dir string) error {
 	man := filepath.Join(dir, "man1")
 	if err := os.MkdirAll(man, 0o755); err != nil {
 		return err
+	}
+	for _, m := range manuals {
+		if err := m.write(dir); err != nil {
+			return err
+		}
 	}
 	root := rootCommand()
 	header := &doc.GenManHeader{Source: "koji-relay", Manual: "koji-relay"}
@@ -42,6 +50,60 @@ func writeDocs(dir string) error {
 		}
 	}
 	return nil
+}
+
+// manual is a document that is a man page too.
+type manual struct{ section, name, summary, file string }
+
+var manuals = []manual{
+	{"5", "protonmsg.conf", "configuration of koji-relay", "configuration.md"},
+	{"7", "koji-relay-runbook", "what to do when an alert of koji-relay fires", "runbook.md"},
+}
+
+func (m manual) page(dir string) string {
+	return filepath.Join(dir, "man"+m.section, m.name+"."+m.section)
+}
+
+// write makes the page from the document. Links lose their targets, which a page cannot follow.
+func (m manual) write(dir string) error {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", m.file))
+	if err != nil {
+		return err
+	}
+	_, body, _ := bytes.Cut(text, []byte("\n"))
+	body = markdownLink.ReplaceAll(body, []byte("$1"))
+	head := fmt.Sprintf("%% %q %q \"\" \"koji-relay\" \"koji-relay\"\n# NAME\n%s - %s\n\n# DESCRIPTION\n",
+		strings.ToUpper(m.name), m.section, m.name, m.summary)
+	if err := os.MkdirAll(filepath.Dir(m.page(dir)), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(m.page(dir), md2man.Render(append([]byte(head), body...)), 0o644)
+}
+
+var markdownLink = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
+
+func TestDocumentsAreManPagesToo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	for m, want := range map[manual][]string{
+		manuals[0]: {"topic_prefix", "max_age", "preserve_order"},
+		manuals[1]: {"KojiRelayNotReady", "koji-relay status"},
+	} {
+		text, err := os.ReadFile(m.page(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := strings.ReplaceAll(string(text), `\`, "")
+		for _, word := range want {
+			if !strings.Contains(plain, word) {
+				t.Errorf("%s says nothing of %s", m.name, word)
+			}
+		}
+		checkRoff(t, m.page(dir))
+	}
 }
 
 // undated leaves out cobra's last line, which says when and by what a page was made.
