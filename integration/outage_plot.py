@@ -45,7 +45,8 @@ def main():
         wait.text(phase['at'] + 0.3, wait.get_ylim()[1] / 1.2, 'broker ' + phase['name'], va='top')
     queue.fill_between(*zip(*run['backlog']), color='#555555', linewidth=0)
     queue.set_ylabel('messages queued')
-    queue.set_xlabel('seconds; %d commits, %d refused' % (len(run['hand_over']) + run['refused'], run['refused']))
+    queue.set_xlabel('seconds; %d commits, %d refused'
+                     % (len(run['hand_over']) + run['refused'], run['refused']))
     queue.set_xlim(0, end)
     figure.tight_layout()
     figure.savefig(sys.argv[2] + '.svg', metadata={'Date': None})

@@ -87,10 +87,12 @@ class Receiver(MessagingHandler):
             domain.set_credentials(job["cert"], job["key"], None)
             options["ssl_domain"] = domain
         if job.get("user"):
-            options.update(user=job["user"], password=job["password"], allowed_mechs="PLAIN", allow_insecure_mechs=True)
+            options.update(user=job["user"], password=job["password"], allowed_mechs="PLAIN",
+                           allow_insecure_mechs=True)
         connection = event.container.connect(job["url"], reconnect=False, **options)
         for address in job["addresses"]:
-            event.container.create_receiver(connection, address, name=address, options=Topic(job.get("capabilities")))
+            event.container.create_receiver(connection, address, name=address,
+                                            options=Topic(job.get("capabilities")))
 
     def on_link_opened(self, event):
         self.waiting.discard(event.link.name)
@@ -109,7 +111,8 @@ class Receiver(MessagingHandler):
         message = Message()
         message.decode(raw)
         parts = list(sections(raw))
-        properties = [p for code, part in parts if code == APPLICATION_PROPERTIES for p in typed_properties(part)]
+        properties = [p for code, part in parts if code == APPLICATION_PROPERTIES
+                      for p in typed_properties(part)]
         print_line({
             "link": event.link.name,
             "message_id": message.id,

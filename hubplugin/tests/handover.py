@@ -20,7 +20,8 @@ KWARGS = {'tag': {'id': 1, 'name': 'f40-updates'}, 'user': {'id': 7, 'name': 'bu
 def main():
     path, commits = sys.argv[1], int(sys.argv[2])
     plugin = conftest.load_plugin()
-    plugin.config = types.SimpleNamespace(socket=path, delivery='direct', timeout=30.0, max_request_bytes=8 << 20)
+    plugin.config = types.SimpleNamespace(socket=path, delivery='direct', timeout=30.0,
+                                          max_request_bytes=8 << 20)
     event = (0, 'postTag', json.dumps(KWARGS))
     times = []
     for n in range(commits + 20):   # the first ones warm up

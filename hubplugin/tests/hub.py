@@ -2,7 +2,8 @@
 
 The order is that of kojihub.kojixmlrpc (Koji 1.35) for one request:
 
-    clear the thread's context; context.commit_pending = False; context.environ = that of WSGI; context.cnx = wrapper(connection)
+    clear the thread's context; context.commit_pending = False; context.environ = that of WSGI;
+    context.cnx = wrapper(connection)
       (the connection is kept by the worker; before use BEGIN is sent and psycopg2 rolls back)
     run the method; each statement of it that writes sets commit_pending
       in a multicall, for each call: SAVEPOINT multiCall_loop (which also sets commit_pending), run it,

@@ -99,7 +99,8 @@ def test_only_the_events_that_a_503_names_go_by_the_outbox(load, hub, database, 
     assert [row[:3] for row in outbox(database)] == [(commit, 1, 'postTag'), (commit, 2, 'preTag')]
 
 
-def test_event_that_the_relay_itself_put_into_the_outbox_leaves_the_others_their_place(load, hub, database, relay, log):
+def test_event_that_the_relay_itself_put_into_the_outbox_leaves_the_others_their_place(
+        load, hub, database, relay, log):
     """With preserve_order the relay may commit to the outbox just when it answers that it did not."""
     def stored_and_refused(connection, request):
         database.sql('INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES (%s, 0, %s, %s)',
@@ -132,7 +133,8 @@ def test_large_commit_is_posted_in_parts_and_each_event_once(load, hub, database
     parts = [[event['event'] for event in commit['events']] for commit in relay.commits()]
     assert parts == [[0, 1], [2, 3, 4], [5], [6], [7]] or parts == [[0, 1], [2, 3, 4], [5], [6, 7]]
     assert len({commit['commit'] for commit in relay.commits()}) == 1
-    assert all(len(request.text) < 100000 for request in relay.requests if request.data['events'][0]['event'] != 5)
+    assert all(len(request.text) < 100000 for request in relay.requests
+               if request.data['events'][0]['event'] != 5)
 
 
 def test_parts_that_are_refused_go_by_the_outbox_and_the_others_do_not(load, hub, database, relay):
@@ -241,7 +243,8 @@ def test_full_backlog_costs_nothing(load, hub, database, directory, log):
 @pytest.fixture
 def relay_process(directory):
     """A relay in a process of its own, which signals can freeze."""
-    process = subprocess.Popen([sys.executable, relay_program, directory + '/hub.sock'], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, relay_program, directory + '/hub.sock'],
+                               stdout=subprocess.PIPE)
     process.stdout.readline()
     yield process
     process.send_signal(signal.SIGCONT)
@@ -279,7 +282,8 @@ def test_frozen_relay_and_locked_table_cost_one_timeout_together(load, hub, data
     assert timed(hub.request, change('x')) < 1 + GRACE
     assert hub.committed
     assert len(log()) == 1
-    assert log()[0].startswith('ERROR commit ') and "2 of 2 events lost: [(0, 'preTag'), (1, 'postTag')]" in log()[0]
+    assert log()[0].startswith('ERROR commit ')
+    assert "2 of 2 events lost: [(0, 'preTag'), (1, 'postTag')]" in log()[0]
     assert 'timed out' in log()[0] and 'LockNotAvailable' in log()[0]
     assert max(timed(hub.request, change('x')) for _ in range(3)) < 1 + GRACE   # asked again, each
     unlock(locker)
@@ -375,7 +379,8 @@ def test_silence_leaves_the_outbox_the_time_it_needs(load, hub, database, relay)
     assert [row[1] for row in outbox(database)] == [0, 1, 2, 3]
 
 
-def test_commit_that_the_outbox_could_not_store_in_time_goes_directly_at_once(load, hub, database, relay, log):
+def test_commit_that_the_outbox_could_not_store_in_time_goes_directly_at_once(
+        load, hub, database, relay, log):
     load(delivery='outbox', timeout='1')
     hub.request(change('x' * 6000000))
     assert len(relay.events()) == 2 and outbox(database) == []
@@ -584,7 +589,8 @@ def test_loss_is_reported_with_what_was_tried_just_now(load, hub, database, rela
 # ---- only what is wanted -------------------------------------------------------------------------
 
 def with_events(patterns):
-    return b'HTTP/1.1 200 OK\r\nContent-Type: x\r\nkoji-relay-events: %s\r\nContent-Length: 2\r\n\r\n{}' % patterns
+    return (b'HTTP/1.1 200 OK\r\nContent-Type: x\r\nkoji-relay-events: %s\r\n'
+            b'Content-Length: 2\r\n\r\n{}') % patterns
 
 
 def test_callbacks_that_make_no_message_are_dropped_once_an_answer_says_so(load, hub, database, relay):
@@ -608,7 +614,8 @@ def test_callbacks_that_make_no_message_are_dropped_once_an_answer_says_so(load,
 
 def test_outbox_asks_its_readers_what_they_want(load, hub, database, relay):
     plugin = load(delivery='outbox')
-    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'postTag'), ('second', 'preUn* postUntag')")
+    database.sql("INSERT INTO koji_relay.reader (name, events) "
+                 "VALUES ('', 'postTag'), ('second', 'preUn* postUntag')")
     for event in ('Tag', 'Untag', 'Import'):
         hub.request(change('x', event=event))
     assert [row[2] for row in outbox(database)] == ['preTag', 'postTag', 'preUntag', 'postUntag']
@@ -621,7 +628,8 @@ def test_outbox_asks_its_readers_what_they_want(load, hub, database, relay):
     assert plugin.learned[0] is None
 
 
-@pytest.mark.parametrize('obstacle', ['DROP TABLE koji_relay.reader', 'REVOKE SELECT ON koji_relay.reader FROM {role}'])
+@pytest.mark.parametrize('obstacle', ['DROP TABLE koji_relay.reader',
+                                      'REVOKE SELECT ON koji_relay.reader FROM {role}'])
 def test_without_the_table_of_readers_everything_is_collected(load, hub, database, relay, log, obstacle):
     database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'postTag')")
     database.sql(obstacle.format(role=database.role))

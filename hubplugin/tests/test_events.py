@@ -224,7 +224,8 @@ def test_failure_to_look_up_the_types_neither_fails_nor_aborts_the_commit(
     assert [event[1] for event in made] == ['preBuildStateChange', 'postBuildStateChange']
     assert made[1][2]['btypes'] is None
     (line,) = log()     # psycopg2 2.7 has one class for many errors
-    assert re.fullmatch('WARNING looking up the types of a build: (DivisionByZero|DataError): division by zero', line)
+    assert re.fullmatch(
+        'WARNING looking up the types of a build: (DivisionByZero|DataError): division by zero', line)
 
 
 def test_event_is_kept_without_types_where_the_hub_has_no_such_function(load, hub, relay, monkeypatch, log):

@@ -1,4 +1,6 @@
-"""The tests of the plugin on every Koji library, Python and psycopg2 that a hub may have, as .ci/python found them.
+"""The tests of the plugin on every Koji library, Python and psycopg2 that a hub may have.
+
+They are those that .ci/python found.
 
 Each combination is a pytest of its own, two at a time or as many as there are processors. Tests that measure
 time run on the newest ones alone. docs/support.md lists what ran:
@@ -72,7 +74,8 @@ def test_support_lists_what_ran(runs):
     with open(SUPPORT) as document:
         text = document.read()
     if os.environ.get('KOJI_RELAY_UPDATE_SUPPORT'):
-        text = re.sub(r'(?s)(\n\| Python \|.*?\n\|---.*?\n).*?\n\n', lambda found: found.group(1) + table(ran) + '\n', text)
+        text = re.sub(r'(?s)(\n\| Python \|.*?\n\|---.*?\n).*?\n\n',
+                      lambda found: found.group(1) + table(ran) + '\n', text)
         with open(SUPPORT, 'w') as document:
             document.write(text)
     here = {minor(python) for _, python, _ in ran}
@@ -93,12 +96,17 @@ def table(ran):
     rows = {}
     for koji, python, psycopg2 in ran:
         rows.setdefault((python, psycopg2), set()).add(koji)
-    return ''.join('| %s | %s | %s |\n' % (python, psycopg2, ', '.join(sorted(rows[python, psycopg2], key=by_number)))
+
+    def libraries(row):
+        return ', '.join(sorted(rows[row], key=by_number))
+
+    return ''.join('| %s | %s | %s |\n' % (python, psycopg2, libraries((python, psycopg2)))
                    for python, psycopg2 in sorted(rows, key=lambda row: by_number(row[0])))
 
 
 def claimed(text):
     """(Koji, Python, psycopg2) of each combination in the document."""
     return {(minor(koji), minor(python), minor(psycopg2))
-            for python, psycopg2, list_ in re.findall(r'^\| (3\.[\d.]+) \| (2\.[\d.]+) \| (.*) \|$', text, re.MULTILINE)
+            for python, psycopg2, list_ in re.findall(
+                r'^\| (3\.[\d.]+) \| (2\.[\d.]+) \| (.*) \|$', text, re.MULTILINE)
             for koji in list_.split(', ')}

@@ -39,7 +39,8 @@ def test_example_configures_what_no_file_configures(load, log):
 
 
 @pytest.mark.parametrize('key, value', [
-    ('delivery', 'queue'), ('delivery', ''), ('timeout', '0'), ('timeout', '-1'), ('timeout', 'two'), ('timeout', 'inf'),
+    ('delivery', 'queue'), ('delivery', ''),
+    ('timeout', '0'), ('timeout', '-1'), ('timeout', 'two'), ('timeout', 'inf'),
     ('timeout', 'nan'), ('timeout', '0.0'), ('timeout', '2 s'), ('socket', ''), ('socket', 'hub.sock'),
     ('max_request_bytes', '0'), ('max_request_bytes', '1e6'),
     ('max_request_bytes', '8M'), ('test_mode', '2'), ('timeuot', '3'), ('password', 's3cret'),
@@ -60,9 +61,11 @@ def test_wrong_value_is_logged_and_the_default_used(load, bare_hub, relay, log, 
         assert len(relay.requests) == 2
 
 
-@pytest.mark.parametrize('key, value', [('url', ''), ('url', 'http://127.0.0.1:1'), ('token_file', '/etc/token'),
+@pytest.mark.parametrize('key, value', [('url', ''), ('url', 'http://127.0.0.1:1'),
+                                        ('token_file', '/etc/token'),
                                         ('notify', 'on'), ('notify', 'off')])
-def test_retired_key_is_not_obeyed_and_the_log_says_what_to_do_instead(load, bare_hub, relay, log, key, value):
+def test_retired_key_is_not_obeyed_and_the_log_says_what_to_do_instead(
+        load, bare_hub, relay, log, key, value):
     load(**{key: value})
     bare_hub.request(change('x'))
     bare_hub.request(change('x'))
@@ -83,7 +86,8 @@ def test_file_that_cannot_be_used_leaves_the_defaults(load, bare_hub, log, text)
     assert log()[0].startswith('ERROR cannot read ' + plugin.CONFIG_FILE)
 
 
-@pytest.mark.parametrize('cause', [PermissionError(13, 'Permission denied'), FileNotFoundError(2, 'No such file'),
+@pytest.mark.parametrize('cause', [PermissionError(13, 'Permission denied'),
+                                   FileNotFoundError(2, 'No such file'),
                                    IsADirectoryError(21, 'Is a directory'), OSError(5, 'Input/output error')])
 def test_unreadable_file_is_named_with_its_cause_and_means_the_safer_delivery(
         load, hub, database, relay, log, monkeypatch, cause):
@@ -150,7 +154,8 @@ def test_module_is_short_and_only_needs_koji_and_the_standard_library():
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module)
     ours = {name.split('.')[0] for name in modules} - {'koji', 'kojihub'}
-    assert ours <= {'contextlib', 'fnmatch', 'functools', 'http', 'io', 'json', 'logging', 're', 'socket', 'time', 'types',
+    assert ours <= {'contextlib', 'fnmatch', 'functools', 'http', 'io', 'json', 'logging', 're', 'socket',
+                    'time', 'types',
                     'uuid'}
 
 

@@ -1,4 +1,4 @@
-"""Requests of one hub worker do not see each other's events: neither at the same time nor one after the other."""
+"""Requests of one hub worker do not see each other's events, at the same time or one after the other."""
 import threading
 
 import koji.plugin
@@ -54,7 +54,8 @@ def test_each_commit_arrives_with_its_own_events_and_no_other(load, database, re
         made = [(commit['commit'], event['event'], event['callback'], event['kwargs']['what'])
                 for commit in relay.commits() for event in commit['events']]
     else:
-        made = database.sql("SELECT commit::text, event, callback, kwargs->>'what' FROM koji_relay.outbox ORDER BY id")
+        made = database.sql("SELECT commit::text, event, callback, kwargs->>'what' "
+                            "FROM koji_relay.outbox ORDER BY id")
     commits = {}
     for commit, number, name, what in made:
         commits.setdefault(commit, []).append((number, name, what))

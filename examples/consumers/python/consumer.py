@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Prints Koji's messages as they arrive: a start for a consumer of your own, see docs/consumers.md.
 
-It needs Python 3.6 and python-proton (Debian, Fedora, EPEL: python3-qpid-proton). It connects again whenever the
-connection ends, acknowledges a message after handle() has returned, and passes over one that it has seen already.
+It needs Python 3.6 and python-proton (Debian, Fedora, EPEL: python3-qpid-proton). It connects again whenever
+the connection ends. It acknowledges a message after handle() has returned, and passes over one that it has
+seen already.
 """
 import argparse
 import collections
@@ -20,7 +21,8 @@ REMEMBERED = 10000  # message-ids; most repeats come within minutes of the first
 def handle(args, topic, message, body):
     """Is where your own work goes. Finish it before you return: the broker then forgets the message."""
     if args.json:
-        print(json.dumps({"message_id": message.id, "address": topic, "props": message.properties, "body": body}), flush=True)
+        record = {"message_id": message.id, "address": topic, "props": message.properties, "body": body}
+        print(json.dumps(record), flush=True)
     else:
         event = json.loads(body)  # Koji's own dictionaries
         print(topic, ", ".join("%s=%s" % p for p in message.properties.items()), "with", *event, flush=True)
@@ -56,7 +58,8 @@ class Consumer(MessagingHandler):
         if args.user:
             with open(args.password_file) as f:
                 login.update(user=args.user, password=f.read().strip(), allow_insecure_mechs=True)
-        # Without an answer for 30 s the connection is dead. A durable subscription is known by client and link name.
+        # Without an answer for 30 s the connection is dead. A durable subscription is known by the names of
+        # client and link.
         connection = event.container.connect(args.url, heartbeat=30, reconnect=False, **login)
         options = [Topic()] * args.topic + [DurableSubscription()] * bool(args.durable)
         event.container.create_receiver(connection, args.address, name=args.durable, options=options)
@@ -69,7 +72,7 @@ class Consumer(MessagingHandler):
             return  # it was on its way already; unacknowledged, it comes again
         message = event.message
         if message.id is None or message.id not in self.seen:
-            # RabbitMQ 4 tells the topic in an annotation, ActiveMQ in `to`, RabbitMQ 3 and Artemis not at all.
+            # RabbitMQ 4 tells the topic in an annotation, ActiveMQ in `to`; RabbitMQ 3 and Artemis do not.
             topic = (message.annotations or {}).get("x-routing-key") or message.address or self.args.address
             body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
             handle(self.args, topic, message, body)
@@ -102,10 +105,13 @@ class Consumer(MessagingHandler):
 def main():
     parser = argparse.ArgumentParser(description="Print Koji's messages as they arrive.")
     parser.add_argument("--url", required=True, help="amqps://broker.example.com or amqp://...")
-    parser.add_argument("--address", required=True, help="what to receive from, such as topic://koji.build.* (ActiveMQ)")
+    parser.add_argument("--address", required=True,
+                        help="what to receive from, such as topic://koji.build.* (ActiveMQ)")
     parser.add_argument("--topic", action="store_true", help="ask for a topic: Artemis needs it")
-    parser.add_argument("--durable", metavar="NAME", help="keep the subscription of this name while away (ActiveMQ, Artemis)")
-    parser.add_argument("--sasl", choices=["plain", "external", "anonymous"], default="plain", help="how to log in")
+    parser.add_argument("--durable", metavar="NAME",
+                        help="keep the subscription of this name while away (ActiveMQ, Artemis)")
+    parser.add_argument("--sasl", choices=["plain", "external", "anonymous"], default="plain",
+                        help="how to log in")
     parser.add_argument("--user", help="with --sasl plain")
     parser.add_argument("--password-file", metavar="FILE")
     parser.add_argument("--cacert", metavar="FILE", help="authorities, as PEM; needed with amqps")
