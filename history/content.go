@@ -12,10 +12,9 @@ import (
 	"koji-relay/internal/message"
 )
 
-// The words of Koji's events, in the order in which its JSON has them. A message of 1 to 2 KiB is too short to be
-// compressed well by itself; with these words known beforehand it takes
-// half. A change of the file needs a
-// new number: old messages are read with the old one.
+// The words of Koji's events, in the order in which its JSON has them. A message of 1 to 2 KiB is too short
+// to be compressed well by itself; with these words known beforehand it takes half. A change of the file
+// needs a new number: old messages are read with the old one.
 //
 //go:embed words1.txt
 var words1 []byte
@@ -44,7 +43,8 @@ var unpack = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// plainText has buffers for what is packed: a new one for each message would be most of the recorder's garbage.
+// plainText has buffers for what is packed: a new one for each message would be most of the recorder's
+// garbage.
 var plainText = sync.Pool{New: func() any { return new([]byte) }}
 
 // maxKept bounds the buffers that are kept.

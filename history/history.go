@@ -132,7 +132,8 @@ const (
 
 var (
 	// ErrOff is returned where there is no history.
-	ErrOff = errors.New("no history is kept: [history] keep = 0, or [queue] enabled = off and no store = file in [history]")
+	ErrOff = errors.New("no history is kept: [history] keep = 0, " +
+		"or [queue] enabled = off and no store = file in [history]")
 	// ErrQuery is a question that means nothing.
 	ErrQuery = errors.New("the history cannot be asked this")
 	// ErrNotFound is returned for a message-id that the history does not hold.

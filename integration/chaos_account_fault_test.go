@@ -79,7 +79,8 @@ func (a *account) pretend(t *testing.T, build, number int, state string) deliver
 	a.hear(h, workerLine{End: id, State: state, Ways: []string{"exchange"}})
 	d := delivery{ID: messageID(id, 0), Body: &body}
 	for _, p := range [][2]string{{"name", fmt.Sprintf("pkg-%d", build)},
-		{"release", fmt.Sprintf("%d.fc39", number)}, {"tag", "f39-candidate"}, {"type", kind.kind}, {"user", "kojiadmin"}, {"version", "1.0"}} {
+		{"release", fmt.Sprintf("%d.fc39", number)}, {"tag", "f39-candidate"}, {"type", kind.kind},
+		{"user", "kojiadmin"}, {"version", "1.0"}} {
 		d.Props = append(d.Props, prop{p[0], "string", json.RawMessage(fmt.Sprintf("%q", p[1]))})
 	}
 	return d

@@ -78,8 +78,8 @@ func newChaos(t *testing.T, seed uint64, length time.Duration) *chaos {
 	return c
 }
 
-// chaosBus is the kinds of the brokers, in order of preference, and their topic_prefix. Brokers of one bus have one
-// prefix, and none is served by both RabbitMQ and Artemis: every third run is of Artemis alone.
+// chaosBus is the kinds of the brokers, in order of preference, and their topic_prefix. Brokers of one bus
+// have one prefix, and none is served by both RabbitMQ and Artemis: every third run is of Artemis alone.
 func chaosBus(seed uint64) (kinds [3]brokerKind, prefix string) {
 	switch seed % 3 {
 	case 0:

@@ -271,7 +271,8 @@ func (b *batch) try(ctx context.Context, o candidate, wait time.Duration, which 
 }
 
 // await returns when all results are in, which it sees to when the time is over.
-func (b *batch) await(ctx context.Context, o candidate, wait time.Duration, results *results, deliveries []*delivery) {
+func (b *batch) await(ctx context.Context, o candidate, wait time.Duration, results *results,
+	deliveries []*delivery) {
 	end := time.NewTimer(wait)
 	defer end.Stop()
 	// Patient callers look as early as others for what is not answered: that spares the hub from finding out.

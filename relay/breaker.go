@@ -211,7 +211,8 @@ func (r *Relay) trip(o candidate, quiet time.Duration) {
 			other.tripIdle(time.Now().Add(-quiet))
 		}
 	}
-	o.b.trip(o.c, fmt.Sprintf("nothing settled for %v: it hangs, or an alarm (memory, disk) makes it block publishers",
+	o.b.trip(o.c, fmt.Sprintf(
+		"nothing settled for %v: it hangs, or an alarm (memory, disk) makes it block publishers",
 		quiet.Round(time.Millisecond)))
 	for _, l := range o.c.allLinks() {
 		l.block(result{verdict: unanswered, reason: noAnswer})

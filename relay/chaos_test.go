@@ -18,7 +18,8 @@ import (
 func TestDoneMeansAcceptedWhateverHappens(t *testing.T) {
 	t.Parallel()
 	const workers, commits, size = 8, 60, 5
-	brokers := []*devbroker.Broker{startBroker(t, devbroker.Options{}), startBroker(t, rabbit4()), startBroker(t, devbroker.Options{})}
+	brokers := []*devbroker.Broker{startBroker(t, devbroker.Options{}), startBroker(t, rabbit4()),
+		startBroker(t, devbroker.Options{})}
 	w := startRelay(t, func(o *Options) {
 		o.HandoffTimeout, o.SendTimeout, o.IdleTimeout = 200*time.Millisecond, 500*time.Millisecond, time.Second
 		o.Logger = nil

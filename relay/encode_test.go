@@ -29,7 +29,8 @@ func TestWireForm(t *testing.T) {
 	created := time.UnixMilli(0x0102030405)
 	const (
 		header     = "005370" + "d00000000500000001" + "42" // a list with durable = false
-		properties = "005373" + "d00000001b0000000a" + "a104" + "69642d31" + "4040404040404040" + "83" + "0000000102030405"
+		properties = "005373" + "d00000001b0000000a" + "a104" + "69642d31" + "4040404040404040" + "83" +
+			"0000000102030405"
 		// the list: message-id, eight nulls, creation-time
 		body = "005377" + "a108" // one AMQP value section: a string
 	)
@@ -41,24 +42,33 @@ func TestWireForm(t *testing.T) {
 		want   string
 	}{
 		{"text", nil, message.Prop{Key: "type", Value: "Tag"},
-			header + properties + "005374" + "d10000000f00000002" + "a104" + text("type") + "a103" + text("Tag") + body + text(m.Body)},
+			header + properties + "005374" + "d10000000f00000002" + "a104" + text("type") + "a103" + text("Tag") +
+				body + text(m.Body)},
 		{"small integer", nil, message.Prop{Key: "id", Value: int64(5)},
-			header + properties + "005374" + "d10000000a00000002" + "a102" + text("id") + "5505" + body + text(m.Body)},
+			header + properties + "005374" + "d10000000a00000002" + "a102" + text("id") + "5505" + body +
+				text(m.Body)},
 		{"large integer", nil, message.Prop{Key: "id", Value: int64(123456)},
-			header + properties + "005374" + "d10000001100000002" + "a102" + text("id") + "81000000000001e240" + body + text(m.Body)},
+			header + properties + "005374" + "d10000001100000002" + "a102" + text("id") + "81000000000001e240" + body +
+				text(m.Body)},
 		{"null", nil, message.Prop{Key: "parent", Value: nil},
-			header + properties + "005374" + "d10000000d00000002" + "a106" + text("parent") + "40" + body + text(m.Body)},
+			header + properties + "005374" + "d10000000d00000002" + "a106" + text("parent") + "40" + body +
+				text(m.Body)},
 		{"true", nil, message.Prop{Key: "expire", Value: true},
-			header + properties + "005374" + "d10000000d00000002" + "a106" + text("expire") + "41" + body + text(m.Body)},
+			header + properties + "005374" + "d10000000d00000002" + "a106" + text("expire") + "41" + body +
+				text(m.Body)},
 		{"float", nil, message.Prop{Key: "weight", Value: 1.5},
-			header + properties + "005374" + "d10000001500000002" + "a106" + text("weight") + "823ff8000000000000" + body + text(m.Body)},
+			header + properties + "005374" + "d10000001500000002" + "a106" + text("weight") + "823ff8000000000000" +
+				body + text(m.Body)},
 
-		{"durable, priority, ttl", func(o *Options) { o.Durable, o.Priority, o.TTL = true, 7, 1500*time.Millisecond },
+		{"durable, priority, ttl", func(o *Options) {
+			o.Durable, o.Priority, o.TTL = true, 7, 1500*time.Millisecond
+		},
 			message.Prop{Key: "id", Value: true},
 			"005370" + "d00000000c00000003" + "41" + "5007" + "70000005dc" + properties +
 				"005374" + "d10000000900000002" + "a102" + text("id") + "41" + body + text(m.Body)},
 		{"data", func(o *Options) { o.BodySection = BodyData }, message.Prop{Key: "id", Value: true},
-			header + properties + "005374" + "d10000000900000002" + "a102" + text("id") + "41" + "005375" + "a008" + text(m.Body)},
+			header + properties + "005374" + "d10000000900000002" + "a102" + text("id") + "41" + "005375" + "a008" +
+				text(m.Body)},
 	} {
 		m.Props = []message.Prop{row.prop}
 		if got := wireHex(t, row.adjust, m); got != row.want {
@@ -107,14 +117,17 @@ func TestTestModeSendsNothing(t *testing.T) {
 
 func TestBadOptionsAreNamedAllAtOnce(t *testing.T) {
 	t.Parallel()
-	_, err := New(Options{Options: amqpconn.Options{Dialect: "x", SASL: "y"}, URLOrder: "z", Unroutable: "u", BodySection: "v"})
-	for _, want := range []string{"urls", "topic_prefix", `dialect = "x"`, `sasl = "y"`, `url_order = "z"`, `unroutable = "u"`, `body_section = "v"`} {
+	_, err := New(Options{Options: amqpconn.Options{Dialect: "x", SASL: "y"}, URLOrder: "z", Unroutable: "u",
+		BodySection: "v"})
+	for _, want := range []string{"urls", "topic_prefix", `dialect = "x"`, `sasl = "y"`, `url_order = "z"`,
+		`unroutable = "u"`, `body_section = "v"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not mention %s", err, want)
 		}
 	}
 	for url, want := range map[string]string{
-		"http://u:s3cret@h": `scheme "http"`, "amqp://u:s3cret@": "names no host", "amqp://u:s3cret%zz@h": "is not a URL",
+		"http://u:s3cret@h": `scheme "http"`, "amqp://u:s3cret@": "names no host",
+		"amqp://u:s3cret%zz@h": "is not a URL",
 	} {
 		o := options()
 		o.Brokers = []Broker{{URL: url}}
@@ -168,8 +181,10 @@ func TestDialectMayShapeTheMessage(t *testing.T) {
 		if err := m.UnmarshalBinary(b.Received()[i].Payload); err != nil {
 			t.Fatal(err)
 		}
-		if subject := m.Properties.Subject; subject == nil || *subject != want || b.Received()[i].Target != "/topic/koji" {
-			t.Errorf("message %d went to %s with %+v, not with subject %s", i, b.Received()[i].Target, m.Properties, want)
+		if subject := m.Properties.Subject; subject == nil || *subject != want ||
+			b.Received()[i].Target != "/topic/koji" {
+			t.Errorf("message %d went to %s with %+v, not with subject %s", i, b.Received()[i].Target, m.Properties,
+				want)
 		}
 	}
 	if n := b.Stats().Links - links; n > 2 { // one that tries the address, one that sends

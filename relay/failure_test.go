@@ -30,7 +30,8 @@ func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
 		adjust func(*Options)
 	}{
 		{"connect", stopped, nil},
-		{"tls", startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: stranger.TLS.Certificates}}), nil},
+		{"tls", startBroker(t, devbroker.Options{TLSConfig: &tls.Config{Certificates: stranger.TLS.Certificates}}),
+			nil},
 		{"sasl", startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),
 			func(o *Options) {
 				o.Brokers[0].URL = strings.Replace(o.Brokers[0].URL, "amqp://", "amqp://u:wrong@", 1)
@@ -76,13 +77,14 @@ func TestStoppingIsNoFailure(t *testing.T) {
 
 func TestOutcomeNamesWhatItsStateDoesNot(t *testing.T) {
 	t.Parallel()
-	for verdict, want := range map[verdict]string{tooLarge: "too_large", unencodable: "unencodable", lost: "lost",
-		unanswered: "timeout", blocked: "timeout", refused: "", busy: "", accepted: ""} {
+	for verdict, want := range map[verdict]string{tooLarge: "too_large", unencodable: "unencodable",
+		lost: "lost", unanswered: "timeout", blocked: "timeout", refused: "", busy: "", accepted: ""} {
 		if got := (result{verdict: verdict}).outcome(false).Failure; got != want {
 			t.Errorf("%v gives %q, want %q", verdict, got, want)
 		}
 	}
-	if got := judgeRefusal(context.Canceled, dialect.Peer{}).outcome(false); got.Failure != "link" || got.State != message.NotSent {
+	if got := judgeRefusal(context.Canceled, dialect.Peer{}).outcome(false); got.Failure != "link" ||
+		got.State != message.NotSent {
 		t.Errorf("a refused link gives %+v", got)
 	}
 }

@@ -158,7 +158,8 @@ func TestMessageThatEndsConnectionsIsFoundAndHurtsNobody(t *testing.T) {
 				t.Errorf("only %d neighbours were delivered", done)
 			}
 			// The hub's messages are not touched by a later attempt with the poison.
-			poll(t, "the shared connection works", func() bool { return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done })
+			poll(t, "the shared connection works",
+				func() bool { return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done })
 			b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: f}, Containing: "poison"})
 			links, connections := b.Stats().Links, b.Stats().Connections
 			again := w.SendPatiently(t.Context(), msgs[20:21])
@@ -166,7 +167,8 @@ func TestMessageThatEndsConnectionsIsFoundAndHurtsNobody(t *testing.T) {
 				t.Errorf("poison again: %+v", again[0])
 			}
 			if w.Status()[0].State != Up || b.Stats().Connections != connections+1 {
-				t.Errorf("the shared connection was used: %d connections after %d, %d links", b.Stats().Connections, connections, links)
+				t.Errorf("the shared connection was used: %d connections after %d, %d links", b.Stats().Connections,
+					connections, links)
 			}
 		})
 	}
@@ -179,9 +181,11 @@ func TestHandOverLeavesSuspectsToTheDrain(t *testing.T) {
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, nil, b)
 	w.await(0, Up)
-	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 9, Times: 1})
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 9,
+		Times: 1})
 	first := w.Send(t.Context(), sample(10))
-	poll(t, "the relay is connected again", func() bool { return b.Stats().Opened > 1 && w.Status()[0].State == Up })
+	poll(t, "the relay is connected again",
+		func() bool { return b.Stats().Opened > 1 && w.Status()[0].State == Up })
 	received := b.Stats().Messages
 	second := w.Send(t.Context(), sample(10))
 	lost := 0
@@ -252,7 +256,9 @@ func TestDrainWaitsForWhatIsStillWithTheBroker(t *testing.T) {
 func TestSilentConnectionIsDroppedAfterSendTimeout(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout, o.SendTimeout = 50*time.Millisecond, 300*time.Millisecond }, b)
+	w := startRelay(t, func(o *Options) {
+		o.HandoffTimeout, o.SendTimeout = 50*time.Millisecond, 300*time.Millisecond
+	}, b)
 	w.await(0, Up)
 	b.Script("#", never)
 	wantAll(t, w.Send(t.Context(), sample(10)), message.Unknown, message.Wait)
@@ -412,7 +418,9 @@ func TestIdleTimeoutEndsAFrozenConnection(t *testing.T) {
 	w.await(0, Up)
 	w.await(1, Up)
 	a.Freeze()
-	poll(t, "the connection is given up", func() bool { return strings.Contains(w.Status()[0].Reason, "idle_timeout") })
+	poll(t, "the connection is given up", func() bool {
+		return strings.Contains(w.Status()[0].Reason, "idle_timeout")
+	})
 	w.await(1, Up)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Accepted, message.Done)
 	a.Thaw()

@@ -60,14 +60,25 @@ func TestEarlierBrokersArePreferredOnceTheyLast(t *testing.T) {
 		patient bool
 		want    []int
 	}{
-		{"all young", []broker{{phase: Up, connectedAt: young}, {phase: Up, connectedAt: young}}, false, []int{0, 1}},
-		{"the first just returned", []broker{{phase: Up, connectedAt: young}, {phase: Up, connectedAt: old}}, false, []int{1, 0}},
-		{"the first has lasted", []broker{{phase: Up, connectedAt: old}, {phase: Up, connectedAt: old}}, false, []int{0, 1}},
+		{"all young", []broker{{phase: Up, connectedAt: young}, {phase: Up, connectedAt: young}}, false,
+			[]int{0, 1}},
+		{"the first just returned", []broker{{phase: Up, connectedAt: young}, {phase: Up, connectedAt: old}}, false,
+			[]int{1, 0}},
+		{"the first has lasted", []broker{{phase: Up, connectedAt: old}, {phase: Up, connectedAt: old}}, false,
+			[]int{0, 1}},
 		{"down", []broker{{phase: Down}, {phase: Up, connectedAt: old}, {phase: Connecting}}, false, []int{1}},
-		{"stalled", []broker{{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young.Add(time.Hour)}}, {phase: Up, connectedAt: old}}, false, []int{1}},
-		{"probe due", []broker{{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young}}, {phase: Up, connectedAt: old}}, false, []int{0, 1}},
-		{"patient callers use what is up first", []broker{{phase: Up, connectedAt: old, breaker: breaker{open: true}}, {phase: Up, connectedAt: old}}, true, []int{1, 0}},
-		{"patient callers need no due time", []broker{{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young.Add(time.Hour)}}}, true, []int{0}},
+		{"stalled", []broker{
+			{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young.Add(time.Hour)}},
+			{phase: Up, connectedAt: old},
+		}, false, []int{1}},
+		{"probe due", []broker{{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young}},
+			{phase: Up, connectedAt: old}}, false, []int{0, 1}},
+		{"patient callers use what is up first",
+			[]broker{{phase: Up, connectedAt: old, breaker: breaker{open: true}}, {phase: Up, connectedAt: old}}, true,
+			[]int{1, 0}},
+		{"patient callers need no due time",
+			[]broker{{phase: Up, connectedAt: old, breaker: breaker{open: true, probeAt: young.Add(time.Hour)}}}, true,
+			[]int{0}},
 	} {
 		r := &Relay{}
 		for i := range row.brokers {

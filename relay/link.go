@@ -65,7 +65,8 @@ func (l *link) submit(d *delivery) (result, bool) {
 		return result{verdict: unsent, reason: "link closed"}, false
 	case l.c.tripped.Load() && !d.patient && !d.probe, d.probe && l.waitingFor(d.results):
 		return result{verdict: unsent, reason: noAnswer}, false
-	case l.blockedAt != 0 && !d.patient && !d.probe && (l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
+	case l.blockedAt != 0 && !d.patient && !d.probe &&
+		(l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
 		return result{verdict: blocked, reason: addressBlocked.reason}, false
 	case l.queuedBytes > 0 && l.queuedBytes+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
@@ -88,7 +89,9 @@ func (l *link) waitingFor(r *results) bool {
 			return true
 		}
 	}
-	return slices.ContainsFunc(l.queue, func(d *delivery) bool { return d.state() == deliveryQueued && d.results != r })
+	return slices.ContainsFunc(l.queue, func(d *delivery) bool {
+		return d.state() == deliveryQueued && d.results != r
+	})
 }
 
 func (l *link) nudge() {

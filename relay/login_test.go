@@ -33,18 +33,21 @@ func TestLoginOnABroker(t *testing.T) {
 		reason string // expected reason for staying out
 	}{
 		{name: "user in the URL", broker: devbroker.Options{Users: users}, user: "koji:s3cret@", login: "PLAIN"},
-		{name: "user from files", broker: devbroker.Options{Users: users}, login: "PLAIN", adjust: func(o *Options) {
-			o.UserFile, o.PasswordFile = file("user", "koji\n"), file("password", "s3cret\n")
-		}},
-		{name: "file missing", broker: devbroker.Options{Users: users}, reason: "read user_file: open", adjust: func(o *Options) {
-			o.UserFile = filepath.Join(dir, "absent")
-		}},
+		{name: "user from files", broker: devbroker.Options{Users: users}, login: "PLAIN",
+			adjust: func(o *Options) {
+				o.UserFile, o.PasswordFile = file("user", "koji\n"), file("password", "s3cret\n")
+			}},
+		{name: "file missing", broker: devbroker.Options{Users: users}, reason: "read user_file: open",
+			adjust: func(o *Options) {
+				o.UserFile = filepath.Join(dir, "absent")
+			}},
 		{name: "file empty", broker: devbroker.Options{Users: users}, reason: "is empty", adjust: func(o *Options) {
 			o.UserFile = file("empty", "\n")
 		}},
 		{name: "wrong password", broker: devbroker.Options{Users: users}, user: "koji:wrong-s3cret@",
 			reason: "log in with PLAIN: the broker refused the credentials; it offers PLAIN, ANONYMOUS"},
-		{name: "ANONYMOUS first in the list", broker: devbroker.Options{Users: users, Mechanisms: []string{"ANONYMOUS", "PLAIN"}},
+		{name: "ANONYMOUS first in the list", broker: devbroker.Options{Users: users,
+			Mechanisms: []string{"ANONYMOUS", "PLAIN"}},
 			user: "koji:wrong-s3cret@", reason: "log in with PLAIN"},
 		{name: "only ANONYMOUS", broker: devbroker.Options{Mechanisms: []string{"ANONYMOUS"}}, user: "koji:s3cret@",
 			reason: "a user is configured, but the broker does not offer PLAIN"},

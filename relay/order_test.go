@@ -49,7 +49,8 @@ func TestOrderIsPreservedAcrossAddresses(t *testing.T) {
 				t.Errorf("arrived in another order: %v", got)
 			}
 			for i, o := range outs {
-				if want := map[bool]message.Next{true: message.Count, false: message.Done}[msgs[i].Address == "task.open"]; o.Next != want {
+				if want := map[bool]message.Next{true: message.Count,
+					false: message.Done}[msgs[i].Address == "task.open"]; o.Next != want {
 					t.Errorf("message %d: %+v", i, o)
 				}
 			}
@@ -85,7 +86,9 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, inOrder, b)
 	w.await(0, Up)
-	b.Script("koji.build.untag", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection, When: devbroker.Never}, Times: 1})
+	b.Script("koji.build.untag",
+		devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection, When: devbroker.Never},
+			Times: 1})
 	msgs := sample(4, "build.tag", "build.untag", "task.open", "build.tag")
 	left := msgs
 	poll(t, "all are accepted", func() bool {

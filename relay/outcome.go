@@ -30,8 +30,8 @@ const (
 )
 
 func (v verdict) String() string {
-	return [...]string{"unsent", "too large", "refused", "busy", "unroutable", "blocked", "unanswered", "lost", "unencodable",
-		"dropped", "accepted"}[v]
+	return [...]string{"unsent", "too large", "refused", "busy", "unroutable", "blocked", "unanswered", "lost",
+		"unencodable", "dropped", "accepted"}[v]
 }
 
 // result is a verdict with what a person needs to understand it.
@@ -89,7 +89,8 @@ var rules = []rule{
 
 func judge(state message.State, condition amqp.ErrCond, reason string, p dialect.Peer) verdict {
 	for _, r := range rules {
-		if r.state == state && (r.condition == "*" || r.condition == condition) && (!r.rabbitmq || p.IsRabbitMQ()) &&
+		if r.state == state && (r.condition == "*" || r.condition == condition) &&
+			(!r.rabbitmq || p.IsRabbitMQ()) &&
 			(r.reason == "" || r.reason == reason) {
 			return r.verdict
 		}

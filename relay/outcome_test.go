@@ -21,16 +21,18 @@ func reject(condition string) devbroker.Behaviour {
 
 // rabbitReject rejects as RabbitMQ does since 4.3, with an info map.
 func rabbitReject(condition, reason string) devbroker.Behaviour {
-	return devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never, Say: func(id uint32) []devbroker.Performative {
-		return []devbroker.Performative{disposition(id, nil, true, wire.CodeRejected, wire.Described{
-			Descriptor: uint64(wire.CodeError), Value: []any{wire.Symbol(condition), "because",
-				wire.Pairs{wire.Symbol("queue"), "consumer-1", wire.Symbol("reason"), wire.Symbol(reason)}},
-		})}
-	}}}
+	return devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never,
+		Say: func(id uint32) []devbroker.Performative {
+			return []devbroker.Performative{disposition(id, nil, true, wire.CodeRejected, wire.Described{
+				Descriptor: uint64(wire.CodeError), Value: []any{wire.Symbol(condition), "because",
+					wire.Pairs{wire.Symbol("queue"), "consumer-1", wire.Symbol("reason"), wire.Symbol(reason)}},
+			})}
+		}}}
 }
 
 func fault(f devbroker.Fault, condition string) devbroker.Behaviour {
-	return devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: f, Cause: devbroker.Cause{Condition: condition}}}
+	return devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: f,
+		Cause: devbroker.Cause{Condition: condition}}}
 }
 
 func refuse(r devbroker.Refusal, condition string) devbroker.Behaviour {
@@ -65,15 +67,18 @@ func TestOutcomes(t *testing.T) {
 			state: message.Rejected, next: message.Count, reason: "amqp:unauthorized-access: because"},
 		{name: "rejected with an unknown condition", behaviour: reject("vendor:no"),
 			state: message.Rejected, next: message.Count},
-		{name: "rejected by a full queue of RabbitMQ 4.3", broker: rabbit4(), behaviour: rabbitReject("amqp:resource-limit-exceeded", "maxlen"),
-			state: message.Rejected, next: message.Later, reason: "(queue consumer-1: maxlen)"},
+		{name: "rejected by a full queue of RabbitMQ 4.3", broker: rabbit4(),
+			behaviour: rabbitReject("amqp:resource-limit-exceeded", "maxlen"), state: message.Rejected,
+			next: message.Later, reason: "(queue consumer-1: maxlen)"},
 		{name: "rejected by a queue of RabbitMQ 4.3 without a leader", broker: rabbit4(),
 			behaviour: rabbitReject("amqp:precondition-failed", "unavailable"),
 			state:     message.Rejected, next: message.Later, reason: "(queue consumer-1: unavailable)"},
 		{name: "rejected by RabbitMQ 4.3 for another reason", broker: rabbit4(),
-			behaviour: rabbitReject("amqp:precondition-failed", "schema"), state: message.Rejected, next: message.Count},
-		{name: "rejected by another with a reason like that", behaviour: rabbitReject("amqp:precondition-failed", "unavailable"),
-			state: message.Rejected, next: message.Count},
+			behaviour: rabbitReject("amqp:precondition-failed", "schema"), state: message.Rejected,
+			next: message.Count},
+		{name: "rejected by another with a reason like that",
+			behaviour: rabbitReject("amqp:precondition-failed", "unavailable"), state: message.Rejected,
+			next: message.Count},
 		{name: "rejected for its size", behaviour: reject("amqp:link:message-size-exceeded"),
 			state: message.Rejected, next: message.Dead},
 
@@ -89,24 +94,28 @@ func TestOutcomes(t *testing.T) {
 		{name: "released by another, unroutable = drop", behaviour: release,
 			adjust: func(o *Options) { o.Unroutable = UnroutableDrop },
 			state:  message.Released, next: message.Later},
-		{name: "modified", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Modify, DeliveryFailed: true}},
+		{name: "modified", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Modify,
+			DeliveryFailed: true}},
 			state: message.Modified, next: message.Later},
 
 		{name: "link refused", behaviour: refuse(devbroker.RefuseLink, "amqp:unauthorized-access"),
 			state: message.NotSent, next: message.Count, reason: "address refused: amqp:unauthorized-access"},
 		{name: "link refused with the session", behaviour: refuse(devbroker.RefuseSession, "amqp:not-found"),
 			state: message.NotSent, next: message.Count, reason: "address refused: amqp:not-found"},
-		{name: "link refused in passing", behaviour: refuse(devbroker.RefuseSession, "amqp:resource-limit-exceeded"),
+		{name: "link refused in passing", behaviour: refuse(devbroker.RefuseSession,
+			"amqp:resource-limit-exceeded"),
 			state: message.NotSent, next: message.Later},
 
 		{name: "link detached with it", behaviour: fault(devbroker.DetachLink, "amqp:not-allowed"),
 			state: message.Unknown, next: message.Count},
 		{name: "link detached in passing", behaviour: fault(devbroker.DetachLink, "amqp:link:detach-forced"),
 			state: message.Unknown, next: message.Later},
-		{name: "link detached for its size", behaviour: fault(devbroker.DetachLink, "amqp:link:message-size-exceeded"),
+		{name: "link detached for its size", behaviour: fault(devbroker.DetachLink,
+			"amqp:link:message-size-exceeded"),
 			state: message.Unknown, next: message.Dead},
 		{name: "session ended", behaviour: fault(devbroker.EndSession, "amqp:internal-error"),
-			state: message.Unknown, next: message.Wait, reason: "session ended before the broker answered: amqp:internal-error"},
+			state: message.Unknown, next: message.Wait,
+			reason: "session ended before the broker answered: amqp:internal-error"},
 		{name: "connection closed", behaviour: fault(devbroker.CloseConnection, "amqp:connection:framing-error"),
 			state: message.Unknown, next: message.Wait, reason: "connection lost before the broker answered"},
 		{name: "connection reset", behaviour: fault(devbroker.DropConnection, ""),
@@ -115,8 +124,8 @@ func TestOutcomes(t *testing.T) {
 			state: message.Unknown, next: message.Wait, reason: "connection lost before the broker answered"},
 		{name: "frozen", behaviour: fault(devbroker.FreezeConnection, ""), adjust: quick,
 			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
-		{name: "never settled", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}}, adjust: quick,
-			state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
+		{name: "never settled", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}},
+			adjust: quick, state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 		{name: "no credit", behaviour: devbroker.Behaviour{NoCredit: true},
 			adjust: func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond },
 			state:  message.Unknown, next: message.Wait, reason: "no answer from the broker"},
@@ -125,7 +134,8 @@ func TestOutcomes(t *testing.T) {
 			change: func(m *message.Message) { m.Body = strings.Repeat("x", 2000) },
 			state:  message.NotSent, next: message.Dead, reason: "larger than the 1000 bytes"},
 		{name: "integer over 63 bits", change: addProp(json.RawMessage("18446744073709551615")),
-			state: message.NotSent, next: message.Count, reason: "encode property p: 18446744073709551615 has no AMQP form"},
+			state: message.NotSent, next: message.Count,
+			reason: "encode property p: 18446744073709551615 has no AMQP form"},
 		{name: "lone surrogate", change: addProp(json.RawMessage(`"\ud800"`)),
 			state: message.NotSent, next: message.Count, reason: "has no AMQP form"},
 		{name: "list", change: addProp([]any{1}),
@@ -140,7 +150,8 @@ func TestOutcomes(t *testing.T) {
 			b := startBroker(t, row.broker)
 			w := startRelay(t, row.adjust, b)
 			w.await(0, Up)
-			if row.adjust != nil && row.broker.Product == "" && !row.behaviour.NoCredit { // the link is attached, or that takes up the short time
+			// the link is attached, or that takes up the short time
+			if row.adjust != nil && row.broker.Product == "" && !row.behaviour.NoCredit {
 				wantAll(t, w.SendPatiently(t.Context(), fresh("build.tag")), message.Accepted, message.Done)
 			}
 			b.Script("#", row.behaviour)
@@ -198,7 +209,8 @@ func TestNextBrokerMayTakeWhatOneTurnsAway(t *testing.T) {
 
 func TestTooLargeIsDeadOnlyWhenEveryBrokerSaysSo(t *testing.T) {
 	t.Parallel()
-	a, b := startBroker(t, devbroker.Options{MaxMessageSize: 1000}), startBroker(t, devbroker.Options{MaxMessageSize: 1000})
+	a, b := startBroker(t, devbroker.Options{MaxMessageSize: 1000}),
+		startBroker(t, devbroker.Options{MaxMessageSize: 1000})
 	w := startRelay(t, nil, a, b)
 	w.await(0, Up)
 	w.await(1, Up)

@@ -40,7 +40,9 @@ func TestHostileAnswersCostTheirBrokerAlone(t *testing.T) {
 			w.await(0, Up)
 			w.await(1, Up)
 			a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{
-				When: devbroker.Never, Say: func(uint32) []devbroker.Performative { return []devbroker.Performative{say} },
+				When: devbroker.Never, Say: func(uint32) []devbroker.Performative {
+					return []devbroker.Performative{say}
+				},
 			}})
 			first := w.Send(t.Context(), sample(10))
 			for i, o := range first {
@@ -95,7 +97,8 @@ func TestSettledWithoutAnOutcomeIsNamed(t *testing.T) {
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, nil, b)
 	w.await(0, Up)
-	for name, code := range map[string]uint64{"settled as received": wire.CodeReceived, "settled without an outcome": 0} {
+	for name, code := range map[string]uint64{"settled as received": wire.CodeReceived,
+		"settled without an outcome": 0} {
 		b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{
 			When: devbroker.Never, Say: func(id uint32) []devbroker.Performative {
 				return []devbroker.Performative{disposition(id, nil, true, code, uint32(0), uint64(0))}
@@ -168,7 +171,8 @@ func TestTopicThatFitsNoFrameHurtsNobody(t *testing.T) {
 		if outs[0].Next != message.Done {
 			t.Fatalf("the neighbour of a topic of %d bytes: %+v", length, outs[0])
 		}
-		if o := outs[1]; o.Next != message.Done && (o.Next != message.Dead || !strings.Contains(o.Reason, "max-frame-size")) {
+		if o := outs[1]; o.Next != message.Done &&
+			(o.Next != message.Dead || !strings.Contains(o.Reason, "max-frame-size")) {
 			t.Fatalf("topic of %d bytes: %+v", length, o)
 		} else if length < 300 && o.Next != message.Done || length > 500 && o.Next != message.Dead {
 			t.Fatalf("topic of %d bytes: %+v", length, o)
@@ -195,7 +199,9 @@ func TestConnectionThatCannotBeEndedIsLeftBehind(t *testing.T) {
 	w.brokers[0].conn.wg.Go(func() { <-release })
 	b.Script("#", devbroker.Behaviour{})
 	b.Inflict("", devbroker.DropConnection, devbroker.Cause{})
-	poll(t, "the broker is used again", func() bool { return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done })
+	poll(t, "the broker is used again", func() bool {
+		return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done
+	})
 	<-result
 	for _, want := range []string{"abandoned", "lost"} {
 		if got := <-failed; got != want {

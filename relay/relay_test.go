@@ -59,7 +59,8 @@ func connection() amqpconn.Options {
 func options(brokers ...*devbroker.Broker) Options {
 	o := Options{
 		Options: connection(), Priority: 4, HandoffTimeout: 10 * time.Second, MaxInflightBytes: 128 << 20,
-		URLOrder: OrderListed, Unroutable: UnroutableQueue, BodySection: BodyValue, Logger: slog.New(slog.DiscardHandler),
+		URLOrder: OrderListed, Unroutable: UnroutableQueue, BodySection: BodyValue,
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, b := range brokers {
 		o.Brokers = append(o.Brokers, Broker{URL: b.URL()})

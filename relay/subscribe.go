@@ -25,7 +25,7 @@ const subscribeCredit = 200
 // which is no error, or deliver returns an error, which is returned. It connects again to brokers that go
 // away, and logs why.
 //
-// Nothing is kept on a broker for a subscriber that is away, except that RabbitMQ 3 leaves a queue amq.gen-…
+// Nothing is kept on a broker for a subscriber that is away; only RabbitMQ 3 leaves a queue amq.gen-…
 // for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission
 // to declare a queue of its own and to bind it; RabbitMQ 3 the same for its plugin's sake.
 func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(inspect.Arrival) error) error {
@@ -52,7 +52,8 @@ func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(i
 	if errors.As(context.Cause(ctx), &ended) {
 		return ended.error
 	}
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) &&
+		!errors.Is(cause, context.DeadlineExceeded) {
 		return cause
 	}
 	return nil
@@ -103,7 +104,8 @@ func newPause() *backoff.ExponentialBackOff {
 }
 
 // receive works on one connection until it or ctx ends, and says why it ended.
-func (s *subscriber) receive(ctx context.Context, e amqpconn.Endpoint, log *slog.Logger, subscribed func()) error {
+func (s *subscriber) receive(ctx context.Context, e amqpconn.Endpoint, log *slog.Logger,
+	subscribed func()) error {
 	c := amqpconn.New(&s.opts.Options, e, log)
 	receivers, err := s.attach(ctx, c)
 	if err != nil {
@@ -167,7 +169,8 @@ func (s *subscriber) pass(a inspect.Arrival) error {
 
 func newArrival(broker, pattern, prefix string, m *amqp.Message) inspect.Arrival {
 	a := inspect.Arrival{
-		Broker: broker, Received: time.Now(), Props: m.ApplicationProperties, Address: pattern, Priority: 4, Section: "none",
+		Broker: broker, Received: time.Now(), Props: m.ApplicationProperties, Address: pattern, Priority: 4,
+		Section: "none",
 	}
 	if m.Header != nil {
 		a.Durable, a.Priority, a.TTL = m.Header.Durable, m.Header.Priority, m.Header.TTL.Seconds()

@@ -51,7 +51,8 @@ func TestSubscriberGetsWhatMatches(t *testing.T) {
 	for range 2 {
 		a := <-arrivals
 		ids = append(ids, a.MessageID)
-		if a.Broker != b.Addr() || a.Props["type"] != "Tag" || a.Section != BodyValue || !a.Durable || a.Priority != 4 ||
+		if a.Broker != b.Addr() || a.Props["type"] != "Tag" || a.Section != BodyValue || !a.Durable ||
+			a.Priority != 4 ||
 			a.TTL != 3600 || a.Created.IsZero() || a.Body == "" {
 			t.Errorf("arrival %+v", a)
 		}
@@ -110,8 +111,10 @@ func TestTopicIsFoundWhereBrokersTellIt(t *testing.T) {
 		m      *amqp.Message
 		want   string
 	}{
-		{"/topic/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}}, "build.tag"},
-		{"/exchanges/bus/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}}, "build.tag"},
+		{"/topic/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}},
+			"build.tag"},
+		{"/exchanges/bus/koji", &amqp.Message{Annotations: amqp.Annotations{"x-routing-key": "koji.build.tag"}},
+			"build.tag"},
 		{"topic://koji", to("topic://koji.build.tag"), "build.tag"},
 		{"koji", to("koji.build.tag"), "build.tag"},
 		{"topic://VirtualTopic.eng.brew", to("topic://VirtualTopic.eng.brew.build.tag"), "build.tag"},

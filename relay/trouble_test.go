@@ -69,7 +69,8 @@ func TestAddressTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
 	wantAll(t, w.Send(t.Context(), sample(50, "task.open")), message.Accepted, message.Done)
 	wantLines(t, log, 1, "address works again")
 	// One bad message among good ones does not fill the log.
-	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject}, Containing: `{"n": 7}`})
+	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Reject},
+		Containing: `{"n": 7}`})
 	for range 20 {
 		w.Send(t.Context(), sample(20, "task.open"))
 	}
@@ -90,7 +91,8 @@ func TestEndOfASessionIsLoggedOnce(t *testing.T) {
 		return b.Stats().Sessions > sessions
 	})
 	for _, address := range addresses {
-		poll(t, "messages are accepted again", func() bool { return w.Send(t.Context(), fresh(address))[0].Next == message.Done })
+		poll(t, "messages are accepted again",
+			func() bool { return w.Send(t.Context(), fresh(address))[0].Next == message.Done })
 	}
 	wantLines(t, log, 1, "session ended\"")
 	wantLines(t, log, 1, "session replaced")
@@ -136,7 +138,9 @@ func TestBrokerThatStopsReadingCostsOneHandoffTimeout(t *testing.T) {
 	}
 	b.Thaw()
 	w.await(0, Up)
-	poll(t, "messages are accepted again", func() bool { return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done })
+	poll(t, "messages are accepted again", func() bool {
+		return w.Send(t.Context(), fresh("build.tag"))[0].Next == message.Done
+	})
 }
 
 func TestCreditWithdrawnInTheMiddleStopsOnlyItsAddress(t *testing.T) {
@@ -159,7 +163,8 @@ func TestCreditWithdrawnInTheMiddleStopsOnlyItsAddress(t *testing.T) {
 			}
 		}
 	}()
-	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.WithdrawCredit}, Skip: 9, Times: 1})
+	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.WithdrawCredit},
+		Skip: 9, Times: 1})
 	done := 0
 	var last []message.Message
 	for {
@@ -174,7 +179,9 @@ func TestCreditWithdrawnInTheMiddleStopsOnlyItsAddress(t *testing.T) {
 		t.Errorf("%d were accepted, and %d for another address; %+v", done, n, w.Status()[0])
 	}
 	b.Script("koji.task.open", devbroker.Behaviour{})
-	poll(t, "the last is accepted", func() bool { return w.SendPatiently(t.Context(), last)[0].Next == message.Done })
+	poll(t, "the last is accepted", func() bool {
+		return w.SendPatiently(t.Context(), last)[0].Next == message.Done
+	})
 }
 
 // The hub may go on meanwhile, which shows that the broker settles, or be quiet.
@@ -244,7 +251,8 @@ func TestBrokerIsSoonUsedAgainWhenOneAddressMadeItLookSilent(t *testing.T) {
 			if s := w.Status()[0]; s.State != Stalled {
 				t.Fatalf("the broker is %s", s.State)
 			}
-			poll(t, "another address is served", func() bool { return again(w).Next == message.Done }) // in half of send_timeout
+			// in half of send_timeout
+			poll(t, "another address is served", func() bool { return again(w).Next == message.Done })
 			if s := w.Status()[0]; s.State != Up {
 				t.Errorf("the broker is %s then", s.State)
 			}
@@ -263,7 +271,8 @@ func TestSilentBrokerIsLeftAloneWhileAnotherWorks(t *testing.T) {
 	w.await(1, Up)
 	a.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
-	poll(t, "the other broker has proven itself", func() bool { return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done })
+	poll(t, "the other broker has proven itself",
+		func() bool { return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done })
 	for began := time.Now(); time.Since(began) < 2*firstProbePause; <-time.After(10 * time.Millisecond) {
 		wantAll(t, w.Send(t.Context(), fresh("task.open")), message.Accepted, message.Done)
 	}
@@ -280,7 +289,8 @@ func TestDrainDeliversAllAfterALostConnection(t *testing.T) {
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, nil, b)
 	w.await(0, Up)
-	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 150, Times: 1})
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection}, Skip: 150,
+		Times: 1})
 	msgs := sample(1000, "build.tag", "task.open")
 	left := msgs
 	poll(t, "all are accepted", func() bool {
@@ -327,7 +337,8 @@ func TestBrokerWithLittleTimeIsNotStalled(t *testing.T) {
 	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 4 * time.Second }, a, b)
 	w.await(0, Up)
 	w.await(1, Up)
-	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release, Delay: 3200 * time.Millisecond}})
+	a.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release,
+		Delay: 3200 * time.Millisecond}})
 	b.Script("#", held)
 	wantAll(t, w.Send(t.Context(), sample(1)), message.Unknown, message.Wait)
 	if s := w.Status()[1]; s.State != Up || s.InFlight != 1 {

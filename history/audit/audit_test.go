@@ -112,8 +112,8 @@ func TestFactsAreThoseOfTheHubsTables(t *testing.T) {
 
 func TestAnOlderHubHasNoTimesOfRepos(t *testing.T) {
 	t.Parallel()
-	rename := strings.NewReplacer("creation_time timestamptz, state_time timestamptz", "x timestamptz, y timestamptz",
-		"promotion_time timestamptz", "z timestamptz")
+	rename := strings.NewReplacer("creation_time timestamptz, state_time timestamptz",
+		"x timestamptz, y timestamptz", "promotion_time timestamptz", "z timestamptz")
 	old := rename.Replace(kojiTables)
 	if got := count(facts(t, old)); got["postRepoInit"] != 0 || got["postTag"] != 4 {
 		t.Errorf("got %v", got)

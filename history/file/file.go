@@ -34,8 +34,8 @@ import (
 //	writer   name          -> JSON of fileWriter
 //	open     handed, id    -> nothing; messages whose last step is to be queued
 //
-// A file 2026-11-26.db has all about messages handed over on that day, UTC. Times are 8 bytes, big endian, and ids 16
-// bytes, so that byte order is the order of searches.
+// A file 2026-11-26.db has all about messages handed over on that day, UTC. Times are 8 bytes, big endian,
+// and ids 16 bytes, so that byte order is the order of searches.
 //
 //	row      handed, id, number     -> JSON of storedRow
 //	content  handed, id, number     -> properties and body, packed

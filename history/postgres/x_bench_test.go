@@ -82,7 +82,8 @@ func fill(tb testing.TB, s *Store, n int) {
 	for from := 0; from < n; from += 2000 {
 		b := history.Batch{Writer: "bench"}
 		for i := from; i < min(n, from+2000); i++ {
-			at := start.Add(time.Duration(float64(i) / float64(n) * float64(7*24*time.Hour))).Truncate(time.Microsecond)
+			at := start.Add(time.Duration(float64(i) / float64(n) * float64(7*24*time.Hour))).Truncate(
+				time.Microsecond)
 			m := another(all[i%len(all)], i, at)
 			first := inspect.Step{Time: at.Add(3 * time.Millisecond), Kind: inspect.Accepted,
 				Broker: "broker1.example.com:5671"}
