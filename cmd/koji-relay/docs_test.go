@@ -22,8 +22,8 @@ import (
 // the writer nor what it needs is in the program (docs/decisions/0009-man-pages-and-packages.md).
 var docsDir = flag.String("docs", "", "write man pages and shell completions into this `directory`")
 
-// writeDocs fills dir with man1/*.1, with the documents that are man pages too, and with the completions bash, zsh
-// and fish. The pages bear the month of SOURCE_DATE_EPOCH.
+// writeDocs fills dir with man1/*.1, with the documents that are man pages too, and with the completions
+// bash, zsh and fish. The pages bear the month of SOURCE_DATE_EPOCH.
 func writeDocs(dir string) error {
 	man := filepath.Join(dir, "man1")
 	if err := os.MkdirAll(man, 0o755); err != nil {

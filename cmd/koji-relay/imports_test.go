@@ -22,7 +22,8 @@ type layer struct {
 var layers = []layer{
 	{"internal/message", nil, nil,
 		"message is what all stages share; whatever it imports, all of them would"},
-	{"internal/pemfile", nil, nil, "certificates are read in one way, by what checks them and by what uses them"},
+	{"internal/pemfile", nil, nil,
+		"certificates are read in one way, by what checks them and by what uses them"},
 	{"internal/fnmatch", nil, nil,
 		"patterns mean the same wherever one can be written, so that every package may import this one"},
 	{"callbacks", []string{"internal/fnmatch", "internal/message"}, []string{"github.com/google/uuid"},
@@ -30,17 +31,20 @@ var layers = []layer{
 	{"config", []string{"callbacks", "internal/amqpconn/dialect", "internal/fnmatch", "internal/inspect",
 		"internal/pemfile"},
 		[]string{"gopkg.in/ini.v1"},
-		"config knows values and the names that they may have, not the parts that use them; daemon maps the one to the other"},
+		"config knows values and the names that they may have, not the parts that use them; daemon maps the one " +
+			"to the other"},
 	{"internal/amqpconn/dialect", nil, nil,
 		"dialects are a table that the configuration asks, too: no driver, no I/O"},
-	{"internal/amqpconn", []string{"internal/amqpconn/dialect", "internal/inspect", "internal/pemfile"}, []string{"github.com/Azure/go-amqp"},
+	{"internal/amqpconn", []string{"internal/amqpconn/dialect", "internal/inspect", "internal/pemfile"},
+		[]string{"github.com/Azure/go-amqp"},
 		"a connection knows nothing of messages' meaning, of queues or of the configuration file"},
 	{"relay", []string{"internal/amqpconn", "internal/amqpconn/dialect", "internal/inspect", "internal/message"},
 		[]string{"github.com/Azure/go-amqp", "github.com/cenkalti/backoff/v5", "golang.org/x/sync"},
 		"only relay knows AMQP, and relay knows neither the queue nor the configuration file"},
 	{"queue", []string{"internal/inspect", "internal/message", "internal/retry"}, nil,
 		"the contract knows no store, and no sender"},
-	{"queue/drain", []string{"internal/failpoint", "internal/inspect", "internal/message", "internal/retry", "queue"},
+	{"queue/drain", []string{"internal/failpoint", "internal/inspect", "internal/message", "internal/retry",
+		"queue"},
 		[]string{"golang.org/x/sync"},
 		"the drain knows the contract, not the stores, and sends through an interface"},
 	{"queue/postgres", []string{"internal/failpoint", "internal/inspect", "internal/libpq",
@@ -51,18 +55,19 @@ var layers = []layer{
 		[]string{"go.etcd.io/bbolt"},
 		"only this store knows the file, and it does not send"},
 	{"queue/schema", nil, nil, "the steps of the schema are text"},
-	{"queue/storetest", []string{"internal/failpoint", "internal/inspect", "internal/message", "queue", "queue/drain"},
+	{"queue/storetest", []string{"internal/failpoint", "internal/inspect", "internal/message", "queue",
+		"queue/drain"},
 		[]string{"github.com/google/go-cmp", "github.com/google/uuid"},
 		"the suite knows the contract; a store that runs it opens itself"},
 	{"history", []string{"internal/fnmatch", "internal/inspect", "internal/message", "internal/retry"},
 		[]string{"github.com/google/uuid", "github.com/klauspost/compress/zstd"},
 		"the record knows no store, and does not decide what becomes of a message"},
-	{"history/postgres", []string{"history", "internal/inspect", "internal/libpq"}, []string{"github.com/jackc/pgx/v5"},
-		"only this store knows PostgreSQL"},
+	{"history/postgres", []string{"history", "internal/inspect", "internal/libpq"},
+		[]string{"github.com/jackc/pgx/v5"}, "only this store knows PostgreSQL"},
 	{"history/audit", []string{"internal/inspect"}, []string{"github.com/jackc/pgx/v5"},
 		"audit reads the hub's tables, and is given the history"},
-	{"history/file", []string{"history", "internal/inspect"}, []string{"github.com/google/uuid", "go.etcd.io/bbolt"},
-		"only this store knows the files"},
+	{"history/file", []string{"history", "internal/inspect"},
+		[]string{"github.com/google/uuid", "go.etcd.io/bbolt"}, "only this store knows the files"},
 	{"history/storetest", []string{"history", "internal/inspect", "internal/message"},
 		[]string{"github.com/google/go-cmp", "github.com/google/uuid"},
 		"the suite knows the contract; a store that runs it opens itself"},
@@ -70,7 +75,8 @@ var layers = []layer{
 		"ingest hands commits on through an interface; stages do not import each other"},
 	{"internal/inspect", nil, nil,
 		"what is shown is the same for whoever shows it; the stages must be able to import it"},
-	{"internal/admin", []string{"internal/inspect", "internal/message"}, []string{"github.com/prometheus/client_golang"},
+	{"internal/admin", []string{"internal/inspect", "internal/message"},
+		[]string{"github.com/prometheus/client_golang"},
 		"admin shows what daemon tells it; it reaches into no stage"},
 	{"internal/devbroker", []string{"internal/devbroker/wire"}, []string{"golang.org/x/sync"},
 		"the embedded broker is the relay's peer: sharing code with it would hide mistakes of both"},
@@ -78,19 +84,21 @@ var layers = []layer{
 		[]string{"callbacks", "config", "history", "history/file", "history/postgres", "internal/admin",
 			"internal/amqpconn", "internal/failpoint", "internal/ingest", "internal/inspect", "internal/message",
 			"internal/pemfile", "internal/retry", "queue", "queue/drain", "queue/file", "queue/postgres", "relay"},
-		[]string{"github.com/coreos/go-systemd/v22", "github.com/google/uuid", "github.com/prometheus/client_golang",
-			"golang.org/x/sync"},
+		[]string{"github.com/coreos/go-systemd/v22", "github.com/google/uuid",
+			"github.com/prometheus/client_golang", "golang.org/x/sync"},
 		"daemon builds the parts; drivers stay behind them"},
 	{"cmd/koji-relay",
-		[]string{"callbacks", "config", "history/audit", "internal/admin", "internal/amqpconn", "internal/amqpconn/dialect",
-			"internal/daemon", "internal/demo", "internal/inspect", "internal/journal", "internal/logbuffer",
-			"internal/message", "queue/postgres", "queue/schema", "relay"},
-		[]string{"github.com/coreos/go-systemd/v22/journal", "github.com/spf13/cobra", "golang.org/x/sync", "golang.org/x/term"},
+		[]string{"callbacks", "config", "history/audit", "internal/admin", "internal/amqpconn",
+			"internal/amqpconn/dialect", "internal/daemon", "internal/demo", "internal/inspect", "internal/journal",
+			"internal/logbuffer", "internal/message", "queue/postgres", "queue/schema", "relay"},
+		[]string{"github.com/coreos/go-systemd/v22/journal", "github.com/spf13/cobra", "golang.org/x/sync",
+			"golang.org/x/term"},
 		"commands parse flags and print; what they do is done by the packages below"},
 	{"internal/devbroker/wire", nil, nil,
 		"the codec shares nothing with the driver that it is the peer of"},
 	{"internal/demo", []string{"callbacks", "internal/devbroker"}, nil,
-		"the demo runs the relay through a function of the command's: what it shows is the program, not parts of it"},
+		"the demo runs the relay through a function of the command's: what it shows is the program, not parts " +
+			"of it"},
 	{"internal/journal", nil, []string{"github.com/coreos/go-systemd/v22/journal"},
 		"a log handler knows nothing of what is logged"},
 	{"internal/logbuffer", nil, nil, "a log handler knows nothing of what is logged"},
@@ -131,7 +139,9 @@ func TestImportsPointInward(t *testing.T) {
 			if !strings.Contains(first, ".") {
 				continue // standard library
 			}
-			if !slices.ContainsFunc(l.others, func(p string) bool { return imported == p || strings.HasPrefix(imported, p+"/") }) {
+			if !slices.ContainsFunc(l.others, func(p string) bool {
+				return imported == p || strings.HasPrefix(imported, p+"/")
+			}) {
 				t.Errorf("%s must not import %s: %s", l.pkg, imported, l.why)
 			}
 		}
@@ -141,7 +151,8 @@ func TestImportsPointInward(t *testing.T) {
 // packageImports lists what each package imports, its tests left out.
 func packageImports(t *testing.T) map[string][]string {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "koji-relay/...").Output()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`,
+		"koji-relay/...").Output()
 	if err != nil {
 		t.Fatalf("list the packages: %v", err)
 	}

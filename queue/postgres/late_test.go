@@ -42,7 +42,8 @@ func TestMessageCommittedLateIsGivenBeforeThosePutAfterIt(t *testing.T) {
 	commit := uncommitted(t, conn, `WITH n AS (SELECT nextval('proton_queue_id_seq') AS id), d AS (
 			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback, event)
 			SELECT 'late', id, now(), now(), 'build.tag', 100, 'postTag', 1 FROM n
-		) INSERT INTO proton_queue (id, created_ts, address, props, body) SELECT id, now(), 'build.tag', '{}', '{}' FROM n`)
+		) INSERT INTO proton_queue (id, created_ts, address, props, body)
+			SELECT id, now(), 'build.tag', '{}', '{}' FROM n`)
 	put := func(first, last int) {
 		t.Helper()
 		if _, err := p.Put(t.Context(), storetest.Unsent(first, last), nil); err != nil {

@@ -29,8 +29,8 @@ import (
 //   - A row stays until its first attempt is over: the drain deletes or sets aside after the outcome, the
 //     outbox reader deletes after Take. So Backlog sees what another relay, or a killed one, had in hand.
 //     Rows set aside were attempted.
-//   - The drain reads never-attempted rows by proton_queue.id. Where one put began after another was committed, their
-//     ids are in that order, because the sequence counts one by one. A put that is committed
+//   - The drain reads never-attempted rows by proton_queue.id. Where one put began after another was
+//     committed, their ids are in that order, because the sequence counts one by one. A put that is committed
 //     after one with later ids was read comes next, before all that are put from then on; so does a commit in
 //     the outbox.
 //

@@ -210,7 +210,8 @@ func TestTwoReadersTakeEachEventOnce(t *testing.T) {
 	conn := hubDatabase(t)
 	const commits, size = 1000, 10
 	pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
-		SELECT md5(c::text)::uuid, e, 'postTag', '{}' FROM generate_series(1, %d) c, generate_series(0, %d) e ORDER BY c, e`, commits, size-1))
+		SELECT md5(c::text)::uuid, e, 'postTag', '{}' FROM generate_series(1, %d) c, generate_series(0, %d) e
+			ORDER BY c, e`, commits, size-1))
 	taker := &fakeTaker{}
 	ctx, cancel := context.WithCancel(t.Context())
 	var first sync.WaitGroup

@@ -174,8 +174,8 @@ func (w *window) begin(ctx context.Context) {
 // while.
 var errHeldBack = errors.New("events of the outbox could be neither sent nor queued")
 
-// finish notes what became of p, and frees the pieces that waited for it. Where events of p are left, they wait
-// on: they come after those.
+// finish notes what became of p, and frees the pieces that waited for it. Where events of p are left, they
+// wait on: they come after those.
 func (w *window) finish(p *piece) error {
 	w.full = false
 	w.under--

@@ -28,7 +28,8 @@ func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 			pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 				SELECT md5(i::text)::uuid, 0, 'postTag', '{}' FROM generate_series(1, %d) i`, rows))
 			pgtest.SQL(t, conn, "VACUUM ANALYZE")
-			pgtest.SQL(t, conn, fmt.Sprintf(`UPDATE pg_class SET reltuples = %v WHERE relnamespace = 'koji_relay'::regnamespace
+			pgtest.SQL(t, conn, fmt.Sprintf(`UPDATE pg_class SET reltuples = %v
+				WHERE relnamespace = 'koji_relay'::regnamespace
 				OR relname LIKE 'proton_queue%%'`, reltuples))
 			before := rowsRead(t, conn)
 			workOnQueue(t, open(t, conn, queue.Limits{}))
@@ -47,10 +48,12 @@ func rowsRead(tb testing.TB, conn string) int64 {
 	tb.Helper()
 	storetest.Eventually(tb, "our sessions have ended", func() bool {
 		return query[int64](tb, conn,
-			`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'koji-relay' AND datname = current_database()`) == 0
+			`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'koji-relay'
+				AND datname = current_database()`) == 0
 	})
 	return query[int64](tb, conn,
-		`SELECT ((SELECT sum(idx_tup_read) FROM pg_stat_user_indexes) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables))::bigint`)
+		`SELECT ((SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)
+			+ (SELECT sum(seq_tup_read) FROM pg_stat_user_tables))::bigint`)
 }
 
 // workOnQueue does each thing that happens while a queue is long, and closes p.

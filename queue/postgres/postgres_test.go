@@ -90,7 +90,8 @@ func TestRowOfProtonmsgWithoutTimeDrains(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, `INSERT INTO proton_queue (created_ts, address, props, body) VALUES
-		(NULL, 'a', '{"n": 1}', '1'), ('infinity', 'a', '{"n": 2}', '1'), (now(), 'a', '[]', '1'), (now(), 'a', '{"n": 4}', '1')`)
+		(NULL, 'a', '{"n": 1}', '1'), ('infinity', 'a', '{"n": 2}', '1'), (now(), 'a', '[]', '1'),
+		(now(), 'a', '{"n": 4}', '1')`)
 	s := open(t, conn, queue.Limits{})
 	got := storetest.Drained(t, s)
 	if n := props(got); !slices.Equal(n, []int{1, 2, 4}) || got[2].Unreadable == "" {
@@ -253,8 +254,10 @@ func TestLockOutlivesAShortIdleTimeoutOfTheServer(t *testing.T) {
 	began := time.Now()
 	var oldest float64
 	storetest.Eventually(t, "the lock was renewed", func() bool {
-		age := query[float64](t, conn, `SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::float8 FROM pg_stat_activity
-			WHERE application_name = 'koji-relay' AND datname = current_database() AND state LIKE 'idle in transaction%'`)
+		age := query[float64](t, conn, `SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::float8
+			FROM pg_stat_activity
+			WHERE application_name = 'koji-relay' AND datname = current_database()
+				AND state LIKE 'idle in transaction%'`)
 		oldest = max(oldest, age)
 		return time.Since(began) > renewEvery+500*time.Millisecond
 	})
@@ -274,7 +277,8 @@ func TestKilledLockSessionIsNoticedAndFreesTheLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'koji-relay'
+	pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE application_name = 'koji-relay'
 		AND datname = current_database()`)
 	storetest.Eventually(t, "the pass noticed", func() bool { return !pass.Held() })
 	pass.End(false)
@@ -325,7 +329,8 @@ func TestPutSurvivesThatTheServerEndedTheSessions(t *testing.T) {
 	s := open(t, conn, queue.Limits{})
 	for n := range 3 {
 		storetest.Put(t, s, storetest.Unsent(n, n)...)
-		pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'koji-relay'
+		pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE application_name = 'koji-relay'
 			AND datname = current_database()`)
 	}
 	storetest.Put(t, s, storetest.Unsent(3, 3)...)

@@ -217,7 +217,8 @@ func TestSessionsLiveThroughNotificationsWithoutEnd(t *testing.T) {
 	running.Go(func() { p.ListenQueue(ctx, func() {}) })
 	storetest.Eventually(t, "it reads", func() bool { return b.Status().Reading })
 	const sessions = `SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_activity
-		WHERE datname = current_database() AND application_name = 'koji-relay' AND query LIKE '%pg_sequence_last_value%'`
+		WHERE datname = current_database() AND application_name = 'koji-relay'
+			AND query LIKE '%pg_sequence_last_value%'`
 	before := ""
 	storetest.Eventually(t, "both sessions have looked", func() bool {
 		before = query[string](t, conn, "SELECT coalesce(("+sessions+"), '')")
@@ -286,18 +287,28 @@ func TestPoolerInSessionModeIsUsed(t *testing.T) {
 // planted are functions and an operator of a stranger that fit calls of ours better than those of the system.
 const planted = `
 	GRANT CREATE ON SCHEMA public TO PUBLIC;
-	CREATE FUNCTION public.boom(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'planted: %', $1; END $$;
-	CREATE FUNCTION public.nextval(text) RETURNS bigint LANGUAGE sql AS $$ SELECT public.boom('nextval')::bigint $$;
-	CREATE FUNCTION public.pg_sequence_last_value(text) RETURNS bigint LANGUAGE sql AS $$ SELECT public.boom('last_value')::bigint $$;
+	CREATE FUNCTION public.boom(text) RETURNS text LANGUAGE plpgsql AS $$
+		BEGIN RAISE EXCEPTION 'planted: %', $1; END $$;
+	CREATE FUNCTION public.nextval(text) RETURNS bigint LANGUAGE sql AS $$
+		SELECT public.boom('nextval')::bigint $$;
+	CREATE FUNCTION public.pg_sequence_last_value(text) RETURNS bigint LANGUAGE sql AS $$
+		SELECT public.boom('last_value')::bigint $$;
 	CREATE FUNCTION public.unnest(text[]) RETURNS SETOF text LANGUAGE sql AS $$ SELECT public.boom('unnest') $$;
-	CREATE FUNCTION public.unnest(bigint[]) RETURNS SETOF bigint LANGUAGE sql AS $$ SELECT public.boom('unnest')::bigint $$;
-	CREATE FUNCTION public.hashtext(varchar) RETURNS int LANGUAGE sql AS $$ SELECT public.boom('hashtext')::int $$;
-	CREATE FUNCTION public.octet_length(varchar) RETURNS int LANGUAGE sql AS $$ SELECT public.boom('octet_length')::int $$;
-	CREATE FUNCTION public.quote_ident(name) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('quote_ident') $$;
+	CREATE FUNCTION public.unnest(bigint[]) RETURNS SETOF bigint LANGUAGE sql AS $$
+		SELECT public.boom('unnest')::bigint $$;
+	CREATE FUNCTION public.hashtext(varchar) RETURNS int LANGUAGE sql AS $$
+		SELECT public.boom('hashtext')::int $$;
+	CREATE FUNCTION public.octet_length(varchar) RETURNS int LANGUAGE sql AS $$
+		SELECT public.boom('octet_length')::int $$;
+	CREATE FUNCTION public.quote_ident(name) RETURNS text LANGUAGE sql AS $$
+		SELECT public.boom('quote_ident') $$;
 	CREATE FUNCTION public.upper(varchar) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('upper') $$;
-	CREATE FUNCTION public.to_regclass(varchar) RETURNS regclass LANGUAGE sql AS $$ SELECT public.boom('to_regclass')::regclass $$;
-	CREATE FUNCTION public.split_part(varchar, varchar, int) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('split_part') $$;
-	CREATE FUNCTION public.split_part(text, varchar, int) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('split_part') $$;
+	CREATE FUNCTION public.to_regclass(varchar) RETURNS regclass LANGUAGE sql AS $$
+		SELECT public.boom('to_regclass')::regclass $$;
+	CREATE FUNCTION public.split_part(varchar, varchar, int) RETURNS text LANGUAGE sql AS $$
+		SELECT public.boom('split_part') $$;
+	CREATE FUNCTION public.split_part(text, varchar, int) RETURNS text LANGUAGE sql AS $$
+		SELECT public.boom('split_part') $$;
 	CREATE FUNCTION public.count(text) RETURNS bigint LANGUAGE sql AS $$ SELECT public.boom('count')::bigint $$;
 	CREATE FUNCTION public.glue(text, integer) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('||') $$;
 	CREATE FUNCTION public.glue(text, bigint) RETURNS text LANGUAGE sql AS $$ SELECT public.boom('||') $$;
@@ -305,10 +316,13 @@ const planted = `
 	CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = integer, FUNCTION = public.glue);
 	CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = bigint, FUNCTION = public.glue);
 	CREATE OPERATOR public.|| (LEFTARG = name, RIGHTARG = text, FUNCTION = public.glue);
-	CREATE FUNCTION public.same(oid, regclass) RETURNS boolean LANGUAGE sql AS $$ SELECT public.boom('=')::boolean $$;
+	CREATE FUNCTION public.same(oid, regclass) RETURNS boolean LANGUAGE sql AS $$
+		SELECT public.boom('=')::boolean $$;
 	CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = public.same);
-	CREATE FUNCTION public.same(name, text) RETURNS boolean LANGUAGE sql AS $$ SELECT public.boom('=')::boolean $$;
-	CREATE FUNCTION public.same(bigint, integer) RETURNS boolean LANGUAGE sql AS $$ SELECT public.boom('=')::boolean $$;
+	CREATE FUNCTION public.same(name, text) RETURNS boolean LANGUAGE sql AS $$
+		SELECT public.boom('=')::boolean $$;
+	CREATE FUNCTION public.same(bigint, integer) RETURNS boolean LANGUAGE sql AS $$
+		SELECT public.boom('=')::boolean $$;
 	CREATE FUNCTION public.minus(timestamptz, interval) RETURNS timestamptz LANGUAGE sql AS $$ SELECT now() $$;`
 
 func TestFunctionsOfAStrangerAreNotRun(t *testing.T) {
@@ -397,13 +411,16 @@ func TestRowsWithTimesWithoutAFormAreListed(t *testing.T) {
 	conn := hubDatabase(t)
 	s := open(t, conn, queue.Limits{})
 	storetest.Put(t, s, storetest.Unsent(1, 1)...)
-	pgtest.SQL(t, conn, `INSERT INTO proton_queue (created_ts, address, props, body) VALUES ('infinity', 'a', '{}', '1'),
-		('-infinity', 'a', '{}', '1'), (NULL, 'a', '{}', '1'), ('20000-01-01', 'a', '{}', '1'), ('4000-01-01 BC', 'a', '{}', '1')`)
+	pgtest.SQL(t, conn, `INSERT INTO proton_queue (created_ts, address, props, body) VALUES
+		('infinity', 'a', '{}', '1'), ('-infinity', 'a', '{}', '1'), (NULL, 'a', '{}', '1'),
+		('20000-01-01', 'a', '{}', '1'), ('4000-01-01 BC', 'a', '{}', '1')`)
 	if got := storetest.Drained(t, s); len(got) != 6 {
 		t.Fatalf("drained %d messages, want 6", len(got))
 	}
-	pgtest.SQL(t, conn, `INSERT INTO koji_relay.dead_letter (message_id, died, body, reason) SELECT md5(n::text), d::timestamptz, '1', ''
-		FROM generate_series(1, 400) n, unnest(ARRAY['infinity', '-infinity', 'now']) WITH ORDINALITY AS v(d, i) WHERE n % 3 = i - 1;
+	pgtest.SQL(t, conn, `INSERT INTO koji_relay.dead_letter (message_id, died, body, reason)
+		SELECT md5(n::text), d::timestamptz, '1', ''
+		FROM generate_series(1, 400) n, unnest(ARRAY['infinity', '-infinity', 'now']) WITH ORDINALITY AS v(d, i)
+			WHERE n % 3 = i - 1;
 		INSERT INTO koji_relay.outbox (commit, event, created, callback, kwargs)
 		VALUES ('`+commitID(1)+`', 0, '-infinity', 'postTag', '{}'), ('`+commitID(2)+`', 0, 'infinity', 'postTag', '{}')`)
 	for _, newest := range []bool{false, true} {

@@ -19,7 +19,8 @@ func fill(tb testing.TB, conn string, first, last int, next string) {
 	tb.Helper()
 	pgtest.SQL(tb, conn, fmt.Sprintf(`
 		WITH n AS (SELECT i, nextval('proton_queue_id_seq') AS id FROM generate_series(%d, %d) i), d AS (
-			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback, next_attempt)
+			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback,
+				next_attempt)
 			SELECT md5(i::text)::uuid::text, id, now(), now(), 'build.tag', 1300, 'postTag', %s FROM n ORDER BY id
 		) INSERT INTO proton_queue (id, address, props, body)
 		SELECT id, 'build.tag', '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira"}',

@@ -61,7 +61,8 @@ func (c *CountingSender) SendPatiently(_ context.Context, list []message.Message
 // DrainAll runs a drain until n messages were accepted and deleted, and gives the time.
 func DrainAll(tb testing.TB, store queue.Store, sender *CountingSender, n int) time.Duration {
 	tb.Helper()
-	d := drain.New(store, sender, drain.Options{BatchSize: 1000, BatchBytes: 8 << 20, Interval: 30 * time.Second})
+	d := drain.New(store, sender, drain.Options{BatchSize: 1000, BatchBytes: 8 << 20,
+		Interval: 30 * time.Second})
 	ctx, cancel := context.WithCancel(tb.Context())
 	defer cancel()
 	began := time.Now()

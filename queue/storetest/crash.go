@@ -48,8 +48,9 @@ func CrashingProcess(open func(where string) (queue.Store, error)) {
 	}
 	dir := os.Getenv(crashDir)
 	answered, broker := appendTo(dir+"/answered"), appendTo(dir+"/accepted")
-	d := drain.New(store, crashBroker{broker}, drain.Options{BatchSize: 7, BatchBytes: 8 << 20, Interval: 50 * time.Millisecond,
-		Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true}})
+	d := drain.New(store, crashBroker{broker},
+		drain.Options{BatchSize: 7, BatchBytes: 8 << 20, Interval: 50 * time.Millisecond,
+			Expiry: queue.Expiry{MaxAge: time.Hour, ToDead: true}})
 	go func() { _ = d.Run(context.Background()) }()
 	var first int
 	fmt.Sscan(os.Getenv(crashFirst), &first)
