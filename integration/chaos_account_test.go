@@ -22,6 +22,8 @@ type account struct {
 	slowest time.Duration    // that the plugin took of a hub call
 	by      map[string]int   // events handed over, by the ways that were tried
 	asked   []refusal
+	// overtaken are the message-ids of events out of order, each with that of the one before it.
+	overtaken [][2]string
 }
 
 // fact is what is known of one event beside what it must look like.
@@ -141,6 +143,9 @@ func (a *account) close(arrivals [3][]delivery, committed map[int]bool) result {
 		v.disorder = nil
 	}
 	a.c.Logf("account: %s", v.report(a.c, a.ledger, a.c.ordered))
+	for _, ids := range a.overtaken[:min(3, len(a.overtaken))] {
+		a.c.Logf("overtaken:\n%s\nby:\n%s", a.c.history(ids[0]), a.c.history(ids[1]))
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, number := range v.lost[:min(10, len(v.lost))] {
@@ -230,6 +235,7 @@ func (a *account) disorder(arrivals [3][]delivery) (found []string) {
 				key += a.events[number].topic
 			}
 			if before := last[key]; before > number {
+				a.overtaken = append(a.overtaken, [2]string{a.events[number].id, a.events[before].id})
 				found = append(found, fmt.Sprintf("event %d of build %d came to broker %d after %d, both by %s (%s)",
 					number, a.events[number].build, broker, before, f.way, a.events[number].how))
 			}

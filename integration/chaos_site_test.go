@@ -216,6 +216,17 @@ func (c *chaos) command(i int, args ...string) {
 	}()
 }
 
+// history is what the relays' history says of a message.
+func (c *chaos) history(id string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, c.binary, "history", "show", id, "--config", c.relays[0].conf).CombinedOutput()
+	if err != nil {
+		return err.Error() + ": " + string(out)
+	}
+	return string(out)
+}
+
 // database runs one statement that gives one value, on the primary.
 func (c *chaos) database(sql string, result any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
