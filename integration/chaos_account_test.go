@@ -143,9 +143,6 @@ func (a *account) close(arrivals [3][]delivery, committed map[int]bool) result {
 		v.disorder = nil
 	}
 	a.c.Logf("account: %s", v.report(a.c, a.ledger, a.c.ordered))
-	for _, ids := range a.overtaken[:min(3, len(a.overtaken))] {
-		a.c.Logf("overtaken:\n%s\nby:\n%s", a.c.history(ids[0]), a.c.history(ids[1]))
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, number := range v.lost[:min(10, len(v.lost))] {

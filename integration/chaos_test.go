@@ -133,6 +133,9 @@ func (c *chaos) judge() {
 		arrivals[i] = c.readAll(c.brokers[i].service, box)
 	}
 	r := c.account.close(arrivals, committed)
+	for _, ids := range c.account.overtaken[:min(3, len(c.account.overtaken))] {
+		c.Logf("overtaken:\n%s\nby:\n%s", c.history(ids[0]), c.history(ids[1]))
+	}
 	c.truthful()
 	c.noDeadLetters()
 	c.Logf("happened: %s", strings.Join(names(c.happened), ", "))

@@ -40,8 +40,8 @@ func TestReplayBringsWhatAConsumerMissed(t *testing.T) {
 				}
 				return nil
 			})
-			r.command(t, "", "replay", "--tag", "f39-*", "--since", "1h", "--rate", "200", "--yes",
-				"--background")
+			r.command(t, "", "replay", "--tag", "f39-*", "--since", "1h", "--rate", "60", "--yes",
+				"--background") // slow, so that the last one is replayed after the kill, and its record not lost
 			eventually(t, 30*time.Second, "the replay is on its way", func() error {
 				if s := replayState(t, r); s.Done == 0 {
 					return fmt.Errorf("it is at %+v", s)
