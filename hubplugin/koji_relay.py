@@ -54,6 +54,7 @@ PREPARE = """SELECT pg_catalog.current_setting('lock_timeout'),
     pg_catalog.has_table_privilege(pg_catalog.to_regclass('koji_relay.reader'), 'SELECT')"""
 SET_TIMEOUTS = """SELECT pg_catalog.set_config('lock_timeout', %s, true),
     pg_catalog.set_config('statement_timeout', %s, true)"""
+SET_FALLBACK = ", pg_catalog.set_config('koji_relay.fallback', %s, true)"
 READERS = ", (SELECT pg_catalog.string_agg(events, ' ') FROM koji_relay.reader)"
 config, trouble = None, (None, None)    # trouble at the last commit: koji-relay's, the outbox's
 learned = None, 0.0     # what makes messages, as patterns or None for all; until when that holds
@@ -267,7 +268,8 @@ def after_commit(cbtype, *args, **kwargs):
         rest, why = post(commit, events, patience, deadline)
     if rest:    # what has not been asked yet is left half of the time
         left = deadline - time.monotonic()
-        lost, failure = store_after_commit(commit, rest, left if patience else left / 2)
+        lost, failure = store_after_commit(commit, rest, left if patience else left / 2,
+                                           why or 'it was slow')
         commit.stored = commit.stored or len(lost) < len(rest)
     if lost and not patience:
         lost, why = post(commit, lost, config.timeout, deadline, last=True)
@@ -419,12 +421,17 @@ class Received:
         return io.BytesIO(self.answer)
 
 
-def insert(cursor, commit_id, events, seconds):
-    """Insert events with one statement that takes at most `seconds`, waiting for locks too."""
+def insert(cursor, commit_id, events, seconds, why=''):
+    """Insert events with one statement that takes at most `seconds`, waiting for locks too.
+
+    why tells koji-relay what is wrong with its socket, by the default of the column fallback.
+    """
     if sum(len(event[2]) for event in events) > seconds * OUTBOX_SPEED:
         raise ValueError('too large to be stored within %.1f s' % seconds)
     wait, started = min(seconds, OUTBOX.left(config.timeout / 2)), time.monotonic()
-    cursor.execute(SET_TIMEOUTS, ['%dms' % max(1, 1000 * limit) for limit in (wait, seconds)])
+    cursor.execute(SET_TIMEOUTS + SET_FALLBACK, [
+        '%dms' % max(1, 1000 * limit) for limit in (wait, seconds)] + [
+            re.sub('[^ -~]', '?', why)[:200]])
     try:
         if not wait:
             cursor.execute('LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT')
@@ -437,14 +444,17 @@ def insert(cursor, commit_id, events, seconds):
             OUTBOX.book(time.monotonic() - started, config.timeout / 2)
 
 
-def store_after_commit(commit, events, seconds):
-    """Insert events in a transaction of their own. Returns those that are lost, and why."""
+def store_after_commit(commit, events, seconds, why):
+    """Insert events in a transaction of their own, since koji-relay did not take them: why.
+
+    Returns those that are lost, and why those.
+    """
     connection, seconds = raw_connection(), max(seconds, UNNOTICED)
     fitting, lost = next(batches(events, seconds * OUTBOX_SPEED)), events
     try:
         connection.rollback()       # ends what another plugin may have left open
         cursor = connection.cursor()
-        insert(cursor, commit.id, fitting, seconds)
+        insert(cursor, commit.id, fitting, seconds, why)
         connection.commit()
         lost = events[len(fitting):]
     except Exception as error:

@@ -81,9 +81,19 @@ func printStatus(out io.Writer, s *admin.Status) error {
 			inspect.Age(s.Generated, s.Queue.Oldest), s.Queue.Store))
 		t.row("dead letters", fmt.Sprint(s.Queue.DeadLetters))
 	}
+	t.row("commits", commitsText(&s.HandOver))
 	if s.Outbox.Known {
 		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
 			inspect.Age(s.Generated, s.Outbox.Oldest)))
 	}
 	return t.flush()
+}
+
+// commitsText says by which way the commits since the start have come.
+func commitsText(h *admin.HandOver) string {
+	text := fmt.Sprintf("%d by the socket %s, %d by the outbox", h.Socket, h.Path, h.Outbox)
+	if h.Fallback > 0 {
+		text += fmt.Sprintf(", %d of them meant for the socket", h.Fallback)
+	}
+	return text
 }

@@ -1,6 +1,7 @@
 """Delivery after the commit: the socket in all its moods, the outbox behind it, and the time it takes."""
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -692,6 +693,25 @@ def test_fallback_does_not_mark_the_request_as_writing_and_leaves_no_transaction
     assert load_order[-1] is look
     hub.request(change('x'))
     assert seen == [(True, 2), (False, 0)]
+
+
+def test_fallback_tells_the_relay_what_is_wrong_with_its_socket(load, hub, database, directory, relay):
+    """Whether the table has the column for it or not; and only what fell back is marked."""
+    load()
+    relay.answer = lambda connection, request: connection.sendall(b'HTTP/1.1 \0\xff\x1b\r\n\r\n')
+    hub.request(change('binary'))
+    relay.stop()
+    hub.request(change('gone'))
+    load(delivery='outbox')
+    hub.request(change('regular'))
+    told = dict(database.sql("SELECT kwargs->>'what', fallback FROM koji_relay.outbox"))
+    assert re.fullmatch('[ -~]+', told['binary'])
+    assert told['gone'].startswith(('FileNotFoundError', 'ConnectionRefusedError'))
+    assert told['regular'] is None
+    database.sql('ALTER TABLE koji_relay.outbox DROP fallback')
+    load()
+    hub.request(change('old schema'))
+    assert len(outbox(database)) == 8
 
 
 def test_lost_database_connection_costs_no_exception(load, hub, database, log):

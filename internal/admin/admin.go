@@ -156,6 +156,9 @@ func (s *Server) Status() *Status {
 	status.UptimeSeconds = seconds(now, status.Started)
 	status.Rates, status.Minutes = s.history.rates()
 	status.Recent = s.opts.Recent.Last()
+	path := status.HandOver.Path
+	status.HandOver = s.opts.Metrics.handOver.now()
+	status.HandOver.Path = path
 	status.judge(now)
 	for i := range status.Reasons {
 		status.Reasons[i].Since = last.since[status.Reasons[i].Code]

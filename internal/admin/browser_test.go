@@ -374,7 +374,7 @@ func followBroker(t *testing.T, b *browser, s *Server, source *fakeSource) {
 		s.Outbox, s.DeadLetters = Outbox{Known: true}, nil
 		s.Config.Reload.OK, s.Certificates = true, nil
 	})
-	s.opts.Metrics.CommitTaken(message.Commit{}, message.Receipt{}, 0)
+	s.opts.Metrics.CommitTaken(inspect.ViaSocket, message.Commit{}, message.Receipt{}, 0)
 	s.refresh(t.Context())
 	eval[any](b, `document.dispatchEvent(new Event("visibilitychange"))`) // a tab that comes to the front
 	b.await(`document.getElementById("state").innerText.includes("All is well")`)

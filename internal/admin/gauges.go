@@ -17,9 +17,9 @@ type gauges struct {
 	brokerUp, brokerActive                      *prometheus.Desc
 	queueUsable, depth, bytes, oldest, setAside *prometheus.Desc
 	deadLetters                                 *prometheus.Desc
-	outboxDepth, outboxOldest                   *prometheus.Desc
+	outboxDepth, outboxOldest, outboxOnly       *prometheus.Desc
 	reloadOK, reloadTime                        *prometheus.Desc
-	certificate                                 *prometheus.Desc
+	certificate, brokerCertificate              *prometheus.Desc
 }
 
 func newGauges(status func() *Status) *gauges {
@@ -43,10 +43,14 @@ func newGauges(status func() *Status) *gauges {
 		outboxDepth: desc("outbox_depth", "Events in the outbox."),
 		outboxOldest: desc("outbox_oldest_age_seconds",
 			"Age of the oldest event in the outbox; 0 when it is empty."),
+		outboxOnly: desc("outbox_only_seconds",
+			"Time between the first and the last commit that the hub could not hand over by the socket, in a row."),
 		reloadOK: desc("config_last_reload_successful",
 			"Whether the configuration file could be used when it was last read."),
 		reloadTime: desc("config_last_reload_success_timestamp_seconds",
 			"When the configuration in effect was read."),
+		brokerCertificate: desc("broker_certificate_expiry_timestamp_seconds",
+			"When a certificate of a connection that is up expires.", "broker", "certificate"),
 		certificate: desc("tls_cert_expiry_timestamp_seconds", "When a TLS certificate expires.", "certificate"),
 	}
 }
@@ -54,8 +58,8 @@ func newGauges(status func() *Status) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive,
-		g.queueUsable, g.depth, g.bytes, g.oldest, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest,
-		g.reloadOK, g.reloadTime, g.certificate} {
+		g.queueUsable, g.depth, g.bytes, g.oldest, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest, g.outboxOnly,
+		g.reloadOK, g.reloadTime, g.certificate, g.brokerCertificate} {
 		ch <- d
 	}
 }
@@ -83,6 +87,11 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		seen[name] = true
 		set(g.brokerUp, number(b.State == inspect.Up), name)
 		set(g.brokerActive, number(b.Active), name)
+		for side, expires := range map[string]time.Time{"server": b.CertExpires, "client": b.ClientCertExpires} {
+			if !expires.IsZero() {
+				set(g.brokerCertificate, float64(expires.Unix()), name, side)
+			}
+		}
 	}
 	clear(seen)
 	for _, c := range s.Certificates {
@@ -91,6 +100,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			set(g.certificate, float64(c.Expires.Unix()), name)
 		}
 	}
+	set(g.outboxOnly, s.HandOver.onlyFor().Seconds())
 	set(g.reloadOK, number(s.Config.Reload.Time.IsZero() || s.Config.Reload.OK))
 	set(g.reloadTime, float64(s.Config.Loaded.Unix()))
 	if s.Queue.Enabled {

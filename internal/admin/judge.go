@@ -17,6 +17,8 @@ const (
 	// backlogAfter is the age from which on what waits is worth a word: the drain and the reader had their
 	// chance.
 	backlogAfter = time.Minute
+	// outboxOnlyAfter is how long the hub finds the socket unusable before it is worth a word.
+	outboxOnlyAfter = 10 * time.Minute
 )
 
 // judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived.
@@ -129,6 +131,12 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 				now.Sub(q.Oldest).Round(time.Second)),
 			Command: "koji-relay queue status"})
 	}
+	if h := &s.HandOver; h.onlyFor() >= outboxOnlyAfter {
+		all = append(all, Reason{Code: "OUTBOX_ONLY", Count: h.Fallback,
+			Text: fmt.Sprintf("for %s every commit has come by the outbox; the hub says of the socket: %s",
+				inspect.Duration(h.onlyFor().Truncate(time.Second)), h.OnlyOutbox.Why),
+			Command: "ls -l " + h.Path})
+	}
 	if o := s.Outbox; o.Depth > 0 && seconds(now, o.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "OUTBOX_BACKLOG", Count: o.Depth,
 			Text: fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"),
@@ -149,18 +157,45 @@ func (s *Status) setUp(now time.Time) (all []Reason) {
 		all = append(all, Reason{Code: "RELOAD_FAILED", Command: "koji-relay check",
 			Text: "the configuration file has errors; the one read before stays in effect"})
 	}
-	for _, c := range s.Certificates {
+	for _, c := range s.certificates() {
 		day := c.Expires.UTC().Format(time.DateOnly)
 		switch left := c.Expires.Sub(now); {
 		case left <= 0:
-			all = append(all, Reason{Code: "CERTIFICATE_EXPIRED", Command: "koji-relay check",
+			all = append(all, Reason{Code: "CERTIFICATE_EXPIRED", Command: c.command,
 				Text: fmt.Sprintf("the certificate of %s expired on %s", c.Name, day)})
 		case left < certificateWarning:
-			all = append(all, Reason{Code: "CERTIFICATE_EXPIRES", Command: "koji-relay check",
+			all = append(all, Reason{Code: "CERTIFICATE_EXPIRES", Command: c.command,
 				Text: fmt.Sprintf("the certificate of %s expires on %s", c.Name, day)})
 		}
 	}
 	return all
+}
+
+// certificates are those of files and of connections. Ours at a broker is named where it is another one than
+// that of the file.
+func (s *Status) certificates() (all []namedCertificate) {
+	known := make(map[int64]bool)
+	for _, c := range s.Certificates {
+		known[c.Expires.Unix()] = true
+		all = append(all, namedCertificate{c.Name, c.Expires, "koji-relay check"})
+	}
+	const command = "koji-relay check --connect"
+	for i := range s.Brokers {
+		b := &s.Brokers[i]
+		if !b.CertExpires.IsZero() {
+			all = append(all, namedCertificate{"broker " + b.Name, b.CertExpires, command})
+		}
+		if !b.ClientCertExpires.IsZero() && !known[b.ClientCertExpires.Unix()] {
+			all = append(all, namedCertificate{"the client at broker " + b.Name, b.ClientCertExpires, command})
+		}
+	}
+	return all
+}
+
+type namedCertificate struct {
+	Name    string
+	Expires time.Time
+	command string
 }
 
 // count is n and the noun, which gets an s unless there is one.

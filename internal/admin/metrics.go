@@ -2,6 +2,7 @@ package admin
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -111,7 +113,8 @@ type Metrics struct {
 
 	addresses, callbacks, brokers *labels
 
-	commits      prometheus.Counter
+	commits      *prometheus.CounterVec
+	fallback     prometheus.Counter
 	events       *prometheus.CounterVec
 	handled      *prometheus.CounterVec
 	handoff      prometheus.Histogram
@@ -128,6 +131,8 @@ type Metrics struct {
 	reconnects   *prometheus.CounterVec
 	historyGap   prometheus.Counter
 	lostLog      atomic.Pointer[func() int64]
+
+	handOver handOver
 
 	// The totals behind the status page's rates.
 	nEvents, nSent, nQueued, nDrained, nFailed, nNotTaken atomic.Int64
@@ -155,7 +160,9 @@ func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(), addresses: newLabels(), callbacks: newLabels(), brokers: newLabels(),
 
-		commits: counter("commits_received_total", "Commits that the hub handed over."),
+		commits: counters("commits_received_total", "Commits that the hub handed over.", "via"),
+		fallback: counter("fallback_commits_total",
+			"Commits of the outbox that the hub could not hand over by the socket."),
 		events:  counters("events_received_total", "Events that the hub handed over, by callback.", "callback"),
 		handled: counters("events_handled_total", "Events by what the hub was told about them.", "result"),
 		handoff: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace,
@@ -182,7 +189,7 @@ func NewMetrics(version string) *Metrics {
 		Help:        "Always 1; its labels tell the version of koji-relay and of Go.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.commits, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed,
+	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed,
 		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.dead, m.extraTrimmed, m.reconnects, m.historyGap,
 		build, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
@@ -190,6 +197,9 @@ func NewMetrics(version string) *Metrics {
 	// A series that appears with its first event cannot be alerted on with rate().
 	for _, result := range []FateKind{Sent, Queued, Dead, NotTaken, skipped} {
 		m.handled.WithLabelValues(string(result))
+	}
+	for _, via := range []string{inspect.ViaSocket, inspect.ViaOutbox} {
+		m.commits.WithLabelValues(via)
 	}
 	for reason := range failures {
 		m.dead.WithLabelValues(string(reason))
@@ -200,9 +210,22 @@ func NewMetrics(version string) *Metrics {
 // skipped is a result of events only: they make no message, and so have no fate.
 const skipped FateKind = "skipped"
 
-// CommitTaken counts a commit that came over the socket or through the outbox, and what the hub was told.
-func (m *Metrics) CommitTaken(c message.Commit, r message.Receipt, took time.Duration) {
-	m.commits.Inc()
+// CommitTaken counts a commit that came by the socket or the outbox, and what the hub was told. Events of the
+// outbox that were not taken stay there, and are counted when they are.
+func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, took time.Duration) {
+	if via == inspect.ViaOutbox && len(r.NotTaken) > 0 {
+		c.Events = slices.DeleteFunc(slices.Clone(c.Events),
+			func(e message.Event) bool { return slices.Contains(r.NotTaken, e.Number) })
+		r.NotTaken = nil
+		if len(c.Events) == 0 {
+			return
+		}
+	}
+	m.handOver.taken(via, &c, time.Now())
+	m.commits.WithLabelValues(via).Inc()
+	if via == inspect.ViaOutbox && c.Fallback != "" {
+		m.fallback.Inc()
+	}
 	m.nEvents.Add(int64(len(c.Events)))
 	m.nNotTaken.Add(int64(len(r.NotTaken)))
 	for i := range c.Events {

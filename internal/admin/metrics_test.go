@@ -110,7 +110,7 @@ func TestCommitIsCountedByCallbackAndResult(t *testing.T) {
 	m := NewMetrics("1")
 	events := []message.Event{{Callback: "postTag"}, {Callback: "postTag"}, {Callback: "preTag"},
 		{Callback: "postImport"}, {Callback: "postImport"}}
-	m.CommitTaken(message.Commit{Events: events},
+	m.CommitTaken(inspect.ViaSocket, message.Commit{Events: events},
 		message.Receipt{Sent: 1, Queued: 1, Skipped: 1, Dead: 1, NotTaken: []int{4}}, time.Millisecond)
 	want := `
 # HELP koji_relay_events_handled_total Events by what the hub was told about them.
@@ -141,7 +141,7 @@ func TestLabelValuesAreBounded(t *testing.T) {
 			for i := range 500 {
 				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1")
 				m.SendFailed("b:1", Failure(fmt.Sprint(i)))
-				m.CommitTaken(message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
+				m.CommitTaken(inspect.ViaSocket, message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
 					message.Receipt{}, 0)
 			}
 		})
@@ -183,7 +183,7 @@ func TestHooksDoNotAllocate(t *testing.T) {
 	commit := message.Commit{Events: []message.Event{{Callback: "postTag"}}}
 	recent := NewRecent(10)
 	all := func() {
-		m.CommitTaken(commit, message.Receipt{Sent: 1}, time.Millisecond)
+		m.CommitTaken(inspect.ViaSocket, commit, message.Receipt{Sent: 1}, time.Millisecond)
 		m.MessageSent("build.tag", "b:1")
 		m.SendFailed("b:1", FailureTimeout)
 		m.RoundTrip("b:1", time.Millisecond)

@@ -182,10 +182,10 @@ func TestDashboardFitsTheMetrics(t *testing.T) {
 	used := string(text)
 	for name := range metrics {
 		// What only alerts and people look up is not drawn.
-		undrawn := []string{"koji_relay_broker_active", "koji_relay_commits_received_total",
+		undrawn := []string{"koji_relay_broker_active", "koji_relay_fallback_commits_total",
 			"koji_relay_config_last_reload_successful", "koji_relay_config_last_reload_success_timestamp_seconds",
 			"koji_relay_extra_trimmed_total", "koji_relay_history_gap_messages_total",
-			"koji_relay_log_lines_lost_total", "koji_relay_paused", "koji_relay_queue_expired_total",
+			"koji_relay_log_lines_lost_total", "koji_relay_outbox_only_seconds", "koji_relay_paused", "koji_relay_queue_expired_total",
 			"koji_relay_queue_usable",
 			"koji_relay_status_age_seconds"}
 		if strings.HasPrefix(name, namespace) && !strings.Contains(used, name) && !slices.Contains(undrawn, name) {

@@ -7,8 +7,8 @@ import (
 )
 
 // Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it
-// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Rates, Minutes and
-// Recent are added here. Times that are not known are zero and left out.
+// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Rates, Minutes, Recent
+// and the counts of HandOver are added here. Times that are not known are zero and left out.
 type Status struct {
 	Version       string    `json:"version"`
 	Host          string    `json:"host,omitempty"`
@@ -22,6 +22,7 @@ type Status struct {
 	Reasons []Reason `json:"reasons"` // why State is not ok
 
 	Paused      Paused           `json:"paused"`
+	HandOver    HandOver         `json:"hand_over"`
 	Brokers     []inspect.Broker `json:"brokers"`
 	Queue       Queue            `json:"queue"`
 	Outbox      Outbox           `json:"outbox"`

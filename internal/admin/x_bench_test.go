@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -16,7 +17,7 @@ func BenchmarkHooks(b *testing.B) {
 	commit := message.Commit{Events: []message.Event{{Callback: "postTag"}}}
 	b.ReportAllocs()
 	for b.Loop() {
-		m.CommitTaken(commit, message.Receipt{Sent: 1}, time.Millisecond)
+		m.CommitTaken(inspect.ViaSocket, commit, message.Receipt{Sent: 1}, time.Millisecond)
 		m.MessageSent("build.tag", "broker1.example.com:5671")
 		m.RoundTrip("broker1.example.com:5671", time.Millisecond)
 		recent.Add(Fate{Address: "build.tag", Fate: Sent})

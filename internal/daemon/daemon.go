@@ -69,6 +69,7 @@ type Daemon struct {
 	effective     atomic.Pointer[effective]
 	phase         atomic.Pointer[admin.Phase]
 	started       time.Time
+	sockets       string // where the hub hands over
 }
 
 // store is what a queue.Store can do besides.
@@ -119,6 +120,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	if err := d.startHistory(parts); err != nil {
 		return err
 	}
+	d.sockets = addresses(listeners)
 	s, err := d.newService(d.opts.Config)
 	if err != nil {
 		return err
@@ -133,7 +135,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.serveOutbox(parts)
 	d.startWatchdog(parts)
 	d.enter(admin.Running)
-	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", addresses(listeners))
+	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", d.sockets)
 	d.notify(systemd.SdNotifyReady)
 	defer d.notify(systemd.SdNotifyStopping)
 	defer d.enter(admin.Stopping)

@@ -75,7 +75,7 @@ func (p *publisher) publish(ctx context.Context, c message.Commit, progress func
 	} else {
 		p.watch.refusals.taken(h.receipt.Queued+h.receipt.Dead > 0)
 	}
-	p.watch.taken(c, h.receipt, time.Since(h.began))
+	p.watch.taken(p.via, c, h.receipt, time.Since(h.began))
 	failpoint.Hit("before-answer")
 	return h.receipt
 }

@@ -28,8 +28,9 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	host, _ := os.Hostname() // shown where it is known
 	s := admin.Status{
 		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started, Phase: *d.phase.Load(),
-		Paused:  admin.Paused{Publish: d.publishPaused.Load()},
-		Brokers: d.current.brokers(),
+		Paused:   admin.Paused{Publish: d.publishPaused.Load()},
+		HandOver: admin.HandOver{Path: d.sockets},
+		Brokers:  d.current.brokers(),
 		Queue: admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store,
 			Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes},
 		LogLevel: strings.ToLower(d.opts.Level.Level().String()),

@@ -46,8 +46,8 @@ func newWatch(version string, log *slog.Logger) *watch {
 }
 
 // taken accounts for a commit that has its answer.
-func (w *watch) taken(c message.Commit, r message.Receipt, took time.Duration) {
-	w.metrics.CommitTaken(c, r, took)
+func (w *watch) taken(via string, c message.Commit, r message.Receipt, took time.Duration) {
+	w.metrics.CommitTaken(via, c, r, took)
 }
 
 // message takes note of what became of one message.
@@ -105,8 +105,12 @@ func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable, via st
 	}
 }
 
-// refused takes note of what was neither sent nor stored.
+// refused takes note of what was neither sent nor stored. What came by the outbox stays there, and will come
+// again.
 func (w *watch) refused(unsent []message.Unsent, bad []message.Undeliverable, via string, cause error) {
+	if via == inspect.ViaOutbox {
+		return
+	}
 	refused := inspect.Step{Kind: inspect.Refused, Reason: cause.Error()}
 	for i := range unsent {
 		w.message(&unsent[i].Message, unsent[i].Outcome, admin.NotTaken)

@@ -23,6 +23,8 @@ var ErrTooManyEvents = errors.New("more than " + strconv.Itoa(MaxEvents) + " eve
 type Commit struct {
 	ID     string // a UUID in its canonical form
 	Events []Event
+	// Fallback is why the hub could not hand the commit over by the socket; empty where it did, or did not try.
+	Fallback string
 }
 
 // Event is one hub callback.

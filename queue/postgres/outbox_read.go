@@ -162,14 +162,17 @@ func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
 				clear(p.ids)
 			}
 			rows, _ := conn.Query(ctx,
-				`SELECT id, event, callback, kwargs::text FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
+				`SELECT id, event, callback, kwargs::text, coalesce(fallback, '')
+				FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
 			var id int64
 			var e message.Event
 			var kwargs []byte
-			_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs}, func() error {
+			var fallback string
+			_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs, &fallback}, func() error {
 				p := of[id]
 				e.Kwargs = slices.Clone(kwargs)
 				p.commit.Events = append(p.commit.Events, e)
+				p.commit.Fallback = fallback
 				p.ids[e.Number] = id
 				return nil
 			})

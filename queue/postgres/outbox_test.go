@@ -205,6 +205,21 @@ func TestEventTakenIsNotTakenAgainWhenItsDeletionFailed(t *testing.T) {
 	}
 }
 
+func TestCommitSaysWhyItDidNotComeByTheSocket(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	pgtest.SQL(t, conn, `BEGIN; SELECT set_config('koji_relay.fallback', 'timed out', true);`+
+		insertEvents(commitID(1), 0, 2)+`; COMMIT; `+insertEvents(commitID(2), 0, 1))
+	taker := &fakeTaker{}
+	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
+	for _, c := range taker.commits {
+		if want := map[string]string{commitID(1): "timed out"}[c.ID]; c.Fallback != want {
+			t.Errorf("commit %s came for the reason %q, want %q", c.ID, c.Fallback, want)
+		}
+	}
+}
+
 func TestTwoReadersTakeEachEventOnce(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
