@@ -109,10 +109,13 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 	if q.SetAside > 0 {
 		t.row("set aside", fmt.Sprintf("%d, next attempt %s", q.SetAside, inspect.Time(q.NextAttempt)))
 	}
+	t.fact("pace", outlookText(s))
+	t.fact("drained by", holderText(q.Drainer))
 	if s.Outbox.Known {
 		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
 			inspect.Age(s.Generated, s.Outbox.Oldest)))
 	}
+	t.fact("read by", holderText(s.Outbox.Reader))
 	t.row("dead letters", fmt.Sprint(q.DeadLetters))
 	for _, reason := range slices.Sorted(maps.Keys(q.DeadLettersByReason)) {
 		t.row("", fmt.Sprintf("%d  %s", q.DeadLettersByReason[reason], reason))
@@ -131,7 +134,7 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 	if len(q.ByTopic) > 0 {
 		t.line("")
 		t.row("TOPIC", "MESSAGES", "SIZE", "OLDEST")
-		for _, topic := range q.ByTopic {
+		for _, topic := range inspect.LargestFirst(q.ByTopic) {
 			t.row(topic.Address, fmt.Sprint(topic.Depth), inspect.Size(topic.Bytes),
 				inspect.Age(s.Generated, topic.Oldest))
 		}

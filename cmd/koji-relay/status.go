@@ -79,12 +79,15 @@ func printStatus(out io.Writer, s *admin.Status) error {
 	if s.Queue.Known {
 		t.row("queue", fmt.Sprintf("%d messages, %s, oldest %s (%s)", s.Queue.Depth, inspect.Size(s.Queue.Bytes),
 			inspect.Age(s.Generated, s.Queue.Oldest), s.Queue.Store))
+		t.fact("pace", outlookText(s))
+		t.fact("drained by", holderText(s.Queue.Drainer))
 		t.row("dead letters", fmt.Sprint(s.Queue.DeadLetters))
 	}
 	t.row("commits", commitsText(&s.HandOver))
 	if s.Outbox.Known {
 		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
 			inspect.Age(s.Generated, s.Outbox.Oldest)))
+		t.fact("read by", holderText(s.Outbox.Reader))
 	}
 	return t.flush()
 }
@@ -96,4 +99,20 @@ func commitsText(h *admin.HandOver) string {
 		text += fmt.Sprintf(", %d of them meant for the socket", h.Fallback)
 	}
 	return text
+}
+
+// holderText names who does a work; nothing where that is not known.
+func holderText(h *inspect.Holder) string {
+	if h == nil {
+		return ""
+	}
+	return h.String()
+}
+
+// outlookText says where the queue is heading; nothing for an empty one.
+func outlookText(s *admin.Status) string {
+	if s.Queue.Depth == 0 {
+		return ""
+	}
+	return s.Outlook.Text(s.Generated)
 }

@@ -52,6 +52,7 @@ const (
 type Server struct {
 	opts    Options
 	history history
+	day     day
 	cached  atomic.Pointer[look]
 	nudge   chan struct{}
 
@@ -140,7 +141,9 @@ func (s *Server) refresh(ctx context.Context) {
 		status.Generated = time.Now()
 	}
 	s.history.add(time.Now(), s.opts.Metrics.totals())
+	s.day.add(time.Now(), &status)
 	judged := status
+	judged.Outlook = s.day.outlook(&status.Queue)
 	judged.judge(time.Now())
 	s.replacing.Lock()
 	defer s.replacing.Unlock()
@@ -154,6 +157,7 @@ func (s *Server) Status() *Status {
 	status := last.status
 	now := time.Now()
 	status.UptimeSeconds = seconds(now, status.Started)
+	status.Outlook = s.day.outlook(&status.Queue)
 	status.Rates, status.Minutes = s.history.rates()
 	status.Recent = s.opts.Recent.Last()
 	path := status.HandOver.Path

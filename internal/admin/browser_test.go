@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,6 +183,7 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 		Since: now.Add(-42 * time.Minute), TLS: true, Dialect: "literal",
 		Reason: "log in as koji: the broker answers SASL outcome auth (1); look at user_file and password_file"}
 	status.Queue = Queue{Enabled: true, Store: "postgres", Usable: true, Known: true,
+		MaxAge: 24 * time.Hour, Drainer: &inspect.Holder{This: true},
 		Statistics: inspect.Statistics{Depth: 14238, Bytes: 48_300_000,
 			Oldest: now.Add(-41 * time.Minute), SetAside: 12, NextAttempt: now.Add(34 * time.Second), DeadLetters: 3,
 			DeadLettersByReason: map[string]int64{"rejected": 2, "unencodable": 1},
@@ -190,7 +192,8 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 				{Address: "task.closed", Depth: 4021, Bytes: 15_000_000, Oldest: now.Add(-40 * time.Minute)},
 				{Address: "repo.done", Depth: 1085, Bytes: 2_200_000, Oldest: now.Add(-12 * time.Minute)},
 				{Address: "build.complete", Depth: 12, Bytes: 100_000, Oldest: now.Add(-90 * time.Second)}}}}
-	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second)}
+	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second),
+		Reader: &inspect.Holder{Name: "koji-relay hub2.example.com/2041", Address: "192.0.2.8", PID: 4711}}
 	status.DeadLetters = []inspect.Item{
 		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute),
 			Address: "build.complete", Attempts: 8, Callback: "postBuildStateChange",
@@ -213,8 +216,40 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 
 	s, source, _ := newTestServer(t, status)
 	fill(s, now)
+	fillDay(s, status, now)
 	s.refresh(t.Context())
 	return s, source
+}
+
+// fillDay gives a Server a day in which the second broker was down now and then, and a queue that shrinks.
+func fillDay(s *Server, last Status, now time.Time) {
+	s.day = day{}
+	for m := 23 * 60; m > 5; m -= 5 {
+		then := last
+		at := now.Add(-time.Duration(m) * time.Minute)
+		then.Brokers = slices.Clone(last.Brokers)
+		then.Queue.Depth, then.Queue.Oldest, then.Outbox.Depth = 0, time.Time{}, 0
+		if m > 42 {
+			then.Brokers[1].State = inspect.Up
+		}
+		if m > 700 && m < 860 { // an outage of all
+			then.Brokers[0].State, then.Brokers[1].State = inspect.Down, inspect.Down
+			then.Queue.Depth, then.Queue.Oldest = int64(860-m)*130, now.Add(-860*time.Minute)
+			then.Outbox.Depth = int64(860-m) * 9
+		} else if m > 640 && m <= 700 {
+			then.Queue.Depth, then.Queue.Oldest = int64(m-640)*346, now.Add(-800*time.Minute)
+		} else if m > 300 && m < 330 {
+			then.Brokers[0].State = inspect.Stalled
+		} else if m < 42 {
+			then.Queue.Depth, then.Queue.Oldest = last.Queue.Depth+int64(m)*200, last.Queue.Oldest
+		}
+		s.day.add(at, &then)
+	}
+	for at := sampleFor; at > 0; at -= 10 * time.Second {
+		then := last
+		then.Queue.Depth += int64(at.Seconds() * 4)
+		s.day.add(now.Add(-at), &then)
+	}
 }
 
 // fill gives a Server an hour of history and some last messages.
@@ -244,6 +279,7 @@ func fill(s *Server, now time.Time) {
 	m.nDrained.Store(sum.drained)
 	m.nNotTaken.Store(sum.notTaken)
 	m.nEvents.Store(sum.events)
+	m.handOver.HandOver = HandOver{Socket: sum.events - 57, Outbox: 57, Fallback: 41}
 	fates := []Fate{
 		{Callback: "postTag", Address: "build.tag", Fate: Drained, Broker: "broker1.example.com:5671"},
 		{Callback: "postTaskStateChange", Address: "task.closed", Fate: Sent, Broker: "broker1.example.com:5671"},

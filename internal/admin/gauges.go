@@ -16,6 +16,7 @@ type gauges struct {
 	ready, statusAge, paused                    *prometheus.Desc
 	brokerUp, brokerActive                      *prometheus.Desc
 	queueUsable, depth, bytes, oldest, setAside *prometheus.Desc
+	maxAge                                      *prometheus.Desc
 	deadLetters                                 *prometheus.Desc
 	outboxDepth, outboxOldest, outboxOnly       *prometheus.Desc
 	reloadOK, reloadTime                        *prometheus.Desc
@@ -38,6 +39,7 @@ func newGauges(status func() *Status) *gauges {
 		bytes:        desc("queue_bytes", "Bytes of the messages in the queue."),
 		oldest: desc("queue_oldest_age_seconds",
 			"Age of the oldest message in the queue; 0 when it is empty."),
+		maxAge:      desc("queue_max_age_seconds", "Age above which a message in the queue is given up."),
 		setAside:    desc("queue_set_aside", "Messages in the queue that wait for their next attempt."),
 		deadLetters: desc("queue_dead_letters", "Dead letters kept."),
 		outboxDepth: desc("outbox_depth", "Events in the outbox."),
@@ -58,7 +60,7 @@ func newGauges(status func() *Status) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive,
-		g.queueUsable, g.depth, g.bytes, g.oldest, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest, g.outboxOnly,
+		g.queueUsable, g.depth, g.bytes, g.oldest, g.maxAge, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest, g.outboxOnly,
 		g.reloadOK, g.reloadTime, g.certificate, g.brokerCertificate} {
 		ch <- d
 	}
@@ -105,6 +107,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	set(g.reloadTime, float64(s.Config.Loaded.Unix()))
 	if s.Queue.Enabled {
 		set(g.queueUsable, number(s.Queue.Usable))
+		set(g.maxAge, s.Queue.MaxAge.Seconds())
 	}
 	if s.Queue.Known {
 		set(g.depth, float64(s.Queue.Depth))

@@ -19,6 +19,8 @@ const (
 	backlogAfter = time.Minute
 	// outboxOnlyAfter is how long the hub finds the socket unusable before it is worth a word.
 	outboxOnlyAfter = 10 * time.Minute
+	// expiresWithin is the part of max_age that is left when a message is about to expire.
+	expiresWithin = 4
 )
 
 // judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived.
@@ -27,7 +29,7 @@ func (s *Status) judge(now time.Time) {
 	s.Reasons = slices.Concat(s.sending(), s.storing(), s.waiting(now), s.setUp(now))
 	if age := now.Sub(s.Generated); age > staleAfter {
 		s.Reasons = append(s.Reasons, Reason{Code: "STALE",
-			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself", age.Round(time.Second))})
+			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself", inspect.Duration(age.Truncate(time.Second)))})
 	}
 	s.Ready = s.takes()
 	switch s.Phase {
@@ -107,7 +109,7 @@ func (s *Status) storing() (all []Reason) {
 			Command: "koji-relay check --connect"})
 	case q.Enabled && q.Full:
 		all = append(all, Reason{Code: "QUEUE_FULL", Count: q.Depth,
-			Text:    fmt.Sprintf("the queue holds %d bytes and max_bytes is %d", q.Bytes, q.MaxBytes),
+			Text:    fmt.Sprintf("the queue holds %s and max_bytes is %s", inspect.Size(q.Bytes), inspect.Size(q.MaxBytes)),
 			Command: "koji-relay queue status"})
 	}
 	if s.Outbox.Error != "" {
@@ -128,7 +130,12 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 	if n := q.Depth - q.SetAside; n > 0 && s.sends() && seconds(now, q.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "BACKLOG", Count: n,
 			Text: fmt.Sprintf("%s in the queue, the oldest for %s", count(n, "message"),
-				now.Sub(q.Oldest).Round(time.Second)),
+				inspect.Age(now, q.Oldest)),
+			Command: "koji-relay queue status"})
+	}
+	if left := s.Outlook.Expires.Sub(now); !s.Outlook.Expires.IsZero() && left < q.MaxAge/expiresWithin {
+		all = append(all, Reason{Code: "EXPIRES_SOON", Text: "the oldest message is given up in " +
+			inspect.Duration(max(0, left.Truncate(time.Second))) + ", when it is older than max_age",
 			Command: "koji-relay queue status"})
 	}
 	if h := &s.HandOver; h.onlyFor() >= outboxOnlyAfter {
@@ -140,7 +147,7 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 	if o := s.Outbox; o.Depth > 0 && seconds(now, o.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "OUTBOX_BACKLOG", Count: o.Depth,
 			Text: fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"),
-				now.Sub(o.Oldest).Round(time.Second)),
+				inspect.Age(now, o.Oldest)),
 			Command: "koji-relay queue status"})
 	}
 	if q.DeadLetters > 0 {

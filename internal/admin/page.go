@@ -44,7 +44,7 @@ const shownMessages = 30
 // what changed.
 func (s *Server) page(w http.ResponseWriter, status *Status) {
 	var out bytes.Buffer
-	if err := pageTemplate.Execute(&out, newView(status, time.Now())); err != nil {
+	if err := pageTemplate.Execute(&out, newView(status, &s.day, time.Now())); err != nil {
 		s.opts.Logger.Error("render the status page", "error", err)
 		refuse(w, &Error{Code: CodeFailed, Text: "the page could not be made; see the log, and /status"})
 		return
@@ -66,6 +66,8 @@ type view struct {
 	BrokersUp        int
 	ActiveBroker     string
 	Chart            chart
+	Backlog, Ages    plot
+	Strips           map[string]strip // by broker
 	Topics           []topicView
 	Shown            []Fate
 	DeadReasons      []reasonCount
@@ -84,11 +86,14 @@ type reasonCount struct {
 	Count  int64
 }
 
-func newView(s *Status, now time.Time) *view {
+func newView(s *Status, d *day, now time.Time) *view {
 	v := &view{Status: s, now: now, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
 		Headline: newHeadline(s), Chart: newChart(s.Minutes, now),
 		Shown: s.Recent[:min(len(s.Recent), shownMessages)]}
+	v.Backlog, v.Ages = newPlots(d.seen(now), s.Queue.MaxAge)
+	v.Strips = make(map[string]strip, len(s.Brokers))
 	for _, b := range s.Brokers {
+		v.Strips[b.Name] = newStrip(d.states(b.Name, now))
 		if b.State == inspect.Up {
 			v.BrokersUp++
 		}
@@ -96,12 +101,10 @@ func newView(s *Status, now time.Time) *view {
 			v.ActiveBroker = b.Name
 		}
 	}
-	largest := int64(1)
-	for _, t := range s.Queue.ByTopic {
-		largest = max(largest, t.Depth)
-	}
-	for _, t := range s.Queue.ByTopic {
-		v.Topics = append(v.Topics, topicView{t, int(max(1, 100*t.Depth/largest))})
+	for _, t := range inspect.LargestFirst(s.Queue.ByTopic) {
+		v.Topics = append(v.Topics, topicView{Topic: t})
+		i := len(v.Topics) - 1
+		v.Topics[i].Percent = int(max(1, 100*t.Bytes/max(1, v.Topics[0].Bytes)))
 	}
 	for reason, n := range s.Queue.DeadLettersByReason {
 		v.DeadReasons = append(v.DeadReasons, reasonCount{reason, n})
@@ -271,4 +274,12 @@ func newChart(minutes []Minute, now time.Time) chart {
 		}
 	}
 	return c
+}
+
+// Pace says where the queue is heading.
+func (v *view) Pace() string {
+	if !v.Queue.Known || v.Queue.Depth == 0 {
+		return ""
+	}
+	return v.Outlook.Text(v.now)
 }

@@ -7,8 +7,8 @@ import (
 )
 
 // Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it
-// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Rates, Minutes, Recent
-// and the counts of HandOver are added here. Times that are not known are zero and left out.
+// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Outlook, Rates, Minutes,
+// Recent and the counts of HandOver are added here. Times that are not known are zero and left out.
 type Status struct {
 	Version       string    `json:"version"`
 	Host          string    `json:"host,omitempty"`
@@ -26,6 +26,7 @@ type Status struct {
 	Brokers     []inspect.Broker `json:"brokers"`
 	Queue       Queue            `json:"queue"`
 	Outbox      Outbox           `json:"outbox"`
+	Outlook     Outlook          `json:"outlook"`
 	Rates       Rates            `json:"rates"`
 	Minutes     []Minute         `json:"minutes"`      // the last hour, oldest first
 	Recent      []Fate           `json:"recent"`       // newest first
@@ -85,8 +86,13 @@ type Queue struct {
 	// Known says that the numbers below were read. They are zero otherwise.
 	Known bool `json:"known"`
 
+	// Drainer is who drains at the moment; nil where it is not known. Between two passes it is nobody.
+	Drainer *inspect.Holder `json:"drainer,omitempty"`
+
 	inspect.Statistics
 	MaxBytes int64 `json:"max_bytes,omitempty"`
+	// MaxAge is [queue] max_age: older messages are given up.
+	MaxAge time.Duration `json:"-"`
 }
 
 // Outbox is the table in the hub's database of events that did not come over the socket.
@@ -95,6 +101,8 @@ type Outbox struct {
 	Depth  int64     `json:"depth"` // events
 	Oldest time.Time `json:"oldest,omitzero"`
 	Error  string    `json:"error,omitempty"`
+	// Reader is who reads it; nil where that is not known.
+	Reader *inspect.Holder `json:"reader,omitempty"`
 }
 
 // Certificate is one certificate in use.

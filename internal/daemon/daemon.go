@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -220,11 +221,21 @@ func OpenStore(ctx context.Context, c *config.Config, log *slog.Logger) (store, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the queue's database: %w", err)
 	}
-	pg, err := postgres.Open(ctx, postgres.Options{ConnString: conn.Reveal(), Limits: limits(c), Logger: log})
+	pg, err := postgres.Open(ctx, postgres.Options{ConnString: conn.Reveal(), Application: application(),
+		Limits: limits(c), Logger: log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the queue: %w", err)
 	}
 	return pg, pg, nil
+}
+
+// application is what the database shows of our sessions: 63 bytes of it.
+func application() string {
+	host, _ := os.Hostname() // of use where it is known
+	pid := fmt.Sprintf("/%d", os.Getpid())
+	const most = 63
+	name := "koji-relay " + host
+	return name[:min(len(name), most-len(pid))] + pid
 }
 
 // startDrain starts what sends from the stores.

@@ -32,7 +32,8 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		HandOver: admin.HandOver{Path: d.sockets},
 		Brokers:  d.current.brokers(),
 		Queue: admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store,
-			Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes},
+			Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes,
+			MaxAge: e.config.Queue.MaxAge},
 		LogLevel: strings.ToLower(d.opts.Level.Level().String()),
 
 		Certificates: certificates(e.config),
@@ -60,10 +61,39 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 			s.Queue.Usable, s.Queue.Error = false, err.Error()
 		}
 	}
+	d.describeHolders(ctx, &s)
 	if d.outbox != nil && s.Outbox.Error == "" {
 		s.Outbox.Error = d.outbox.Status().Error
 	}
 	return s
+}
+
+// describeHolders says who drains the queue and who reads the outbox. What this process does it knows by itself.
+func (d *Daemon) describeHolders(ctx context.Context, s *admin.Status) {
+	this := inspect.Holder{This: true}
+	if d.drainer != nil && d.drainer.Status().Draining {
+		s.Queue.Drainer = &this
+	}
+	if d.postgres == nil {
+		return
+	}
+	reading := d.outbox.Status().Reading
+	if reading {
+		s.Outbox.Reader = &this
+	}
+	if reading && s.Queue.Drainer != nil || !s.Queue.Known {
+		return
+	}
+	drain, outbox, err := d.postgres.Holders(ctx)
+	if err != nil {
+		return // not known; the next look will tell
+	}
+	if s.Queue.Drainer == nil {
+		s.Queue.Drainer = &drain
+	}
+	if s.Outbox.Reader == nil {
+		s.Outbox.Reader = &outbox
+	}
 }
 
 // StoppedStatus is what can be seen of c's queue while no relay runs.

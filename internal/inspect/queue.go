@@ -1,7 +1,9 @@
 package inspect
 
 import (
+	"cmp"
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -45,6 +47,13 @@ type Topic struct {
 	Depth   int64     `json:"depth"`
 	Bytes   int64     `json:"bytes"`
 	Oldest  time.Time `json:"oldest,omitzero"`
+}
+
+// LargestFirst gives topics by their size, a copy.
+func LargestFirst(topics []Topic) []Topic {
+	return slices.SortedStableFunc(slices.Values(topics), func(a, b Topic) int {
+		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Address, b.Address))
+	})
 }
 
 // ListOptions narrow a list.

@@ -5,6 +5,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +25,11 @@ import (
 // Options says how to reach the database.
 type Options struct {
 	ConnString string // libpq keywords or a URL; its password never appears in errors or logs
-	Limits     queue.Limits
-	MaxConns   int // of the pool; default 8. Listening and the outbox use one more each.
-	Logger     *slog.Logger
+	// Application is the application_name, unless ConnString has one; default "koji-relay".
+	Application string
+	Limits      queue.Limits
+	MaxConns    int // of the pool; default 8. Listening and the outbox use one more each.
+	Logger      *slog.Logger
 }
 
 // Store is the store on Koji's own table proton_queue and our schema koji_relay. All processes of a fleet use
@@ -100,7 +103,7 @@ func newStore(o Options) (*Store, error) {
 		cc.ConnectTimeout = connectTimeout
 	}
 	if cc.RuntimeParams["application_name"] == "" {
-		cc.RuntimeParams["application_name"] = "koji-relay"
+		cc.RuntimeParams["application_name"] = cmp.Or(o.Application, "koji-relay")
 	}
 	cc.ValidateConnect = writable(cc.ValidateConnect)
 	p := &Store{log: o.Logger, silence: silence, news: newNews(),
