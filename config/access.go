@@ -53,6 +53,12 @@ func InForce(started, next *Config) (inForce *Config, pending []string) {
 	return &merged, pending
 }
 
+// NeedsRestart reports whether a key takes effect at the next start only.
+func NeedsRestart(section, key string) bool {
+	k := findKey(section, key)
+	return k != nil && k.restart
+}
+
 // Changed names the keys whose values differ, as section.key. It compares the values themselves, not what is
 // shown of them: a new password is a change.
 func Changed(before, after *Config) []string {

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +27,8 @@ func checkCommand() *cobra.Command {
 every key with its value and where that comes from: a line of the file, or the
 default. Users and passwords are masked. What is wrong, and what has no
 effect, is printed on standard error, one line each: file, line, key, value,
-and what to do.
+and what to do. Where a relay runs with another value than the file has now,
+that is shown too, and whether the file waits for a reload or a restart.
 
 With --connect also connect to every broker and to the database, as serve
 would: TCP, TLS, login, product, address, link and credit; role, grants and
@@ -48,6 +52,7 @@ configuration.`,
 		if err != nil {
 			return err
 		}
+		compareWithRunning(cmd.Context(), *path, report)
 		if changed {
 			report.Settings = slices.DeleteFunc(report.Settings, func(s inspect.Setting) bool { return !s.Changed })
 		}
@@ -88,10 +93,47 @@ func check(cmd *cobra.Command, path string, connecting bool) (*daemon.CheckRepor
 	return daemon.Check(cmd.Context(), path, load, connecting)
 }
 
+// compareWithRunning adds what a running relay has in force. Without one, or where its control socket may not be
+// used, the report is of the file alone.
+func compareWithRunning(ctx context.Context, path string, report *daemon.CheckReport) {
+	const patience = 2 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	client, err := runningRelay(path)
+	if err != nil {
+		return
+	}
+	s, err := client.Status(ctx)
+	if err != nil || !sameFile(path, s.Config.Path) {
+		return
+	}
+	report.Compare(&s.Config)
+}
+
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
+
+func printRunning(out *table, r *daemon.RunningReport) {
+	out.line("")
+	out.line("The running relay read its configuration at " + inspect.Time(r.Loaded) + ". In force is:")
+	for _, d := range r.Differs {
+		out.row("  ["+d.Section+"] "+oneLineValue(d.Key+" = "+d.Value), "the file waits for a "+d.Takes)
+	}
+}
+
 func printReport(r *daemon.CheckReport, stdout, stderr io.Writer) error {
 	out := newTable(stdout)
 	if len(r.Settings) > 0 {
 		printSettings(out, r)
+	}
+	if r.Running != nil && len(r.Running.Differs) > 0 {
+		printRunning(out, r.Running)
 	}
 	if r.Connections != nil {
 		printConnections(out, r.Connections)

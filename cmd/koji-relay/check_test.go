@@ -210,3 +210,38 @@ Nothing to complain about.
 		t.Errorf("exit %d, %s\n%s", code, stderr, stdout)
 	}
 }
+
+// TestCheckShowsWhatIsInForceWhereTheFileDiffers: the file was changed under a running relay, then read again.
+func TestCheckShowsWhatIsInForceWhereTheFileDiffers(t *testing.T) {
+	t.Parallel()
+	s := newRelaySite(t)
+	if out := s.command(t, exitOK, "check"); strings.Contains(out, "In force") {
+		t.Errorf("without a relay:\n%s", out)
+	}
+	defer s.start(t)()
+	if out := s.command(t, exitOK, "check"); strings.Contains(out, "In force") {
+		t.Errorf("with the same values:\n%s", out)
+	}
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = append(text, "[history]\nkeep = 3\n"...)
+	text = bytes.Replace(text, []byte("store = file\n"), []byte("store = file\nbatch_size = 7\n"), 1)
+	if err := os.WriteFile(s.config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := strings.Join(strings.Fields(s.command(t, exitOK, "check")), " ")
+	for _, want := range []string{"[queue] batch_size = 100 the file waits for a reload",
+		"[history] keep = 7 the file waits for a restart"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("missing %q in\n%s", want, out)
+		}
+	}
+	s.command(t, exitOK, "reload")
+	out = strings.Join(strings.Fields(s.command(t, exitOK, "check", "--changed")), " ")
+	if !strings.Contains(out, "[history] keep = 7 the file waits for a restart") ||
+		strings.Contains(out, "batch_size = 100 ") {
+		t.Errorf("after a reload:\n%s", out)
+	}
+}

@@ -123,6 +123,7 @@ func (s *Store) do(ctx context.Context, what string, f func(context.Context, *pg
 	if err == nil {
 		return nil
 	}
+	err = libpq.Plain(err)
 	switch code(err) {
 	case "42P01", "3F000", "42703", "42883": // undefined table, schema, column, function
 		err = fmt.Errorf("%w; run 'koji-relay db init' or 'koji-relay db upgrade'", err)

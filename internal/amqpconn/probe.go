@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
@@ -144,9 +143,5 @@ func (c *Conn) report(r *Report) {
 	if r.Host != "" && r.Product != "" && !c.Peer.IsRabbitMQ() {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the virtual host %q means nothing to %s; only RabbitMQ has "+
 			"them", r.Host, r.Product))
-	}
-	remote, _ := netip.ParseAddrPort(c.Remote)
-	if c.tls == nil && c.Mechanism == "PLAIN" && !remote.Addr().IsLoopback() {
-		r.Warnings = append(r.Warnings, "the password crosses the network unencrypted: use an amqps:// URL")
 	}
 }

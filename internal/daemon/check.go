@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"koji-relay/config"
+	"koji-relay/internal/admin"
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
@@ -21,6 +22,9 @@ type CheckReport struct {
 	Settings []inspect.Setting `json:"settings"`
 	Warnings []config.Problem  `json:"warnings"`
 	Problems []config.Problem  `json:"problems"`
+
+	// Running is what a running relay has in force, where it differs from the file; nil without such a relay.
+	Running *RunningReport `json:"running,omitempty"`
 
 	Connections *Connections `json:"connections,omitempty"` // if asked for, of a configuration without problems
 }
@@ -56,6 +60,38 @@ func Check(ctx context.Context, path string, load func() (*config.Config, error)
 // Clean reports whether there is nothing to complain about.
 func (r *CheckReport) Clean() bool {
 	return len(r.Warnings) == 0 && len(r.Problems) == 0 && (r.Connections == nil || r.Connections.clean())
+}
+
+// RunningReport is what a relay that runs with the file has in force.
+type RunningReport struct {
+	Loaded  time.Time `json:"loaded"` // when it read the file
+	Differs []InForce `json:"differs"`
+}
+
+// InForce is a key whose value in force is another one than that of the file.
+type InForce struct {
+	Section string `json:"section"`
+	Key     string `json:"key"`
+	Value   string `json:"value"`     // masked
+	Takes   string `json:"waits_for"` // restart or reload
+}
+
+// Compare adds to the report what c, the configuration in force, has otherwise.
+func (r *CheckReport) Compare(c *admin.Config) {
+	r.Running = &RunningReport{Loaded: c.Loaded, Differs: []InForce{}}
+	for _, file := range r.Settings {
+		i := slices.IndexFunc(c.Settings,
+			func(s inspect.Setting) bool { return s.Section == file.Section && s.Key == file.Key })
+		if i < 0 || c.Settings[i].Value == file.Value {
+			continue
+		}
+		takes := "reload"
+		if config.NeedsRestart(file.Section, file.Key) {
+			takes = "restart"
+		}
+		r.Running.Differs = append(r.Running.Differs,
+			InForce{file.Section, file.Key, c.Settings[i].Value, takes})
+	}
 }
 
 // Connections is what was found behind a configuration.

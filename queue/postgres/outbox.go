@@ -122,8 +122,9 @@ func (b *Outbox) Run(ctx context.Context) error {
 		if errors.Is(err, errRenew) {
 			continue
 		}
+		err = b.store.explain("read the outbox", err)
 		if b.trouble.Failed(err) {
-			b.o.Logger.Warn("the outbox cannot be read", "error", b.store.explain("read the outbox", err))
+			b.o.Logger.Warn("the outbox cannot be read", "error", err)
 		}
 		b.mark(func(st *OutboxStatus) { st.Error = err.Error() })
 		retry.Pause(ctx, b.trouble.Delay())

@@ -178,6 +178,7 @@ func (p *Store) explain(what string, err error) error {
 	if err == nil {
 		return nil
 	}
+	err = libpq.Plain(err)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		switch pg.Code {

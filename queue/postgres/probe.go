@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/queue/schema"
 )
 
@@ -41,7 +42,7 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 		`SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user`).
 		Scan(&r.Server, &number, &r.Role)
 	if err != nil {
-		return r, fmt.Errorf("ask %s who we are: %w", s.name, err)
+		return r, fmt.Errorf("ask %s who we are: %w", s.name, libpq.Plain(err))
 	}
 	if err := checkServer(number, r.Server); err != nil {
 		return r, err
@@ -96,7 +97,7 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 			END`)) // CollectRows gives the error
 	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, fmt.Errorf("look at the grants in %s: %w", s.name, err)
+		return nil, fmt.Errorf("look at the grants in %s: %w", s.name, libpq.Plain(err))
 	}
 	return missing, nil
 }

@@ -64,12 +64,12 @@ func OpenSchema(ctx context.Context, connString string) (*Schema, error) {
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", name, err)
+		return nil, fmt.Errorf("connect to %s: %w", name, libpq.Plain(err))
 	}
 	n, pooled, err := prepare(ctx, conn, "", false)
 	if err != nil {
 		closeConn(conn)
-		return nil, fmt.Errorf("prepare the connection to %s: %w", name, err)
+		return nil, fmt.Errorf("prepare the connection to %s: %w", name, libpq.Plain(err))
 	}
 	s := &Schema{conn: conn, name: name, names: n, pooled: pooled}
 	return s, nil
@@ -88,7 +88,7 @@ func (s *Schema) Status(ctx context.Context) (SchemaStatus, error) {
 	defer cancel()
 	st, err := readStatus(ctx, s.conn, s.names)
 	if err != nil {
-		return st, fmt.Errorf("look at schema koji_relay in %s: %w", s.name, err)
+		return st, fmt.Errorf("look at schema koji_relay in %s: %w", s.name, libpq.Plain(err))
 	}
 	st.Database = s.name
 	return st, nil
@@ -255,7 +255,7 @@ func (s *Schema) change(ctx context.Context, what string, f func(context.Context
 		return f(ctx, tx)
 	})
 	if err != nil {
-		return fmt.Errorf("%s in %s: %w", what, s.name, err)
+		return fmt.Errorf("%s in %s: %w", what, s.name, libpq.Plain(err))
 	}
 	return nil
 }
