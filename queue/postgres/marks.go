@@ -25,12 +25,14 @@ const (
 	fullShare = 50
 )
 
-// start gives the position at which a walk begins, and whether that is a full walk, from zero.
-func (m *marks[T]) start(now time.Time, zero T) (from T, full bool) {
+// start gives the position at which a walk begins, and whether that is a full walk, from zero. Marks from
+// before the time same are not believed: it is since when the server has not crashed or failed over for sure.
+// It may have lost numbers that were drawn and seen before, and gives them to other rows then.
+func (m *marks[T]) start(now, same time.Time, zero T) (from T, full bool) {
 	for len(m.at) > 1 && now.Sub(m.at[1].when) >= lateness {
 		m.at = m.at[1:]
 	}
-	known := len(m.at) > 0 && now.Sub(m.at[0].when) >= lateness
+	known := len(m.at) > 0 && now.Sub(m.at[0].when) >= lateness && !m.at[0].when.Before(same)
 	if !known || m.full.IsZero() || now.Sub(m.full) >= max(fullEvery, fullShare*m.cost) {
 		return zero, true
 	}

@@ -34,6 +34,9 @@ import (
 //     after one with later ids was read comes next, before all that are put from then on; so does a commit in
 //     the outbox.
 //
+//   - A server that crashed or failed over may have forgotten numbers of the sequences that nobody committed,
+//     and gives them again. What Backlog saw before does not count then.
+//
 // Limits: it is order of attempts, not of arrival, since a message refused for its own sake is tried again
 // later. Within a batch order is the sender's. A process that was frozen and comes back may repeat a batch,
 // with the same ids. Rows that protonmsg wrote count from the first pass on. An unreachable database hides
@@ -41,13 +44,16 @@ import (
 
 // Backlog implements Store. Deleted rows that an old snapshot keeps in the way are passed over, see marks.
 func (p *Store) Backlog(ctx context.Context) (queue.Backlog, error) {
-	now := time.Now()
-	p.mu.Lock()
-	fromQueue, fullQueue := p.backlog.start(now, math.MinInt64)
-	fromOutbox, fullOutbox := p.outbox.start(now, math.MinInt64)
-	p.mu.Unlock()
+	var now time.Time
+	var fullQueue, fullOutbox bool
 	var queued, queueEnd, event, outboxEnd *int64
 	err := p.do(ctx, "look for a backlog", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		now = time.Now()
+		var fromQueue, fromOutbox int64
+		p.mu.Lock()
+		fromQueue, fullQueue = p.backlog.start(now, born(conn), math.MinInt64)
+		fromOutbox, fullOutbox = p.outbox.start(now, born(conn), math.MinInt64)
+		p.mu.Unlock()
 		return conn.QueryRow(ctx, p.sql(`
 			SELECT (SELECT queue_id FROM koji_relay.delivery WHERE next_attempt IS NULL AND queue_id > $1
 				ORDER BY queue_id LIMIT 1),

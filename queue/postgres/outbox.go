@@ -52,7 +52,7 @@ type Outbox struct {
 	session *listener // by which this process is the reader; nil when it is not
 
 	// Only Run uses these.
-	done    []int64 // ids dealt with and not yet deleted
+	done    []doneEvent // not yet deleted
 	trouble retry.Trouble
 }
 

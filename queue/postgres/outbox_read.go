@@ -31,15 +31,10 @@ type outboxEvent struct {
 // read adds the next pieces to the window. It begins where the reader was some time ago: an event that was
 // committed late appears before some that were taken, and must be taken before all that come from then on.
 func (w *window) read(ctx context.Context) error {
-	began := time.Now()
-	from, full := w.walk.start(began, math.MinInt64)
 	most := outboxPage + len(w.held) // these are read again, and passed over
-	page, err := w.page(ctx, from, most)
+	page, err := w.page(ctx, most)
 	if err != nil {
 		return err
-	}
-	if full {
-		w.walk.walked(began, time.Since(began))
 	}
 	w.more = len(page) == most
 	end := int64(math.MinInt64)
@@ -77,9 +72,11 @@ func leftOver(fresh []outboxEvent, groups [][]outboxEvent) int64 {
 	return math.MaxInt64
 }
 
-func (w *window) page(ctx context.Context, from int64, most int) ([]outboxEvent, error) {
+func (w *window) page(ctx context.Context, most int) ([]outboxEvent, error) {
 	var page []outboxEvent
 	err := w.store.do(ctx, "look into the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		began := time.Now()
+		from, full := w.walk.start(began, born(conn), math.MinInt64)
 		rows, _ := conn.Query(ctx, `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox
 			WHERE id > $1 ORDER BY id LIMIT $2`, from, most) // CollectRows gives the error
 		var err error
@@ -88,6 +85,9 @@ func (w *window) page(ctx context.Context, from int64, most int) ([]outboxEvent,
 			err := row.Scan(&e.id, &e.commit, &e.size)
 			return e, err
 		})
+		if full && err == nil {
+			w.walk.walked(began, time.Since(began))
+		}
 		return err
 	})
 	return page, err
@@ -162,14 +162,18 @@ func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
 				clear(p.ids)
 			}
 			rows, _ := conn.Query(ctx,
-				`SELECT id, event, callback, kwargs::text, coalesce(fallback, '')
+				`SELECT id, commit::text, event, callback, kwargs::text, coalesce(fallback, '')
 				FROM koji_relay.outbox WHERE id = ANY($1) ORDER BY id`, ids)
 			var id int64
 			var e message.Event
 			var kwargs []byte
-			var fallback string
-			_, err := pgx.ForEachRow(rows, []any{&id, &e.Number, &e.Callback, &kwargs, &fallback}, func() error {
+			var commit, fallback string
+			into := []any{&id, &commit, &e.Number, &e.Callback, &kwargs, &fallback}
+			_, err := pgx.ForEachRow(rows, into, func() error {
 				p := of[id]
+				if p.commit.ID != commit {
+					return nil // the id was used again
+				}
 				e.Kwargs = slices.Clone(kwargs)
 				p.commit.Events = append(p.commit.Events, e)
 				p.commit.Fallback = fallback
@@ -192,10 +196,21 @@ func (w *window) load(ctx context.Context, groups [][]outboxEvent) error {
 	return nil
 }
 
+// doneEvent is an event that was dealt with. A failover to a standby that lagged behind loses rows, and the
+// new primary gives their ids to other events: so an id alone does not say which one it was.
+type doneEvent struct {
+	id     int64
+	commit string
+}
+
 // deleteDone deletes events that were dealt with, also when ctx has ended.
-func (b *Outbox) deleteDone(ctx context.Context, ids []int64) error {
-	if len(ids) == 0 {
+func (b *Outbox) deleteDone(ctx context.Context, done []doneEvent) error {
+	if len(done) == 0 {
 		return nil
+	}
+	ids, commits := make([]int64, len(done)), make([]string, len(done))
+	for i, e := range done {
+		ids[i], commits[i] = e.id, e.commit
 	}
 	if b.o.BeforeDelete != nil {
 		b.o.BeforeDelete(context.WithoutCancel(ctx))
@@ -204,7 +219,8 @@ func (b *Outbox) deleteDone(ctx context.Context, ids []int64) error {
 	defer cancel()
 	err := b.store.do(ctx, "delete events from the outbox", callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox WHERE id = ANY($1)`, ids)
+			_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox
+				WHERE id = ANY($1) AND commit = ANY($2::uuid[])`, ids, slices.Compact(commits))
 			return err
 		})
 	if err == nil {

@@ -29,8 +29,8 @@ type window struct {
 	under int               // pieces being taken
 	most  int               // bound of under
 
-	done     []int64 // ids dealt with and not being deleted
-	deleting []int64
+	done     []doneEvent // dealt with and not being deleted
+	deleting []doneEvent
 	due      bool             // what is done is to be deleted, however little it is
 	later    <-chan time.Time // a moment to look at done and ready again; nil when none is needed
 
@@ -185,7 +185,7 @@ func (w *window) finish(p *piece) error {
 		delete(p.ids, n)
 	}
 	for _, id := range p.ids {
-		w.done = append(w.done, id)
+		w.done = append(w.done, doneEvent{id, p.commit.ID})
 	}
 	w.mark(func(st *OutboxStatus) { st.Taken += int64(len(p.ids)) })
 	if len(p.receipt.NotTaken) > 0 {
@@ -211,19 +211,19 @@ func (w *window) finish(p *piece) error {
 // delete deletes what is done, beside what is being taken.
 func (w *window) delete(ctx context.Context) {
 	w.deleting, w.done, w.due = w.done, nil, false
-	ids := w.deleting
-	go func() { w.deleted <- w.deleteDone(ctx, ids) }()
+	done := w.deleting
+	go func() { w.deleted <- w.deleteDone(ctx, done) }()
 }
 
 // settle notes that a deletion ended. What could not be deleted is dealt with all the same.
 func (w *window) settle(err error) {
-	ids := w.deleting
+	done := w.deleting
 	w.deleting = nil
 	if err != nil {
-		w.done = append(w.done, ids...)
+		w.done = append(w.done, done...)
 		return
 	}
-	for _, id := range ids {
-		delete(w.held, id)
+	for _, e := range done {
+		delete(w.held, e.id)
 	}
 }

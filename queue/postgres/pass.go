@@ -72,7 +72,7 @@ func (p *Store) BeginDrain(ctx context.Context) (queue.Pass, error) {
 		return nil, p.explain("take the drain lock", err)
 	}
 	p.mu.Lock()
-	pass.first, pass.full = p.walks.start(pass.began, firstPlaces)
+	pass.first, pass.full = p.walks.start(pass.began, born(pass.conn.Conn()), firstPlaces)
 	p.mu.Unlock()
 	pass.places = pass.first
 	// A row that was adopted by a pass that failed must not lie behind the walk that is to give it.

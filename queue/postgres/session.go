@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -131,7 +132,16 @@ func (p *Store) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	}
 	p.pooled.Store(pooled)
 	p.names.Store(n)
+	conn.PgConn().CustomData()[bornKey] = time.Now()
 	return nil
+}
+
+const bornKey = "born"
+
+// born is when the session of conn was new. The server has not crashed since, or the session would be gone.
+func born(conn *pgx.Conn) time.Time {
+	at, _ := conn.PgConn().CustomData()[bornKey].(time.Time)
+	return at
 }
 
 // sql is a statement with the names of Koji's tables. A connection was made before it is called.
