@@ -72,11 +72,11 @@ func (r *Replayer) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 		case err != nil:
 			if r.trouble.Failed(err) {
-				r.o.Logger.Warn("a replay does not go on", "replay", r.current, "error", err)
+				r.tell(err)
 			}
 			wait = r.trouble.Delay()
 		case r.trouble.Over():
-			r.o.Logger.Info("the replay goes on", "replay", r.current)
+			r.o.Logger.Info("replays go on", "replay", r.current)
 		}
 		retry.Pause(ctx, wait)
 	}
@@ -152,6 +152,15 @@ func (r *Replayer) holdBack(ctx context.Context, p *inspect.Replay) (time.Durati
 	p.Waiting = waiting
 	_, err = r.store.SaveReplay(ctx, p, r.o.Writer, replayLease)
 	return replayIdle, err
+}
+
+// tell logs why nothing goes on.
+func (r *Replayer) tell(err error) {
+	if r.current == 0 {
+		r.o.Logger.Warn("replays cannot be looked for", "error", err)
+		return
+	}
+	r.o.Logger.Warn("a replay does not go on", "replay", r.current, "error", err)
 }
 
 // finish ends a replay when nothing of it waits any more.

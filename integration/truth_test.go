@@ -131,6 +131,12 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	r.says(t, admin, soon, "degraded", "STORE_UNUSABLE")
 	body, _ = tagCommit(1)
 	r.mustPost(t, body)
+	// But for what no broker takes: it cannot be stored, and all ways say that it is handed back.
+	if a, err := r.post(within(t, time.Minute), unboundCommit()); err != nil ||
+		a.Code != http.StatusServiceUnavailable {
+		t.Errorf("a message that nobody has bound was answered %+v %v", a, err)
+	}
+	r.says(t, admin, soon, "degraded", "HANDED_BACK")
 
 	// And no broker: every commit is refused, and all ways say so.
 	broker.freeze(t)
@@ -147,9 +153,7 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	r.says(t, admin, time.Minute, "ok", "")
 
 	// Nobody has bound the topic: taken, but not sent.
-	body = fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"},
-		"build": {"name": "pkg", "version": "1.0", "release": "1"}, "user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
-	r.mustPost(t, body)
+	r.mustPost(t, unboundCommit())
 	r.says(t, admin, soon, "degraded", "TURNED_AWAY")
 	path, err := binary()
 	if err != nil {
@@ -165,4 +169,10 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	if out, _ := status.CombinedOutput(); status.ProcessState.ExitCode() != 2 {
 		t.Errorf("without a relay status exits %d: %s", status.ProcessState.ExitCode(), out)
 	}
+}
+
+// unboundCommit is a commit of one event whose topic nobody has bound in these tests.
+func unboundCommit() []byte {
+	return fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"},
+		"build": {"name": "pkg", "version": "1.0", "release": "1"}, "user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
 }

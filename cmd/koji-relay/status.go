@@ -25,8 +25,8 @@ func statusCommand() *cobra.Command {
 		Long: `Say whether the running relay takes commits and sends their messages, what is
 wrong, since when, and which command shows more of it or ends it.
 
-Exit codes: 0 all is well; 1 every commit is taken, but something needs
-attention; 2 commits are handed back to the hub, or the relay does not run.`,
+Exit codes: 0 all is well; 1 commits are taken, but something needs
+attention; 2 all commits are handed back to the hub, or the relay does not run.`,
 		Example: "  koji-relay status\n  koji-relay status --json",
 		Args:    cobra.NoArgs,
 	}

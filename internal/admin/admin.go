@@ -143,6 +143,7 @@ func (s *Server) refresh(ctx context.Context) {
 	s.history.add(time.Now(), s.opts.Metrics.totals())
 	s.day.add(time.Now(), &status)
 	judged := status
+	judged.HandOver = s.opts.Metrics.handOver.now(time.Now(), judged.stores())
 	judged.Outlook = s.day.outlook(&status.Queue)
 	judged.judge(time.Now())
 	s.replacing.Lock()
@@ -161,7 +162,7 @@ func (s *Server) Status() *Status {
 	status.Rates, status.Minutes = s.history.rates()
 	status.Recent = s.opts.Recent.Last()
 	path := status.HandOver.Path
-	status.HandOver = s.opts.Metrics.handOver.now()
+	status.HandOver = s.opts.Metrics.handOver.now(now, status.stores())
 	status.HandOver.Path = path
 	status.judge(now)
 	for i := range status.Reasons {

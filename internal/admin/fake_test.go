@@ -224,6 +224,7 @@ func serveControl(t *testing.T, s *Server) *Client {
 func exercise(m *Metrics) {
 	m.CommitTaken(inspect.ViaSocket, message.Commit{Events: []message.Event{{Callback: "postTag"}, {Callback: "postUntag"}}},
 		message.Receipt{Sent: 1, NotTaken: []int{1}}, 3*time.Millisecond)
+	m.CommitTaken(inspect.ViaSocket, message.Commit{}, message.Receipt{}, time.Millisecond)
 	m.MessageSent("build.tag", "broker1.example.com:5671")
 	m.SendFailed("broker1.example.com:5671", FailureRejected)
 	m.RoundTrip("broker1.example.com:5671", time.Millisecond)

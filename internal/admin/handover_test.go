@@ -79,3 +79,52 @@ func TestCertificatesOfBrokersAreJudgedToo(t *testing.T) {
 		t.Errorf("it says %q", texts)
 	}
 }
+
+// TestCommitsThatAreHandedBackAreSaid: a broker is up and the queue cannot be used. What nobody takes is handed
+// back, and nothing says that every commit is taken.
+func TestCommitsThatAreHandedBackAreSaid(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := &fakeSource{status: runningStatus()}
+		m := NewMetrics("1")
+		s := New(Options{Source: source.get, Metrics: m, Recent: NewRecent(1), Control: &fakeControl{},
+			Logger: discard})
+		say := func(want State, sentence string, codes ...string) {
+			t.Helper()
+			s.refresh(t.Context())
+			now := s.Status()
+			var got []string
+			for _, r := range now.Reasons {
+				got = append(got, r.Code)
+			}
+			if _, said := now.Summary(); now.State != want || said != sentence || !slices.Equal(got, codes) {
+				t.Errorf("it is %s for %q, and says %q; want %s for %q and %q", now.State, got, said, want, codes, sentence)
+			}
+		}
+		taken := func(notTaken ...int) {
+			time.Sleep(time.Second)
+			source.change(func(s *Status) { s.Generated = time.Now() })
+			m.CommitTaken(inspect.ViaSocket, message.Commit{Events: make([]message.Event, 1)},
+				message.Receipt{NotTaken: notTaken}, 0)
+		}
+		usable := func(yes bool) { source.change(func(s *Status) { s.Queue.Usable = yes }) }
+		source.change(func(s *Status) { s.Generated = time.Now() })
+		say(OK, "Every commit is taken and sent.")
+		usable(false)
+		const rest = "What a broker takes is taken; the rest is handed back to the hub."
+		say(Degraded, rest, "STORE_UNUSABLE")
+		taken(0)
+		say(Degraded, "Some commits are handed back to the hub.", "STORE_UNUSABLE", "HANDED_BACK")
+		taken() // by a broker
+		say(Degraded, "Some commits are handed back to the hub.", "STORE_UNUSABLE", "HANDED_BACK")
+		usable(true)
+		say(OK, "Every commit is taken and sent.")
+		taken(0) // too slow, though it can be used
+		say(Degraded, "Some commits are handed back to the hub.", "HANDED_BACK")
+		time.Sleep(handedBackFor + time.Second)
+		source.change(func(s *Status) { s.Generated = time.Now() })
+		say(OK, "Every commit is taken and sent.")
+		source.change(func(s *Status) { s.Queue = Queue{} })
+		say(OK, rest)
+	})
+}

@@ -62,21 +62,34 @@ func (s *Status) Summary() (word, sentence string) {
 		return "Starting", "Commits are not taken yet."
 	case s.State == NotReady:
 		return "Not ready", "Commits are handed back to the hub."
+	case s.HandOver.HandedBack.Events > 0:
+		return "Ready, with problems", "Some commits are handed back to the hub."
+	case !s.stores():
+		return s.word(), "What a broker takes is taken; the rest is handed back to the hub."
 	case s.State == Degraded:
-		return "Ready, with problems", "Every commit is taken."
+		return s.word(), "Every commit is taken."
 	}
-	return "All is well", "Every commit is taken and sent."
+	return s.word(), "Every commit is taken and sent."
+}
+
+func (s *Status) word() string {
+	if s.State == OK {
+		return "All is well"
+	}
+	return "Ready, with problems"
 }
 
 // takes reports whether a commit would be sent or stored.
 func (s *Status) takes() bool {
-	stores := s.Queue.Enabled && s.Queue.Usable && !s.Queue.Full
 	sends := s.sends() && !s.Paused.Publish
 	if s.Queue.Enabled && !s.Queue.Usable && s.Queue.Ordered {
 		sends = false // what would be overtaken cannot be seen
 	}
-	return sends || stores
+	return sends || s.stores()
 }
+
+// stores reports whether what no broker takes would be kept.
+func (s *Status) stores() bool { return s.Queue.Enabled && s.Queue.Usable && !s.Queue.Full }
 
 func (s *Status) sends() bool {
 	return slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
@@ -85,8 +98,11 @@ func (s *Status) sends() bool {
 // sending gives the reasons why messages do not go out at once.
 func (s *Status) sending() (all []Reason) {
 	if !s.sends() {
-		all = append(all, Reason{Code: "NO_BROKER", Text: "no broker is up; messages wait in the queue",
-			Command: "koji-relay check --connect"})
+		text := "no broker is up"
+		if s.stores() {
+			text += "; messages wait in the queue"
+		}
+		all = append(all, Reason{Code: "NO_BROKER", Text: text, Command: "koji-relay check --connect"})
 	}
 	if s.Paused.Publish {
 		all = append(all, Reason{Code: "PAUSED", Text: "sending is paused", Command: "koji-relay resume --publish"})
@@ -112,8 +128,14 @@ func (s *Status) storing() (all []Reason) {
 			Text:    fmt.Sprintf("the queue holds %s and max_bytes is %s", inspect.Size(q.Bytes), inspect.Size(q.MaxBytes)),
 			Command: "koji-relay queue status"})
 	}
+	if h := s.HandOver.HandedBack; h.Events > 0 {
+		all = append(all, Reason{Code: "HANDED_BACK", Count: h.Events,
+			Text: fmt.Sprintf("%s handed back to the hub, the last at %s UTC", count(h.Events, "event"),
+				h.Last.UTC().Format(time.TimeOnly)),
+			Command: "journalctl -u koji-relay -p err"})
+	}
 	if s.Outbox.Error != "" {
-		all = append(all, Reason{Code: "OUTBOX_UNREADABLE", Text: "the outbox cannot be read: " + s.Outbox.Error,
+		all = append(all, Reason{Code: "OUTBOX_UNREADABLE", Text: "events of the outbox are not taken: " + s.Outbox.Error,
 			Command: "koji-relay check --connect"})
 	}
 	return all

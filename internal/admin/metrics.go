@@ -221,7 +221,7 @@ func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, t
 			return
 		}
 	}
-	m.handOver.taken(via, &c, time.Now())
+	m.handOver.taken(via, &c, len(r.NotTaken), time.Now())
 	m.commits.WithLabelValues(via).Inc()
 	if via == inspect.ViaOutbox && c.Fallback != "" {
 		m.fallback.Inc()

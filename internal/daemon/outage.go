@@ -78,8 +78,8 @@ type brokerless struct {
 // brokerlessGrace is how long no broker may be up without a word: at a start, or while one is restarted.
 const brokerlessGrace = 5 * time.Second
 
-// look is told the names of all brokers, and the one that is used; empty for none.
-func (b *brokerless) look(all []string, used string) {
+// look is told the names of all brokers, the one that is used (empty for none), and whether messages are stored.
+func (b *brokerless) look(all []string, used string, stores bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if used != "" {
@@ -96,6 +96,9 @@ func (b *brokerless) look(all []string, used string) {
 		return
 	}
 	b.told = true
-	b.log.Error("no broker is up: messages are kept in the queue until one is", "brokers",
-		strings.Join(all, " "))
+	text := "no broker is up, and no message can be stored: commits are handed back to the hub"
+	if stores {
+		text = "no broker is up: messages are kept in the queue until one is"
+	}
+	b.log.Error(text, "brokers", strings.Join(all, " "))
 }

@@ -66,18 +66,18 @@ func TestHavingNoBrokerIsAnErrorWithAnEnd(t *testing.T) {
 		log, text := logged()
 		b := &brokerless{log: log}
 		all := []string{"one:5672", "two:5672"}
-		b.look(all, "") // it has just started
+		b.look(all, "", true) // it has just started
 		pass(brokerlessGrace - time.Second)
-		b.look(all, "two:5672")
+		b.look(all, "two:5672", true)
 		pass(time.Hour)
 		for range 20 {
-			b.look(all, "")
+			b.look(all, "", true)
 			pass(2 * time.Second)
 		}
-		b.look(all, "one:5672")
-		b.look(nil, "") // test mode has none
+		b.look(all, "one:5672", true)
+		b.look(nil, "", true) // test mode has none
 		pass(time.Hour)
-		b.look(nil, "")
+		b.look(nil, "", true)
 		wantLines(t, text.String(),
 			[]string{"level=ERROR", "no broker is up", `brokers="one:5672 two:5672"`},
 			[]string{"level=INFO", "a broker is up again", "broker=one:5672", "after=40s"})

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"strings"
@@ -51,7 +52,6 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 			used = b.Name
 		}
 	}
-	d.watch.brokerless.look(names, used)
 	if d.store != nil {
 		s.Paused.Drain = d.drainer.Status().Paused
 		describeQueue(ctx, d.store, &s)
@@ -61,9 +61,10 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 			s.Queue.Usable, s.Queue.Error = false, err.Error()
 		}
 	}
+	d.watch.brokerless.look(names, used, s.Queue.Usable && !s.Queue.Full)
 	d.describeHolders(ctx, &s)
-	if d.outbox != nil && s.Outbox.Error == "" {
-		s.Outbox.Error = d.outbox.Status().Error
+	if d.outbox != nil {
+		s.Outbox.Error = cmp.Or(d.outbox.Status().Error, s.Outbox.Error)
 	}
 	return s
 }

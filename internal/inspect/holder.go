@@ -17,7 +17,7 @@ func (h Holder) String() string {
 	case h.This:
 		return "this relay"
 	case h == Holder{}:
-		return "nobody"
+		return "nobody at the moment"
 	case h.Name == "":
 		h.Name = fmt.Sprintf("session %d of the database", h.PID)
 	}
