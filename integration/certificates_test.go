@@ -92,7 +92,8 @@ func newAuthority() (*authority, error) {
 	return a, nil
 }
 
-// certify makes a key and a certificate for it, signed by parent or, where that is nil, by itself. The
+// certify makes a key and a certificate for it, signed by parent or, where that is nil, by itself, for a day
+// unless the template says otherwise. The
 // server's certificate names localhost only, so that 127.0.0.1 is another name.
 func certify(template x509.Certificate, parent *x509.Certificate,
 	parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, []byte, []byte, error) {
@@ -104,7 +105,10 @@ func certify(template x509.Certificate, parent *x509.Certificate,
 	if err != nil {
 		return nil, nil, nil, nil, err
 	}
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	template.NotBefore = time.Now().Add(-time.Hour)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(24 * time.Hour)
+	}
 	if template.KeyUsage == 0 {
 		template.KeyUsage = x509.KeyUsageDigitalSignature
 	}

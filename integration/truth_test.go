@@ -173,6 +173,7 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 
 // unboundCommit is a commit of one event whose topic nobody has bound in these tests.
 func unboundCommit() []byte {
-	return fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"},
-		"build": {"name": "pkg", "version": "1.0", "release": "1"}, "user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
+	return fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postUntag", "kwargs": {
+		"tag": {"name": "f39"}, "build": {"name": "pkg", "version": "1.0", "release": "1"},
+		"user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
 }

@@ -93,8 +93,8 @@ func check(cmd *cobra.Command, path string, connecting bool) (*daemon.CheckRepor
 	return daemon.Check(cmd.Context(), path, load, connecting)
 }
 
-// compareWithRunning adds what a running relay has in force. Without one, or where its control socket may not be
-// used, the report is of the file alone.
+// compareWithRunning adds what a running relay has in force. Without one, or where its control socket may
+// not be used, the report is of the file alone.
 func compareWithRunning(ctx context.Context, path string, report *daemon.CheckReport) {
 	const patience = 2 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -211,7 +211,8 @@ Nothing to complain about.
 	}
 }
 
-// TestCheckShowsWhatIsInForceWhereTheFileDiffers: the file was changed under a running relay, then read again.
+// TestCheckShowsWhatIsInForceWhereTheFileDiffers: the file was changed under a running relay, then read
+// again.
 func TestCheckShowsWhatIsInForceWhereTheFileDiffers(t *testing.T) {
 	t.Parallel()
 	s := newRelaySite(t)

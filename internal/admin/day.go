@@ -13,8 +13,8 @@ import (
 
 // Outlook is where the queue is heading.
 type Outlook struct {
-	// Shrinks is by how many messages a second the queue became shorter over the last minutes, whoever drains it;
-	// negative where it grows.
+	// Shrinks is by how many messages a second the queue became shorter over the last minutes, whoever drains
+	// it; negative where it grows.
 	Shrinks float64 `json:"shrinks_per_second"`
 	// Empty is when nothing is left at that pace; zero where it does not shrink.
 	Empty time.Time `json:"empty,omitzero"`
@@ -47,8 +47,8 @@ type depthSample struct {
 	depth int64
 }
 
-// day remembers one day of a relay, of which nothing grows. Its zero value is ready; it is safe for concurrent
-// use.
+// day remembers one day of a relay, of which nothing grows. Its zero value is ready; it is safe for
+// concurrent use.
 type day struct {
 	mu      sync.Mutex
 	slots   [slotsKept]slot

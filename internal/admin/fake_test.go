@@ -222,7 +222,8 @@ func serveControl(t *testing.T, s *Server) *Client {
 
 // exercise makes every metric have a value.
 func exercise(m *Metrics) {
-	m.CommitTaken(inspect.ViaSocket, message.Commit{Events: []message.Event{{Callback: "postTag"}, {Callback: "postUntag"}}},
+	m.CommitTaken(inspect.ViaSocket,
+		message.Commit{Events: []message.Event{{Callback: "postTag"}, {Callback: "postUntag"}}},
 		message.Receipt{Sent: 1, NotTaken: []int{1}}, 3*time.Millisecond)
 	m.CommitTaken(inspect.ViaSocket, message.Commit{}, message.Receipt{}, time.Millisecond)
 	m.MessageSent("build.tag", "broker1.example.com:5671")

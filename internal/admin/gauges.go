@@ -60,7 +60,8 @@ func newGauges(status func() *Status) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive,
-		g.queueUsable, g.depth, g.bytes, g.oldest, g.maxAge, g.setAside, g.deadLetters, g.outboxDepth, g.outboxOldest, g.outboxOnly,
+		g.queueUsable, g.depth, g.bytes, g.oldest, g.maxAge, g.setAside, g.deadLetters, g.outboxDepth,
+		g.outboxOldest, g.outboxOnly,
 		g.reloadOK, g.reloadTime, g.certificate, g.brokerCertificate} {
 		ch <- d
 	}

@@ -35,8 +35,8 @@ type HandedBack struct {
 	Last   time.Time `json:"last"`
 }
 
-// onlyFor is for how long the socket is known not to have served the hub. One commit proves nothing: the relay
-// may have been restarted just then.
+// onlyFor is for how long the socket is known not to have served the hub. One commit proves nothing: the
+// relay may have been restarted just then.
 func (h *HandOver) onlyFor() time.Duration { return h.OnlyOutbox.Until.Sub(h.OnlyOutbox.Since) }
 
 // handOver keeps a HandOver. Its zero value is ready; it is safe for concurrent use.

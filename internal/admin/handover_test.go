@@ -80,8 +80,8 @@ func TestCertificatesOfBrokersAreJudgedToo(t *testing.T) {
 	}
 }
 
-// TestCommitsThatAreHandedBackAreSaid: a broker is up and the queue cannot be used. What nobody takes is handed
-// back, and nothing says that every commit is taken.
+// TestCommitsThatAreHandedBackAreSaid: a broker is up and the queue cannot be used. What nobody takes is
+// handed back, and nothing says that every commit is taken.
 func TestCommitsThatAreHandedBackAreSaid(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -98,7 +98,8 @@ func TestCommitsThatAreHandedBackAreSaid(t *testing.T) {
 				got = append(got, r.Code)
 			}
 			if _, said := now.Summary(); now.State != want || said != sentence || !slices.Equal(got, codes) {
-				t.Errorf("it is %s for %q, and says %q; want %s for %q and %q", now.State, got, said, want, codes, sentence)
+				t.Errorf("it is %s for %q, and says %q; want %s for %q and %q", now.State, got, said, want, codes,
+					sentence)
 			}
 		}
 		taken := func(notTaken ...int) {

@@ -29,7 +29,8 @@ func (s *Status) judge(now time.Time) {
 	s.Reasons = slices.Concat(s.sending(), s.storing(), s.waiting(now), s.setUp(now))
 	if age := now.Sub(s.Generated); age > staleAfter {
 		s.Reasons = append(s.Reasons, Reason{Code: "STALE",
-			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself", inspect.Duration(age.Truncate(time.Second)))})
+			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself",
+				inspect.Duration(age.Truncate(time.Second)))})
 	}
 	s.Ready = s.takes()
 	switch s.Phase {
@@ -125,7 +126,8 @@ func (s *Status) storing() (all []Reason) {
 			Command: "koji-relay check --connect"})
 	case q.Enabled && q.Full:
 		all = append(all, Reason{Code: "QUEUE_FULL", Count: q.Depth,
-			Text:    fmt.Sprintf("the queue holds %s and max_bytes is %s", inspect.Size(q.Bytes), inspect.Size(q.MaxBytes)),
+			Text: fmt.Sprintf("the queue holds %s and max_bytes is %s", inspect.Size(q.Bytes),
+				inspect.Size(q.MaxBytes)),
 			Command: "koji-relay queue status"})
 	}
 	if h := s.HandOver.HandedBack; h.Events > 0 {
@@ -135,8 +137,8 @@ func (s *Status) storing() (all []Reason) {
 			Command: "journalctl -u koji-relay -p err"})
 	}
 	if s.Outbox.Error != "" {
-		all = append(all, Reason{Code: "OUTBOX_UNREADABLE", Text: "events of the outbox are not taken: " + s.Outbox.Error,
-			Command: "koji-relay check --connect"})
+		all = append(all, Reason{Code: "OUTBOX_UNREADABLE",
+			Text: "events of the outbox are not taken: " + s.Outbox.Error, Command: "koji-relay check --connect"})
 	}
 	return all
 }

@@ -189,7 +189,8 @@ func NewMetrics(version string) *Metrics {
 		Help:        "Always 1; its labels tell the version of koji-relay and of Go.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess, m.failed,
+	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess,
+		m.failed,
 		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.dead, m.extraTrimmed, m.reconnects, m.historyGap,
 		build, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),

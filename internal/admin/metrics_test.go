@@ -141,7 +141,8 @@ func TestLabelValuesAreBounded(t *testing.T) {
 			for i := range 500 {
 				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1")
 				m.SendFailed("b:1", Failure(fmt.Sprint(i)))
-				m.CommitTaken(inspect.ViaSocket, message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
+				m.CommitTaken(inspect.ViaSocket,
+					message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
 					message.Receipt{}, 0)
 			}
 		})

@@ -36,7 +36,8 @@ func newPlots(slots []slot, maxAge time.Duration) (backlog, age plot) {
 	if maxAge > 0 {
 		age.Top += "; given up after " + inspect.Duration(maxAge)
 	}
-	over := fmt.Sprintf("over the last day, known for %s of it: ", inspect.Duration(time.Duration(known)*slotLength))
+	over := fmt.Sprintf("over the last day, known for %s of it: ",
+		inspect.Duration(time.Duration(known)*slotLength))
 	backlog.Label = "Messages in the queue and events in the outbox " + over + backlog.Top
 	age.Label = "Age of the oldest of them " + over + age.Top
 	var queued, waiting, ages strings.Builder

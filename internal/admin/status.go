@@ -7,8 +7,9 @@ import (
 )
 
 // Status is everything an administrator can see, as /status gives it in JSON. The daemon fills in what it
-// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Outlook, Rates, Minutes,
-// Recent and the counts of HandOver are added here. Times that are not known are zero and left out.
+// knows and sends texts that are already masked; State, Ready, Reasons, UptimeSeconds, Outlook, Rates,
+// Minutes, Recent and the counts of HandOver are added here. Times that are not known are zero and left
+// out.
 type Status struct {
 	Version       string    `json:"version"`
 	Host          string    `json:"host,omitempty"`

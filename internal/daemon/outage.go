@@ -78,7 +78,8 @@ type brokerless struct {
 // brokerlessGrace is how long no broker may be up without a word: at a start, or while one is restarted.
 const brokerlessGrace = 5 * time.Second
 
-// look is told the names of all brokers, the one that is used (empty for none), and whether messages are stored.
+// look is told the names of all brokers, the one that is used (empty for none), and whether messages are
+// stored.
 func (b *brokerless) look(all []string, used string, stores bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

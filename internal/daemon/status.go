@@ -69,7 +69,8 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	return s
 }
 
-// describeHolders says who drains the queue and who reads the outbox. What this process does it knows by itself.
+// describeHolders says who drains the queue and who reads the outbox. What this process does it knows by
+// itself.
 func (d *Daemon) describeHolders(ctx context.Context, s *admin.Status) {
 	this := inspect.Holder{This: true}
 	if d.drainer != nil && d.drainer.Status().Draining {

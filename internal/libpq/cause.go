@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Plain gives err a text for a person: in one line, each cause once, without what differs from one time to the
-// next. The result wraps err. Nil stays nil.
+// Plain gives err a text for a person: in one line, each cause once, without what differs from one time to
+// the next. The result wraps err. Nil stays nil.
 func Plain(err error) error {
 	if err == nil {
 		return nil
@@ -41,8 +41,8 @@ type plain struct {
 func (p *plain) Error() string { return p.text }
 func (p *plain) Unwrap() error { return p.err }
 
-// connectText says why no connection could be made. A name may stand for several addresses, each tried with TLS
-// and without: where the cause is the same it is said once.
+// connectText says why no connection could be made. A name may stand for several addresses, each tried with
+// TLS and without: where the cause is the same it is said once.
 func connectText(err *pgconn.ConnectError) string {
 	var causes, all []string
 	for _, try := range leaves(err.Unwrap()) {

@@ -9,8 +9,8 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// advisoryHolder finds the session that holds one of our advisory locks. The server keeps the two halves of a key
-// as numbers without a sign.
+// advisoryHolder finds the session that holds one of our advisory locks. The server keeps the two halves of
+// a key as numbers without a sign.
 const advisoryHolder = `SELECT '{work}' AS work, pid FROM pg_locks
 	WHERE locktype = 'advisory' AND granted AND objsubid = 2
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -24,8 +24,8 @@ const rowHolder = `SELECT 'drain' AS work, l.pid FROM {koji}.locks k
 	JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = k.xmax AND l.granted
 	WHERE k.name = 'protonmsg-plugin'`
 
-// Holders says which session drains the queue, and which one reads the outbox; the zero Holder where none does.
-// Between two passes nobody drains.
+// Holders says which session drains the queue, and which one reads the outbox; the zero Holder where none
+// does. Between two passes nobody drains.
 func (p *Store) Holders(ctx context.Context) (drain, outbox inspect.Holder, err error) {
 	err = p.do(ctx, "look who drains", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		drain, outbox = inspect.Holder{}, inspect.Holder{}

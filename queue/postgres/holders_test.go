@@ -9,8 +9,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// TestHoldersAreNamed: a relay with no right but the printed grants sees which other one drains and reads, with
-// Koji's lock row and without.
+// TestHoldersAreNamed: a relay with no right but the printed grants sees which other one drains and reads,
+// with Koji's lock row and without.
 func TestHoldersAreNamed(t *testing.T) {
 	t.Parallel()
 	for name, koji := range map[string]string{"Koji's row": "", "advisory lock": "DELETE FROM locks"} {
