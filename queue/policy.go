@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"fmt"
 	"time"
 
 	"koji-relay/internal/message"
@@ -51,8 +52,8 @@ func reason(o message.Outcome) string {
 	if o.Broker != "" {
 		text += " by " + o.Broker
 	}
-	if o.Reason != "" {
-		text += ": " + o.Reason
+	if why := o.Why(); why != "" {
+		text += ": " + why
 	}
 	return text
 }
@@ -68,4 +69,21 @@ func laterDelay(tries int) time.Duration {
 // misconfigured for an hour costs no message.
 func countDelay(attempts int) time.Duration {
 	return retry.Jitter(retry.Doubled(30*time.Second, attempts, 2*time.Hour))
+}
+
+// PutText names a put in errors.
+func PutText(messages, dead int) string {
+	count := func(n int, noun string) string {
+		if n != 1 {
+			noun += "s"
+		}
+		return fmt.Sprintf("%d %s", n, noun)
+	}
+	switch {
+	case dead == 0:
+		return "put " + count(messages, "message")
+	case messages == 0:
+		return "put " + count(dead, "dead letter")
+	}
+	return "put " + count(messages, "message") + " and " + count(dead, "dead letter")
 }

@@ -111,7 +111,7 @@ func infoText(err *amqp.Error, key string) string {
 	return ""
 }
 
-// judgeDisposition turns a broker's answer into an result.
+// judgeDisposition turns a broker's answer into a result.
 func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 	a := result{state: message.Unknown, reason: "settled without an outcome"}
 	var condition amqp.ErrCond
@@ -142,7 +142,7 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 	return a
 }
 
-// judgeRefusal turns a refused link into an result for a message that was to go over it.
+// judgeRefusal turns a refused link into a result for a message that was to go over it.
 func judgeRefusal(err error, p dialect.Peer) result {
 	a := result{
 		verdict: busy, state: message.NotSent, failure: amqpconn.FailedLink,
@@ -159,7 +159,7 @@ func judgeRefusal(err error, p dialect.Peer) result {
 	return a
 }
 
-// failed gives the word of docs/metrics.md for an result; empty where its state says it.
+// failed gives the word of docs/metrics.md for a result; empty where its state says it.
 func (a result) failed() string {
 	if a.failure != "" {
 		return a.failure

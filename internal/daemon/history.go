@@ -83,8 +83,8 @@ func step(kind inspect.StepKind, o message.Outcome) inspect.Step {
 	if kind == inspect.Accepted {
 		return s
 	}
-	if s.Reason = o.State.String(); o.Reason != "" {
-		s.Reason += ": " + o.Reason
+	if s.Reason = o.State.String(); o.Why() != "" {
+		s.Reason += ": " + o.Why()
 	}
 	return s
 }

@@ -1,5 +1,7 @@
 package message
 
+import "strings"
+
 // State answers "did the broker take it?". Only Accepted may be forgotten.
 type State int
 
@@ -110,4 +112,9 @@ type Receipt struct {
 	// NotTaken are the numbers of the events that were neither sent nor stored, ascending; Reason says why.
 	NotTaken []int
 	Reason   string
+}
+
+// Why is Reason without the word of State, for texts that have it already.
+func (o Outcome) Why() string {
+	return strings.TrimLeft(strings.TrimPrefix(o.Reason, o.State.String()), ": ")
 }

@@ -244,7 +244,7 @@ func (f *Store) Put(ctx context.Context, unsent []message.Unsent,
 	if len(in.Rows) == 0 && len(in.Dead) == 0 {
 		return queue.Stored{}, nil
 	}
-	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
+	what := queue.PutText(len(in.Rows), len(in.Dead))
 	err := f.add(ctx, what, func(tx fileTx) error {
 		if limits.MaxBytes > 0 && tx.bytes()+in.Size > limits.MaxBytes {
 			return fmt.Errorf("%w: max_bytes is %d; raise it, or see 'koji-relay queue status'", queue.ErrFull,

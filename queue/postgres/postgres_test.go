@@ -298,7 +298,7 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	cluster.Kill()
 	began := time.Now()
 	if _, err := s.Put(t.Context(), storetest.Unsent(3, 3), nil); err == nil ||
-		!strings.Contains(err.Error(), "put 1 messages") {
+		!strings.Contains(err.Error(), "put 1 message in") {
 		t.Errorf("put without a server gave %v, want an error that names it", err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -313,7 +313,7 @@ func TestStoreWorksAgainAfterTheServerWasKilled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	_, err := s.Put(ctx, storetest.Unsent(4, 4), nil)
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "put 1 messages") {
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "put 1 message in") {
 		t.Errorf("put to a frozen server gave %v, want a deadline that names it", err)
 	}
 	cluster.Signal(syscall.SIGCONT)

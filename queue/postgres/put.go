@@ -75,7 +75,7 @@ func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 	if err := p.room(ctx, in.Size, limits.MaxBytes); err != nil {
 		return queue.Stored{}, err
 	}
-	what := fmt.Sprintf("put %d messages and %d dead letters", len(in.Rows), len(in.Dead))
+	what := queue.PutText(len(in.Rows), len(in.Dead))
 	stored := in
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		err := p.putAll(ctx, conn, in)

@@ -1,0 +1,22 @@
+package message
+
+import "testing"
+
+func TestReasonDoesNotRepeatTheState(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		state     State
+		reason, w string
+	}{
+		{Released, "released: no queue is bound to the topic", "no queue is bound to the topic"},
+		{Released, "released", ""},
+		{Rejected, "rejected: amqp:resource-limit-exceeded", "amqp:resource-limit-exceeded"},
+		{Rejected, "rejected without a reason", "without a reason"},
+		{NotSent, "no broker is up", "no broker is up"},
+		{Unknown, "", ""},
+	} {
+		if got := (Outcome{State: c.state, Reason: c.reason}).Why(); got != c.w {
+			t.Errorf("%v for %q is said as %q, want %q", c.state, c.reason, got, c.w)
+		}
+	}
+}
