@@ -165,7 +165,7 @@ func (t *table) measure() {
 		if strings.Contains(part.rows, t.only) {
 			began := time.Now()
 			part.run(t)
-			t.Logf("%s: measured in %v", part.rows, time.Since(began).Round(time.Millisecond))
+			fmt.Printf("%s: measured in %v\n", part.rows, time.Since(began).Round(time.Millisecond))
 		}
 	}
 	t.Load[1] = machineLoad()
