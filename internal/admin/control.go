@@ -202,8 +202,15 @@ func LogChange(log *slog.Logger, verb string, box inspect.Box, which inspect.Sel
 		by = append(by, "selected", "all")
 	case len(which.IDs) > 0:
 		by = append(by, "selected", strings.Join(which.IDs[:min(len(which.IDs), 10)], " "))
-	default:
-		by = append(by, "address", which.Address, "reason", which.Reason, "before", which.Before)
+	}
+	if which.Address != "" {
+		by = append(by, "address", which.Address)
+	}
+	if which.Reason != "" {
+		by = append(by, "reason", which.Reason)
+	}
+	if !which.Before.IsZero() {
+		by = append(by, "before", which.Before)
 	}
 	log.Info("changed by an administrator", by...)
 }

@@ -51,7 +51,11 @@ func (c *Conn) hostRefused(said, err error) error {
 	if asked != "" {
 		name = fmt.Sprintf("the virtual host %q", asked)
 	}
+	words := "without a word"
+	if remote != nil {
+		words = ErrorText(err)
+	}
 	return hostError{fmt.Errorf(
 		"the broker took the login and refused %s (%s); correct virtual_host or the path of "+
-			"the URL, or give the user permissions there", name, ErrorText(err))}
+			"the URL, or give the user permissions there", name, words)}
 }

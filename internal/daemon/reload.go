@@ -39,7 +39,7 @@ func (d *Daemon) reload() error {
 	if err != nil {
 		now.reload.Errors = strings.Split(err.Error(), "\n")
 		d.effective.Store(&now)
-		d.log.Error("reload refused: the old configuration stays", "error", err)
+		d.log.Error("reload refused: the old configuration stays", "error", oneLine(err))
 		return err
 	}
 	now.config, now.loaded = next, now.reload.Time
