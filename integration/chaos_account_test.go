@@ -22,6 +22,7 @@ type account struct {
 	slowest time.Duration    // that the plugin took of a hub call
 	by      map[string]int   // events handed over, by the ways that were tried
 	asked   []refusal
+	took    map[int][]time.Time // when a relay was known to have answered 200, by relay
 	// overtaken are the message-ids of events out of order, each with that of the one before it.
 	overtaken [][2]string
 }
@@ -48,7 +49,7 @@ type refusal struct {
 
 func newAccount(c *chaos) *account {
 	return &account{ledger: newLedger(""), c: c, facts: make(map[int]*fact), commits: make(map[string][]int),
-		last: make(map[int]int), by: make(map[string]int)}
+		last: make(map[int]int), by: make(map[string]int), took: make(map[int][]time.Time)}
 }
 
 // next is the number behind which the next worker of a build goes on.
@@ -82,9 +83,17 @@ func (a *account) hear(h *hub, line workerLine) {
 		}
 		a.events[number].handed = f.state == "handed" && f.counts
 	}
+	if line.State == "handed" && slices.Equal(line.Ways, []string{"exchange"}) {
+		a.took[h.relay] = append(a.took[h.relay], time.Now())
+	}
 	if line.State == "refused" {
 		a.asked = append(a.asked, refusal{line.End, h, time.Now(), said, line.Ways})
 	}
+}
+
+// tookBetween reports whether a relay took a commit between two times.
+func (a *account) tookBetween(relay int, from, to time.Time) bool {
+	return slices.ContainsFunc(a.took[relay], func(at time.Time) bool { return at.After(from) && at.Before(to) })
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

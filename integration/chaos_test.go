@@ -199,7 +199,8 @@ func (c *chaos) bothWaysTried() {
 	}
 }
 
-// readyMeansTaken: a relay that hands commits back must say within 5 s that it is not ready.
+// readyMeansTaken: a relay that hands commits back, and takes none meanwhile, must say within 5 s that it is
+// not ready.
 func (c *chaos) readyMeansTaken() {
 	for i, w := range c.witnesses {
 		var first *refusal // since when the relay has been ready and yet refusing
@@ -207,7 +208,7 @@ func (c *chaos) readyMeansTaken() {
 			if r.hub.relay != i || !strings.Contains(r.said, "it answered 503") {
 				continue
 			}
-			if first == nil || !w.readyThrough(first.at, r.at) {
+			if first == nil || !w.readyThrough(first.at, r.at) || c.account.tookBetween(i, first.at, r.at) {
 				first = &r
 			}
 			if r.at.Sub(first.at) > 5*time.Second {
