@@ -44,6 +44,7 @@ RETIRED['notify'] = 'remove it; after the commit koji-relay is told by a datagra
 BREAKER_PERIOD = 10.0   # seconds in which nobody waits again for what did not answer
 UNNOTICED = 0.1         # seconds; taking no longer than this is no wait
 LEARNED_FOR = 10.0      # seconds after which all callbacks are collected until it is learned anew
+MANY = 10               # so many events of a request are worth asking what is wanted
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
 # Names are qualified: the hub's search_path may have schemas in which others can create functions.
 MARK = """SELECT pg_catalog.current_setting('koji_relay.last', true),
@@ -104,6 +105,8 @@ def collect(cbtype, *args, **kwargs):
     commit.count += 1   # a number is used once, even that of an event which is dropped later
     drop_undone(commit, '%s:%d' % (commit.id, event[0]))
     commit.events.append(event)
+    if commit.count % MANY == 0 and time.monotonic() > learned[1] and not config.test_mode:
+        commit.spent += ask()
 
 
 def wanted(cbtype):
@@ -124,6 +127,27 @@ def learn(patterns):
     """Take over which callbacks make messages: patterns between spaces, or None for all."""
     global learned
     learned = patterns, time.monotonic() + LEARNED_FOR
+
+
+def ask():
+    """Learn amid a large request, whose events would all be kept for nothing. Returns its seconds.
+
+    It asks who gets the events: the readers of the outbox, or the relay behind the socket.
+    """
+    started = time.monotonic()
+    learn(None)     # whatever comes, nobody asks again for a while
+    with contextlib.suppress(Exception):
+        if config.delivery == 'outbox':
+            with savepoint() as cursor:
+                cursor.execute(PREPARE)
+                lock, statement, _, readable = cursor.fetchone()
+                if readable:
+                    cursor.execute(SET_TIMEOUTS, ['%dms' % (1000 * UNNOTICED)] * 2)
+                    cursor.execute(SET_TIMEOUTS + READERS, [lock, statement])
+                    learn(cursor.fetchone()[2])
+        elif not RELAY.lost:
+            request_relay('GET', '', started + UNNOTICED)
+    return time.monotonic() - started
 
 
 def collected():
@@ -246,7 +270,7 @@ def before_commit(cbtype, *args, **kwargs):
             commit.stored, commit.events = True, []
         except Exception as error:
             commit.failure = first_line(error)
-        commit.spent = time.monotonic() - started
+        commit.spent += time.monotonic() - started
 
 
 @ignore_error
@@ -368,11 +392,23 @@ def post(commit, events, patience, deadline, last=False):
 
 def exchange(commit_id, batch, deadline):
     """One request. Returns the events that were not taken, and the answer in short."""
-    body = ['{"commit": "%s", "events": [' % commit_id, ', '.join(
-        '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch), ']}']
-    head = ('POST /v1/commits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
-            'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n' % sum(map(len, body)))
-    text = ''.join([head] + body)
+    answer = request_relay('POST', '{"commit": "%s", "events": [%s]}' % (commit_id, ', '.join(
+        '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch)), deadline)
+    if TAKEN.match(answer):
+        return [], None
+    response = http.client.HTTPResponse(Received(answer), method='POST')
+    response.begin()
+    if response.status == 503:      # it names the events that were not taken, or none
+        named = set(json.loads(response.read().decode()).get('not_taken', ()))
+        batch = [event for event in batch if event[0] in named] or batch
+    return batch, 'it answered %d' % response.status
+
+
+def request_relay(method, body, deadline):
+    """Send one request and return the answer. It says which callbacks make messages, too."""
+    text = ('%s /v1/commits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
+            'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' % (
+                method, len(body), body))
     with DeadlineSocket(socket.AF_UNIX) as connection:
         connection.deadline = deadline
         connection.arm()
@@ -385,14 +421,7 @@ def exchange(commit_id, batch, deadline):
     if config.delivery == 'direct':     # the outbox may have more readers than this one
         found = EVENTS_HEADER.match(answer)
         learn(found and found.group(1).decode('latin-1'))
-    if TAKEN.match(answer):
-        return [], None
-    response = http.client.HTTPResponse(Received(answer), method='POST')
-    response.begin()
-    if response.status == 503:      # it names the events that were not taken, or none
-        named = set(json.loads(response.read().decode()).get('not_taken', ()))
-        batch = [event for event in batch if event[0] in named] or batch
-    return batch, 'it answered %d' % response.status
+    return answer
 
 
 # Behind any answers of the kind "100 Continue". Only such a complete head, or the end, ends a 200.

@@ -57,6 +57,12 @@ func (s *server) query(t testing.TB, database, sql string, result any) error {
 // gives the settings for it.
 func newDatabase(t testing.TB, s *server, name string) settings {
 	t.Helper()
+	createDatabase(t, s, name)
+	return initDatabase(t, s, name)
+}
+
+func createDatabase(t testing.TB, s *server, name string) {
+	t.Helper()
 	ctx := within(t, 30*time.Second)
 	db, err := pgx.Connect(ctx, s.connString("postgres"))
 	if err != nil {
@@ -66,6 +72,11 @@ func newDatabase(t testing.TB, s *server, name string) settings {
 	if _, err := db.Exec(ctx, "CREATE DATABASE "+name); err != nil {
 		t.Fatalf("create the database %s: %v", name, err)
 	}
+}
+
+// initDatabase is the rest of newDatabase.
+func initDatabase(t testing.TB, s *server, name string) settings {
+	t.Helper()
 	set := settings{"queue.store": "postgres", "queue.database": s.connString(name)}
 	path, err := binary()
 	if err != nil {

@@ -40,7 +40,11 @@ class Relay:
             connection.close()
 
     def commits(self):
-        return [request.data for request in self.requests]
+        return [request.data for request in self.requests if request.text]
+
+    def asked(self):
+        """How often it was asked only what it wants."""
+        return len([request for request in self.requests if request.head.startswith(b'GET ')])
 
     def events(self):
         """(number, callback, kwargs) of all requests in order."""

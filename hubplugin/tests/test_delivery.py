@@ -390,11 +390,11 @@ def test_commit_that_the_outbox_could_not_store_in_time_goes_directly_at_once(
 
 # ---- the outbox ---------------------------------------------------------------------------------
 
-def lock(database):
+def lock(database, table='koji_relay.outbox'):
     """Somebody holds the table, as VACUUM FULL or ALTER TABLE would."""
     import psycopg2
     locker = psycopg2.connect(database.admin.dsn, options='-c idle_in_transaction_session_timeout=15s')
-    locker.cursor().execute('LOCK TABLE koji_relay.outbox IN ACCESS EXCLUSIVE MODE')
+    locker.cursor().execute('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE' % table)
     return locker
 
 
@@ -638,6 +638,93 @@ def test_without_the_table_of_readers_everything_is_collected(load, hub, databas
     hub.request(change('x'))
     hub.request(change('y'))
     assert len(outbox(database)) == 4 and relay.connections == 0 and log() == []
+
+
+def many(hub, count=30, **kwargs):
+    """One request with a pre and a post event for each of so many calls."""
+    return hub.multicall(*[change('x', **kwargs) for _ in range(count)])
+
+
+def pre_and_post(events):
+    events = list(events)
+    return events.count('preTag'), events.count('postTag')
+
+
+def test_large_request_asks_the_readers_of_the_outbox_what_they_want(load, hub, database, relay, log):
+    plugin = load(delivery='outbox')
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'post*')")
+    many(hub)
+    assert pre_and_post(row[2] for row in outbox(database)) == (5, 30)     # asked with the tenth event
+    plugin.learned = None, 0.0
+    hub.multicall(*[change('x', fail=True) for _ in range(20)], change('y'))    # undone ones ask, too
+    assert [row[2] for row in outbox(database)][35:] == ['postTag']
+    assert relay.connections == 0 and log() == []
+
+
+def test_large_request_asks_the_relay_what_it_wants(load, hub, database, relay, log):
+    plugin = load()
+    relay.answer = with_events(b'post*')
+    many(hub)
+    assert pre_and_post(name for _, name, _ in relay.events()) == (5, 30) and relay.asked() == 1
+    many(hub)
+    assert pre_and_post(name for _, name, _ in relay.events()) == (5, 60) and relay.asked() == 1
+    plugin.learned = plugin.learned[0], 0.0     # for an older relay a GET is no allowed method
+    relay.answer = lambda connection, request: connection.sendall(
+        OK if request.text else reply(405, {'code': 'METHOD_NOT_ALLOWED'}))
+    many(hub)
+    assert pre_and_post(name for _, name, _ in relay.events()) == (35, 90)
+    assert log() == []
+
+
+def test_what_was_learned_does_not_end_amid_a_large_request(load, hub, database, relay):
+    plugin = load(delivery='outbox')
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'post*')")
+
+    def forget():
+        plugin.learned = plugin.learned[0], 0.0
+    hub.multicall(*[change('x') for _ in range(30)], forget, *[change('x') for _ in range(30)])
+    pre, post = pre_and_post(row[2] for row in outbox(database))
+    assert post == 60 and pre <= 5 + 10
+
+
+@pytest.mark.parametrize('obstacle', ['DROP TABLE koji_relay.reader',
+                                      'REVOKE SELECT ON koji_relay.reader FROM {role}',
+                                      'REVOKE USAGE ON SCHEMA koji_relay FROM {role}',
+                                      'DROP SCHEMA koji_relay CASCADE'])
+def test_large_request_that_cannot_ask_loses_nothing(load, hub, database, relay, log, obstacle):
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'postTag')")
+    database.sql(obstacle.format(role=database.role))
+    load(delivery='outbox')
+    many(hub)
+    assert hub.committed and database.sql('SELECT count(*) FROM work') == [(30,)]
+    names = [name for _, name, _ in relay.events()] or [row[2] for row in outbox(database)]
+    assert pre_and_post(names) == (30, 30)
+
+
+def test_asking_leaves_the_limits_of_the_hub_as_they_are(load, hub, database, relay):
+    load(delivery='outbox')
+    database.sql("INSERT INTO koji_relay.reader (name, events) VALUES ('', 'post*')")
+    seen = []
+
+    def look():
+        cursor = context.cnx.cnx.cursor()
+        cursor.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+        seen.append(cursor.fetchone())
+    hub.multicall(look, *[change('x') for _ in range(20)], look)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize('delivery', ['outbox', 'direct'])
+def test_asking_in_vain_takes_a_moment_and_is_done_once(load, hub, database, relay, delivery):
+    plugin = load(delivery=delivery)
+    locker = lock(database, 'koji_relay.reader')
+    relay.answer = silence
+    spent = []
+    hub.multicall(lambda: spent.append(timed(lambda: [change('x')() for _ in range(100)])))
+    unlock(locker)
+    assert plugin.UNNOTICED <= spent[0] < plugin.UNNOTICED + GRACE
+    assert relay.asked() == (1 if delivery == 'direct' else 0) and hub.committed
 
 
 @pytest.mark.timing

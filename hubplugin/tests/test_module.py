@@ -143,7 +143,7 @@ def test_callback_that_a_newer_koji_adds_is_handed_over(bare_hub, relay, load, m
 def test_module_is_short_and_only_needs_koji_and_the_standard_library():
     with open(PLUGIN) as source:
         text = source.read()
-    assert len(text.splitlines()) <= 460  # a hub loads one file
+    assert len(text.splitlines()) <= 500  # a hub loads one file
     assert max(map(len, text.splitlines())) < 100
     # An older interpreter reads only its own grammar.
     tree = ast.parse(text, **({'feature_version': (3, 6)} if sys.version_info >= (3, 8) else {}))

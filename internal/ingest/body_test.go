@@ -285,6 +285,14 @@ func TestEveryAnswerSaysWhichEventsMakeMessages(t *testing.T) {
 			t.Errorf("status %d with Koji-Relay-Events: %q; want %d with postTag pre*", resp.StatusCode, got, want)
 		}
 	}
+	resp, err := client.Get("http://hub/v1/commits") // only to learn that
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got := resp.Header.Get("Koji-Relay-Events"); resp.StatusCode != 204 || got != "postTag pre*" {
+		t.Errorf("GET: status %d with Koji-Relay-Events: %q; want 204 with postTag pre*", resp.StatusCode, got)
+	}
 }
 
 func TestRefusalsOfOneKindAreToldOnceAndCounted(t *testing.T) {

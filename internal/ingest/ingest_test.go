@@ -146,7 +146,7 @@ func TestOtherPathsAndMethodsAreRefusedInWords(t *testing.T) {
 		status       int
 		code         string
 	}{
-		{"GET", "/v1/commits", 405, "METHOD_NOT_ALLOWED"},
+		{"PUT", "/v1/commits", 405, "METHOD_NOT_ALLOWED"},
 		{"POST", "/v2/commits", 404, "NOT_FOUND"},
 	} {
 		w := httptest.NewRecorder()
