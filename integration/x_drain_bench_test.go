@@ -20,8 +20,8 @@ const benchBatchSize = 1000 // of the example configuration
 // they arrive.
 func drains(t *table) {
 	small, large, million := t.n(10_000, 200), t.n(100_000, 300), t.n(1_000_000, 400)
-	raw := rawSender(t, t.broker40, fmt.Sprintf(rabbitmq40.prefix, "drain")+"."+tagTopic)
 	d := newDrain(t, nil)
+	raw := rawSender(t, t.broker40, fmt.Sprintf(rabbitmq40.prefix, d.database)+"."+tagTopic)
 	const sender, alike = "pipelined go-amqp sender", "the same for 10,000 rows"
 	hundred := t.row("drain, 100,000 rows of 1 kB", "1/s", sender, atLeast(0.7))
 	million1 := t.row("drain, 1,000,000 rows", "1/s", alike, atLeast(0.95))
