@@ -24,7 +24,10 @@ func TestOutboxReadByTwoRelaysArrivesOnce(t *testing.T) {
 	broker.awaitBroker(t)
 	part := newPart()
 	open := durable(t, rabbitmq40, broker, part, ledgerTopics...)
-	set := forBroker(rabbitmq40, part, broker).with(newDatabase(t, postgres, part))
+	// A broker that is slow to answer is not given up: what one relay queues then, and the broker takes after
+	// all, the other one drains.
+	set := forBroker(rabbitmq40, part, broker).with(newDatabase(t, postgres, part),
+		settings{"relay.handoff_timeout": "30", "plugin.timeout": "60"})
 	first, second := startRelay(t, set, broker), startRelay(t, set, broker)
 	box := open()
 
