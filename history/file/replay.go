@@ -82,6 +82,7 @@ func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error
 	err = s.changeReplay(ctx, id, func(r *inspect.Replay) {
 		if ran = r.State == inspect.ReplayRuns; ran {
 			r.State, r.Ended = inspect.ReplayCancelled, time.Now()
+			r.URL = history.MaskURL(r.URL) // a password is of no more use
 		}
 	})
 	return ran, err

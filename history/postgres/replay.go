@@ -88,12 +88,21 @@ func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string
 	return runs, err
 }
 
-// CancelReplay implements history.ReplayStore.
+// CancelReplay implements history.ReplayStore. A password of its URL is of no more use, and goes.
 func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error) {
 	err = s.do(ctx, "cancel a replay", func(ctx context.Context, conn *pgx.Conn) error {
-		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET running = false,
-			state = state || jsonb_build_object('state', 'cancelled', 'ended', now()) WHERE id = $1 AND
-			running`, id)
+		var url string
+		err := conn.QueryRow(ctx, `SELECT coalesce(state->>'url', '') FROM koji_relay.replay WHERE id = $1`,
+			id).Scan(&url)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET running = false, state = state ||
+			jsonb_build_object('state', 'cancelled', 'ended', now(), 'url', $2::text) WHERE id = $1 AND running`,
+			id, history.MaskURL(url))
 		ran = tag.RowsAffected() == 1
 		if err == nil && ran {
 			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, id)
