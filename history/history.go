@@ -60,7 +60,8 @@ type ReplayStore interface {
 	// AddReplay stores a replay under a new ID, which it sets, with the messages of a file. It runs from
 	// then on.
 	AddReplay(ctx context.Context, r *inspect.Replay, lines []Row) error
-	// Replays gives those there are, oldest first.
+	// Replays gives those there are, oldest first. One that has ended has no password in its URL any more, and
+	// no messages of a file.
 	Replays(ctx context.Context) ([]inspect.Replay, error)
 	// ClaimReplay gives the oldest replay that runs, unless another writer has it; nil without one. Others
 	// may have it after lease.

@@ -171,7 +171,6 @@ func (r *Replayer) finish(ctx context.Context, p *inspect.Replay) error {
 	}
 	if p.Waiting = waiting; waiting == 0 {
 		p.State, p.Ended = inspect.ReplayDone, time.Now()
-		p.URL = MaskURL(p.URL) // a password is of no more use
 	}
 	if _, err := r.store.SaveReplay(ctx, p, r.o.Writer, replayLease); err != nil {
 		return err

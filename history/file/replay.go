@@ -82,13 +82,13 @@ func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error
 	err = s.changeReplay(ctx, id, func(r *inspect.Replay) {
 		if ran = r.State == inspect.ReplayRuns; ran {
 			r.State, r.Ended = inspect.ReplayCancelled, time.Now()
-			r.URL = history.MaskURL(r.URL) // a password is of no more use
 		}
 	})
 	return ran, err
 }
 
-// changeReplay changes a replay that is there. The messages of a file go when it ends.
+// changeReplay changes a replay that is there. The messages of a file and the password of a URL go when it
+// ends.
 func (s *Store) changeReplay(ctx context.Context, id int64, change func(*inspect.Replay)) error {
 	err := update(ctx, s.state, func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte("replay"))
@@ -101,11 +101,13 @@ func (s *Store) changeReplay(ctx context.Context, id int64, change func(*inspect
 			return err
 		}
 		change(&r)
-		err := put(b, numberKey(id), &r)
 		if r.State != inspect.ReplayRuns {
-			err = errors.Join(err, deleteLines(tx.Bucket([]byte("line")), id))
+			r.URL = history.MaskURL(r.URL)
+			if err := deleteLines(tx.Bucket([]byte("line")), id); err != nil {
+				return err
+			}
 		}
-		return err
+		return put(b, numberKey(id), &r)
 	})
 	if err != nil {
 		return fmt.Errorf("change replay %d in %s: %w", id, s.dir, err)

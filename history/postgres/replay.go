@@ -71,13 +71,17 @@ func (s *Store) ClaimReplay(ctx context.Context, writer string,
 	return claimed, err
 }
 
-// SaveReplay implements history.ReplayStore. The messages of a file go when it ends.
+// SaveReplay implements history.ReplayStore. The messages of a file and the password of a URL go when it ends.
 func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string,
 	lease time.Duration) (runs bool, err error) {
+	saved := *r
+	if r.State != inspect.ReplayRuns {
+		saved.URL = history.MaskURL(r.URL)
+	}
 	err = s.do(ctx, "save a replay", func(ctx context.Context, conn *pgx.Conn) error {
 		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET state = $1, running = $2,
 				lease = now() + $3 * interval '1 second'
-			WHERE id = $4 AND running AND holder = $5`, r, r.State == inspect.ReplayRuns, lease.Seconds(),
+			WHERE id = $4 AND running AND holder = $5`, saved, r.State == inspect.ReplayRuns, lease.Seconds(),
 			r.ID, writer)
 		runs = tag.RowsAffected() == 1
 		if err == nil && r.State != inspect.ReplayRuns {
@@ -88,7 +92,7 @@ func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string
 	return runs, err
 }
 
-// CancelReplay implements history.ReplayStore. A password of its URL is of no more use, and goes.
+// CancelReplay implements history.ReplayStore.
 func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error) {
 	err = s.do(ctx, "cancel a replay", func(ctx context.Context, conn *pgx.Conn) error {
 		var url string
