@@ -143,12 +143,19 @@ func (s *Server) refresh(ctx context.Context) {
 	s.history.add(time.Now(), s.opts.Metrics.totals())
 	s.day.add(time.Now(), &status)
 	judged := status
-	judged.HandOver = s.opts.Metrics.handOver.now(time.Now(), judged.stores())
-	judged.Outlook = s.day.outlook(&status.Queue)
-	judged.judge(time.Now())
+	s.judge(&judged, time.Now())
 	s.replacing.Lock()
 	defer s.replacing.Unlock()
 	s.cached.Store(&look{status, s.cached.Load().since.note(judged.Reasons, time.Now())})
+}
+
+// judge adds to a status what this package has seen by itself, and judges all of it.
+func (s *Server) judge(status *Status, now time.Time) {
+	path := status.HandOver.Path
+	status.HandOver = s.opts.Metrics.handOver.now(now, status.stores())
+	status.HandOver.Path = path
+	status.Outlook = s.day.outlook(&status.Queue)
+	status.judge(now)
 }
 
 // Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares
@@ -158,13 +165,9 @@ func (s *Server) Status() *Status {
 	status := last.status
 	now := time.Now()
 	status.UptimeSeconds = seconds(now, status.Started)
-	status.Outlook = s.day.outlook(&status.Queue)
 	status.Rates, status.Minutes = s.history.rates()
 	status.Recent = s.opts.Recent.Last()
-	path := status.HandOver.Path
-	status.HandOver = s.opts.Metrics.handOver.now(now, status.stores())
-	status.HandOver.Path = path
-	status.judge(now)
+	s.judge(&status, now)
 	for i := range status.Reasons {
 		status.Reasons[i].Since = last.since[status.Reasons[i].Code]
 	}

@@ -56,25 +56,23 @@ func (h *handOver) taken(via string, c *message.Commit, handedBack int, at time.
 	} else if via != inspect.ViaOutbox {
 		h.whole = at
 	}
-	only := &h.OnlyOutbox
-	switch {
-	case via != inspect.ViaOutbox:
+	if via != inspect.ViaOutbox {
 		h.Socket++
 		h.LastSocket = at
-	case c.Fallback == "":
+	} else {
 		h.Outbox++
 		h.LastOutbox = at
-	default:
-		h.Outbox++
-		h.LastOutbox = at
-		h.Fallback++
-		if only.Since.IsZero() {
-			only.Since = at
-		}
-		only.Until, only.Why = at, inspect.Line(c.Fallback, 200)
+	}
+	only := &h.OnlyOutbox
+	if via != inspect.ViaOutbox || c.Fallback == "" {
+		*only = HandOver{}.OnlyOutbox
 		return
 	}
-	h.OnlyOutbox = HandOver{}.OnlyOutbox
+	h.Fallback++
+	if only.Since.IsZero() {
+		only.Since = at
+	}
+	only.Until, only.Why = at, inspect.Line(c.Fallback, 200)
 }
 
 // handedBackFor is how long events that were handed back are worth a word, unless a commit is taken before.

@@ -176,7 +176,9 @@ func (v *view) FateWord(f FateKind) string {
 }
 
 // Count writes a number with its thousands apart.
-func (v *view) Count(n int64) string {
+func (v *view) Count(n int64) string { return countText(n) }
+
+func countText(n int64) string {
 	text := strconv.FormatInt(n, 10)
 	for i := len(text) - 3; i > 0; i -= 3 {
 		text = text[:i] + "\u202f" + text[i:]

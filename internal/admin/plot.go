@@ -30,8 +30,7 @@ func newPlots(slots []slot, maxAge time.Duration) (backlog, age plot) {
 		most = max(most, slots[i].queue+slots[i].outbox)
 		oldest = max(oldest, int64(slots[i].oldest))
 	}
-	v := &view{}
-	backlog.Top = "at most " + v.Count(most)
+	backlog.Top = "at most " + countText(most)
 	age.Top = "at most " + inspect.Duration(time.Duration(oldest).Truncate(time.Second))
 	if maxAge > 0 {
 		age.Top += "; given up after " + inspect.Duration(maxAge)
