@@ -146,24 +146,10 @@ func (b *batch) run(ctx context.Context) {
 				b.probe(ctx, o, wait)
 				o.probe = false // it is over, one way or the other
 			}
-			b.tryInParts(ctx, o, wait)
+			b.try(ctx, o, wait, b.open)
 		default:
 			b.try(ctx, o, wait, b.open)
 		}
-	}
-}
-
-// patientWindow is how many messages of one patient call are with a broker at a time. What the hub hands over
-// meanwhile waits behind no more than these.
-const patientWindow = 200
-
-// tryInParts tries all open messages as long as the broker is up.
-func (b *batch) tryInParts(ctx context.Context, o candidate, wait time.Duration) {
-	for part := range slices.Chunk(slices.Clone(b.open), patientWindow) {
-		if ctx.Err() != nil || !o.b.upWith(o.c) {
-			return
-		}
-		b.try(ctx, o, wait, part)
 	}
 }
 
@@ -230,73 +216,6 @@ func (r *Relay) pick(tried []*broker, patient, probed bool) (candidate, bool) {
 		}
 		tried = append(tried[:len(tried):len(tried)], best.b)
 	}
-}
-
-// try tries the open messages named by which on one broker, and takes those with a final result off b.open.
-func (b *batch) try(ctx context.Context, o candidate, wait time.Duration, which []int) {
-	which = slices.Clone(which) // it may be b.open, which changes below
-	results := newResults(len(which))
-	deliveries := make([]*delivery, 0, len(which))
-	for n, i := range which {
-		m := &b.msgs[i]
-		if b.patient {
-			if r, there := b.r.unacked.with(m.ID, o.c); there {
-				results.put(n, r)
-				continue
-			}
-		}
-		b.asked[i]++
-		d := &delivery{
-			msg: m, size: int64(m.Size()), patient: b.patient, probe: o.probe, results: results, index: n,
-		}
-		if r, ok := o.c.submit(d); !ok {
-			r.broker = o.c.name
-			results.put(n, r)
-			continue
-		}
-		deliveries = append(deliveries, d)
-	}
-	b.sent = append(b.sent, deliveries...)
-	b.await(ctx, o, wait, results, deliveries)
-	for n, i := range which {
-		b.last[i] = worse(b.last[i], results.all[n])
-	}
-	still := b.open[:0]
-	for _, i := range b.open {
-		if !b.final(b.last[i]) {
-			still = append(still, i)
-		}
-	}
-	b.open = still
-}
-
-// await returns when all results are in, which it sees to when the time is over.
-func (b *batch) await(ctx context.Context, o candidate, wait time.Duration, results *results,
-	deliveries []*delivery) {
-	end := time.NewTimer(wait)
-	defer end.Stop()
-	// Patient callers look as early as others for what is not answered: that spares the hub from finding out.
-	look := time.NewTicker(max(min(wait, b.r.opts.HandoffTimeout), 1))
-	defer look.Stop()
-	reason := noAnswer
-	for waiting := true; waiting; {
-		select {
-		case <-results.done:
-			return
-		case <-look.C:
-			b.r.checkAnswers(o, deliveries, b.patient)
-			waiting = b.patient && !(o.c.tripped.Load() && b.r.hasOther(o.b))
-		case <-end.C:
-			b.r.checkAnswers(o, deliveries, b.patient)
-			waiting = false
-		case <-ctx.Done():
-			reason, waiting = "given up by the caller", false
-		}
-	}
-	for _, d := range deliveries {
-		d.giveUp(result{verdict: unanswered, reason: reason})
-	}
-	<-results.done
 }
 
 // hasOther reports whether a broker other than b could be used instead.

@@ -40,6 +40,7 @@ type conn struct {
 	stopped   atomic.Bool  // ended because the relay stops
 	tripped   atomic.Bool  // the breaker is open: only probes and patient deliveries are taken
 	unacked   atomic.Int64 // deliveries that are sent and not answered
+	hubAt     atomic.Int64 // when something was last submitted on the hub's time, in nanoseconds after born
 
 	mu       sync.Mutex         // guards what follows
 	links    map[string]*link   // by address
@@ -245,8 +246,39 @@ func (c *conn) refuse(address string, r result) {
 	c.refusals[address] = refusal{result: r, until: time.Now().Add(refusalTime)}
 }
 
+// patientWindow is how many messages a patient call may have under way now.
+func (c *conn) patientWindow() int {
+	if at := time.Duration(c.hubAt.Load()); at > 0 && c.now()-at < hubTime {
+		return besideHub
+	}
+	return patientWindow
+}
+
+// sessionOf is the session of the link to topic, nil where there is none.
+func (c *conn) sessionOf(topic string) any {
+	to, err := c.Destination(topic)
+	if err != nil {
+		return nil
+	}
+	c.mu.Lock()
+	l := c.links[to.Address]
+	c.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sender == nil {
+		return nil
+	}
+	return l.sender.Session()
+}
+
 // submit queues d on the link of its address. If it cannot, the result says why.
 func (c *conn) submit(d *delivery) (result, bool) {
+	if !d.patient {
+		c.hubAt.Store(int64(c.now()))
+	}
 	for again := true; ; again = false {
 		l, to, a := c.link(d.msg.Address)
 		if l == nil {

@@ -37,6 +37,8 @@ type delivery struct {
 	index   int // in results
 	link    *link
 	began   time.Duration // when it was queued, since conn.born
+	since   time.Duration // when its flight began
+	within  any           // the session that it has to be sent in; nil = any
 
 	at   atomic.Int32 // deliveryState; move changes it
 	left atomic.Bool  // its caller stopped waiting while it was sent
@@ -48,6 +50,16 @@ type delivery struct {
 }
 
 func (d *delivery) state() deliveryState { return deliveryState(d.at.Load()) }
+
+// session is the one that a sent delivery was sent in.
+func (d *delivery) session() any {
+	d.link.mu.Lock()
+	defer d.link.mu.Unlock()
+	if d.sender == nil {
+		return nil
+	}
+	return d.sender.Session()
+}
 
 // move is the one place where a delivery changes its state, with all accounts that depend on it. It reports
 // whether the state may follow the present one; if not, nothing changes. link.mu is held. A final state is to

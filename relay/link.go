@@ -68,6 +68,9 @@ func (l *link) submit(d *delivery) (result, bool) {
 	case l.blockedAt != 0 && !d.patient && !d.probe &&
 		(l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
 		return result{verdict: blocked, reason: addressBlocked.reason}, false
+	case l.blockedAt != 0 && d.patient && d.since <= l.blockedAt:
+		// Others of its kind have waited already: they would fill the window.
+		return result{verdict: blocked, reason: addressBlocked.reason}, false
 	case l.queuedBytes > 0 && l.queuedBytes+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
 		return result{verdict: unsent, reason: "too many bytes wait for this address"}, false
@@ -130,13 +133,16 @@ func (l *link) run() {
 		case <-l.c.Done():
 			return
 		}
-		d := l.take(s)
+		d, stray := l.take(s)
 		if d == nil {
 			<-l.slots
 		} else {
 			l.transfer(s, d)
 		}
 		<-l.c.turns
+		if stray != nil {
+			stray.ended(result{verdict: unsent, state: message.NotSent, reason: behindUnknown})
+		}
 	}
 }
 
@@ -251,12 +257,13 @@ func (l *link) forget() {
 	}
 }
 
-// take gives the head of the queue, which is sent by s then; nil if all were withdrawn meanwhile, or s was.
-func (l *link) take(s *sender) *delivery {
+// take gives the head of the queue, which is sent by s then; nil if all were withdrawn meanwhile, or s was. A
+// stray is one that is withdrawn since s is not in the session that it has to be sent in.
+func (l *link) take(s *sender) (d, stray *delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s.retired {
-		return nil
+		return nil, nil
 	}
 	defer func() {
 		if s.asked && s.left == 0 {
@@ -267,15 +274,21 @@ func (l *link) take(s *sender) *delivery {
 		d := l.queue[0]
 		l.queue[0] = nil
 		l.queue = l.queue[1:]
+		if d.within != nil && d.within != s.Session() {
+			if d.move(deliveryWithdrawn) {
+				return nil, d
+			}
+			continue
+		}
 		d.sender = s
 		if !d.move(deliverySent) {
 			continue // withdrawn
 		}
 		s.left = max(s.left-1, 0)
-		return d
+		return d, nil
 	}
 	l.queue, s.left = nil, 0 // lets go of the array
-	return nil
+	return nil, nil
 }
 
 // forsake ends all that waits here without an answer, because the connection has ended and the driver has

@@ -104,7 +104,7 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	}
 	c := w.c
 	results := newResults(1)
-	d := &delivery{msg: m, size: int64(m.Size()), patient: true, results: results}
+	d := &delivery{msg: m, size: int64(m.Size()), patient: true, since: c.now(), results: results}
 	if res, ok := c.submit(d); !ok {
 		res.broker = c.name
 		return res

@@ -49,6 +49,7 @@ func (l *link) transfer(s *sender, d *delivery) {
 		l.failed(s, d, err)
 		return
 	}
+	d.results.wrote(d.index)
 	if d.size >= amqpconn.BigMessage {
 		l.retireSender(s)
 	}

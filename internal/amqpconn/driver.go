@@ -28,6 +28,9 @@ type Sender struct {
 // MaxMessageSize is what the broker takes at most, in bytes; 0 = no limit.
 func (s *Sender) MaxMessageSize() uint64 { return s.driver.MaxMessageSize() }
 
+// Session stands for the one that the link is in: it equals that of another link in it, and no other.
+func (s *Sender) Session() any { return s.session }
+
 // Close detaches. It waits for the peer, ConnectTimeout at most, and then returns context.DeadlineExceeded.
 func (s *Sender) Close() error {
 	err := s.c.bounded(s.driver.Close)
