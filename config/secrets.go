@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 )
@@ -11,12 +12,12 @@ import (
 // exposed warns of secrets that others can read: in files, and on the wire.
 func (v *verification) exposed() {
 	b := &v.config.Broker
-	v.readable("broker", "password_file", b.PasswordFile, "a password")
+	v.readable("broker", "password_file", b.PasswordFile, "a password", relayGroup)
 	if b.Key != "" {
-		v.readable("broker", "key", b.Key, "a private key")
+		v.readable("broker", "key", b.Key, "a private key", webGroup())
 	}
 	if text, err := os.ReadFile(b.Cert); err == nil && b.Cert != "" && hasBlock(text, "PRIVATE KEY") {
-		v.readable("broker", "cert", b.Cert, "a private key")
+		v.readable("broker", "cert", b.Cert, "a private key", webGroup())
 	}
 	for _, u := range b.URLs {
 		if u.password != "" {
@@ -30,14 +31,14 @@ func (v *verification) exposed() {
 	v.plain()
 }
 
-// readable warns of a file with a secret that every local user can read.
-func (v *verification) readable(section, name, path, secret string) {
+// readable warns of a file with a secret that every local user can read. It names the group that shall.
+func (v *verification) readable(section, name, path, secret, group string) {
 	if !filepath.IsAbs(path) {
 		return
 	}
 	if mode := worldReadable(path); mode != 0 {
-		v.warn(section, name, fmt.Sprintf("every local user can read %s there (mode %04o); chmod o-rwx %s",
-			secret, mode, path))
+		v.warn(section, name, fmt.Sprintf("every local user can read %s there (mode %04o); %s", secret, mode,
+			narrow(group, path)))
 	}
 }
 
@@ -46,9 +47,28 @@ func (v *verification) readableConfig(section, name string) {
 	path := v.config.at(section, name, "").File
 	if mode := worldReadable(path); mode != 0 {
 		v.warn(section, name, fmt.Sprintf(
-			"every local user can read the password in this file (mode %04o); chmod o-rwx %s",
-			mode, path))
+			"every local user can read the password in this file (mode %04o); %s", mode, narrow(webGroup(), path)))
 	}
+}
+
+// relayGroup is the group that the packages make for the relay's user.
+const relayGroup = "koji-relay"
+
+// webGroup is the web server's group, in which the packages put the relay's user: what protonmsg read is for
+// it.
+func webGroup() string {
+	for _, name := range webUsers {
+		if _, err := user.LookupGroup(name); err == nil {
+			return name
+		}
+	}
+	return webUsers[0]
+}
+
+// narrow says how to keep others from a file. To take their right away is not enough: the relay may have
+// read it by that.
+func narrow(group, path string) string {
+	return fmt.Sprintf("chgrp %s %s; chmod 640 %s", group, path, path)
 }
 
 // worldReadable is the mode of a file that everybody can read, else 0.

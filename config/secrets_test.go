@@ -52,7 +52,7 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 	}{
 		"a password file": {login, map[string]string{"user": "u", "password": "p"}, world("password"),
 			"protonmsg.conf:4: [broker] password_file = password: every local user can read a password there (mode " +
-				"0644); chmod o-rwx password"},
+				"0644); chgrp koji-relay password; chmod 640 password"},
 		"a user's name": {login, map[string]string{"user": "u", "password": "p"}, world("user"), ""},
 		"a group may": {login, map[string]string{"user": "u", "password": "p"},
 			map[string]os.FileMode{"password": 0o640}, ""},
@@ -66,7 +66,7 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 			"[broker] cert = c: every local user can read a private key"},
 		"a password in a URL": {inURL, map[string]string{}, world("protonmsg.conf"),
 			"protonmsg.conf:2: [broker] urls = amqps://***@b:5671: every local user can read the password in this " +
-				"file (mode 0644); chmod o-rwx protonmsg.conf"},
+				"file (mode 0644); chgrp " + webGroup() + " protonmsg.conf; chmod 640 protonmsg.conf"},
 		"no password": {"[broker]\nurls = amqps://b\n" + rest, map[string]string{}, world("protonmsg.conf"),
 			""},
 		"the database's": {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = host=db " +

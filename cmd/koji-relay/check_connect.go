@@ -89,5 +89,6 @@ func printDatabase(out *table, d *daemon.DatabaseReport) {
 		out.fact("  schema koji_relay", fmt.Sprintf("version %d", d.Schema))
 	}
 	out.fact("  remedy", d.Remedy)
+	out.fact("  warning", d.Warning)
 	out.fact("  problem", d.Error)
 }

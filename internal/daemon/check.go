@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -44,7 +45,7 @@ func Check(ctx context.Context, path string, load func() (*config.Config, error)
 	}
 	if cfg != nil {
 		report.Settings = cfg.Settings()
-		report.Warnings = append(report.Warnings, cfg.Warnings...)
+		report.Warnings = slices.Concat(report.Warnings, cfg.Warnings, cfg.ClosedSocket())
 		report.Problems = append(report.Problems, cfg.Expired(time.Now())...)
 	}
 	if found != nil {
@@ -133,6 +134,7 @@ type DatabaseReport struct {
 	Pooler   string   `json:"pooler,omitempty"`
 	Schema   int      `json:"schema_version"`
 	Remedy   string   `json:"remedy,omitempty"`
+	Warning  string   `json:"warning,omitempty"` // old events, which a start publishes
 }
 
 // connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their
@@ -186,6 +188,10 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	}
 	d.Remedy = r.Remedy()
 	d.Usable = d.Remedy == ""
+	if outboxIsOld(r.Outbox, r.OutboxOldest) {
+		d.Warning = fmt.Sprintf("the outbox holds %d events, the oldest of %s UTC; a relay publishes them; to drop "+
+			"the old ones: %s", r.Outbox, r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)
+	}
 	return d
 }
 
@@ -202,5 +208,5 @@ func (c *Connections) usable() bool {
 // clean reports whether there is nothing to complain about either.
 func (c *Connections) clean() bool {
 	warned := func(b BrokerReport) bool { return len(b.Warnings) > 0 }
-	return c.usable() && !slices.ContainsFunc(c.Brokers, warned)
+	return c.usable() && !slices.ContainsFunc(c.Brokers, warned) && (c.Database == nil || c.Database.Warning == "")
 }

@@ -129,12 +129,16 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	d.current.exchange(s, s.run(d.fatal))
 	parts.add(part{"sending", 20 * time.Second,
 		func(ctx context.Context) error { return d.current.part.stop(ctx) }})
+	d.warnOfOldEvents(intake)
 	d.startDrain(parts)
 	d.startReplays(parts)
 	d.serveAdmin(parts)
 	d.serve(listeners, parts)
 	d.serveOutbox(parts)
 	d.startWatchdog(parts)
+	for _, w := range d.opts.Config.ClosedSocket() {
+		d.log.Warn("configuration: " + w.String())
+	}
 	d.enter(admin.Running)
 	d.log.Info("ready", "config", d.opts.Config.Path, "sockets", d.sockets)
 	d.notify(systemd.SdNotifyReady)

@@ -12,6 +12,31 @@ import (
 // announceEvery is how often the hubs are told which callbacks make messages, in the database.
 const announceEvery = time.Minute
 
+// warnOfOldEvents says what the outbox holds from long ago, such as from a trial, before it is published.
+func (d *Daemon) warnOfOldEvents(ctx context.Context) {
+	if d.outbox == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stats, err := d.store.Stats(ctx)
+	if err != nil || !outboxIsOld(stats.Outbox, stats.OutboxOldest) {
+		return // why it cannot be read is the reader's to say
+	}
+	d.log.Warn("the outbox holds old events, which are published now", "events", stats.Outbox, "oldest",
+		stats.OutboxOldest.UTC().Format(time.DateTime), "to_drop_them", dropOldEvents)
+}
+
+// dropOldEvents is how an administrator drops events of the outbox that nobody needs. Once a relay runs it is
+// too late.
+const dropOldEvents = "before the start, DELETE FROM koji_relay.outbox WHERE created < now() - interval '1 hour'"
+
+// outboxIsOld reports whether the oldest of so many events is older than what a restart or a short outage
+// leaves.
+func outboxIsOld(events int64, oldest time.Time) bool {
+	return events > 0 && time.Since(oldest) > time.Hour
+}
+
 // listenPokes takes over the sockets of systemd, or opens one beside the hub's. Without one the outbox is
 // only read less promptly.
 func (d *Daemon) listenPokes(hub net.Listener, inherited []net.PacketConn, parts *stops) {

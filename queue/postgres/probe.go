@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/libpq"
 	"koji-relay/queue/schema"
@@ -21,6 +23,9 @@ type ProbeReport struct {
 	// Pooler says what stands between us and the server: empty, "session" or "transaction". Through the
 	// last one neither LISTEN nor advisory locks work.
 	Pooler string
+	// Outbox counts the events in the outbox, and OutboxOldest is when the first of them was inserted.
+	Outbox       int64
+	OutboxOldest time.Time
 }
 
 // Probe connects to the database as serve would and looks at what serve needs. It changes nothing, and blocks
@@ -56,8 +61,16 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	if len(r.Missing) > 0 {
 		return r, nil // what follows would fail for want of them
 	}
-	r.SchemaStatus, err = s.Status(ctx)
-	return r, err
+	if r.SchemaStatus, err = s.Status(ctx); err != nil || r.Version == 0 {
+		return r, err
+	}
+	var oldest pgtype.Timestamptz
+	err = s.conn.QueryRow(ctx, `SELECT count(*), min(created) FROM koji_relay.outbox`).Scan(&r.Outbox, &oldest)
+	if err != nil {
+		return r, fmt.Errorf("look into the outbox of %s: %w", s.name, libpq.Plain(err))
+	}
+	r.OutboxOldest = timeOf(oldest)
+	return r, nil
 }
 
 // neededGrants are those of GrantsSQL, as questions to the server: 'object' and 'privileges', each of them

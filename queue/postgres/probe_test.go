@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue/schema"
@@ -38,6 +39,13 @@ func TestProbeNamesWhatIsMissingAndItsRemedy(t *testing.T) {
 	r := look(owner, "")
 	if r.Version != schema.Version() || r.Server == "" || r.Role == "" || r.Pooler != "" {
 		t.Errorf("report %+v", r)
+	}
+	pgtest.SQL(t, owner, `INSERT INTO koji_relay.outbox (commit, event, created, callback, kwargs) VALUES
+		(gen_random_uuid(), 0, now() - interval '3 days', 'postTag', '{}'),
+		(gen_random_uuid(), 0, now(), 'postTag', '{}')`)
+	r = look(owner, "")
+	if age := time.Since(r.OutboxOldest); r.Outbox != 2 || age < 71*time.Hour || age > 73*time.Hour {
+		t.Errorf("outbox of %d events since %s, want 2 for three days", r.Outbox, r.OutboxOldest)
 	}
 
 	poor := owner + " user=" + role

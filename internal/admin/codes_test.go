@@ -1,0 +1,34 @@
+package admin
+
+import (
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"testing"
+)
+
+// The operations guide has a row for each code of a Reason, and for nothing else.
+func TestEveryReasonCodeIsDocumented(t *testing.T) {
+	t.Parallel()
+	find := func(path, pattern string) []string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := make(map[string]bool)
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
+			for _, code := range regexp.MustCompile(`[A-Z_]{5,}`).FindAllString(string(m[1]), -1) {
+				all[code] = true
+			}
+		}
+		return slices.Sorted(maps.Keys(all))
+	}
+	given := find("judge.go", `Code:\s+"([A-Z_]+)"`)
+	if len(given) < 15 {
+		t.Fatalf("found %d codes only", len(given))
+	}
+	if rows := find("../../docs/operations.md", "(?m)^\\| (`[A-Z_`, ]+`) \\|"); !slices.Equal(given, rows) {
+		t.Errorf("docs/operations.md has the codes\n%v, the relay gives\n%v", rows, given)
+	}
+}
