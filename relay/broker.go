@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/guard"
 	"koji-relay/internal/inspect"
 )
 
@@ -76,7 +77,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			b.connected(c, failures, time.Since(downSince))
 			tried()
 			err = c.serve(ctx)
-			var refused *amqpconn.RefusedError
+			var refused *guard.RefusedError
 			if errors.As(err, &refused) {
 				b.latch()
 			}

@@ -10,6 +10,7 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/guard"
 )
 
 const (
@@ -158,7 +159,7 @@ func (c *conn) blameless() bool {
 		return false
 	}
 	var ours amqpconn.DropError
-	var theirs *amqpconn.RefusedError
+	var theirs *guard.RefusedError
 	cause := c.Cause()
 	return c.stopped.Load() || errors.As(cause, &ours) || errors.As(cause, &theirs)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/guard"
 	"koji-relay/internal/inspect"
 )
 
@@ -58,7 +59,7 @@ type Conn struct {
 	stage    string
 	client   *tls.Certificate     // ours, nil without
 	tls      *tls.ConnectionState // nil without TLS, and until it is set up
-	guard    *guard
+	guard    *guard.Guard
 	driver   *amqp.Conn
 	sessions sessions
 	tags     atomic.Uint64  // of deliveries
@@ -126,9 +127,9 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		return err
 	}
 	c.stage = stageOpen
-	c.guard = newGuard(nc)
+	c.guard = guard.New(nc)
 	c.driver, err = amqp.NewConn(ctx, c.guard, &amqp.ConnOptions{
-		MaxFrameSize: maxFrame,
+		MaxFrameSize: guard.MaxFrame,
 		// Random, since ActiveMQ refuses a second connection under one name.
 		ContainerID:  "koji-relay-" + rand.Text()[:16],
 		HostName:     c.hostName(),
@@ -137,10 +138,10 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		Properties:   map[string]any{"product": "koji-relay"},
 	})
 	if err != nil {
-		if refused := c.guard.refused(); refused != nil {
+		if refused := c.guard.Refused(); refused != nil {
 			return fmt.Errorf("open AMQP connection: %w", refused)
 		}
-		if read := c.guard.readError(); read != nil && hungUp(read) { // the driver's error does not tell
+		if read := c.guard.ReadError(); read != nil && hungUp(read) { // the driver's error does not tell
 			err = errors.Join(err, read)
 		}
 		return c.hostRefused(explainOpen(err), err)
@@ -269,10 +270,10 @@ func (c *Conn) Cause() error {
 	if errors.As(err, &remote) {
 		return fmt.Errorf("closed by the broker: %s", ConditionText(remote))
 	}
-	if refused := c.guard.refused(); refused != nil {
+	if refused := c.guard.Refused(); refused != nil {
 		return refused
 	}
-	if read := c.guard.readError(); errors.Is(read, os.ErrDeadlineExceeded) {
+	if read := c.guard.ReadError(); errors.Is(read, os.ErrDeadlineExceeded) {
 		return DropError{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}
 	} else if errors.Is(read, io.EOF) {
 		return errors.New("the broker hung up")

@@ -62,6 +62,24 @@ func TestEndOfAConnectionHasAReason(t *testing.T) {
 	}
 }
 
+func TestEndOfAConnectionIsBounded(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	c, err := connect(t, b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	c.spawn(func() { <-release })
+	if c.Close() {
+		t.Error("what does not end has ended")
+	}
+	close(release)
+	if !c.Close() {
+		t.Error("what has ended has not")
+	}
+}
+
 func TestCauseDoesNotNamePortsOfOurs(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

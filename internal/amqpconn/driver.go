@@ -103,8 +103,8 @@ func (s *Sender) Send(m *amqp.Message, keys []string) (Receipt, error) {
 	tag := s.c.tags.Add(1)
 	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, tag)
 	if len(keys) > 1 {
-		s.c.guard.order(tag, keys)
-		defer s.c.guard.forget(tag)
+		s.c.guard.Order(tag, keys)
+		defer s.c.guard.Forget(tag)
 	}
 	r, err := s.driver.SendWithReceipt(context.Background(), m, nil)
 	return Receipt{s, r}, s.note(err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"koji-relay/internal/amqpconn/frame"
 	"koji-relay/internal/inspect"
 )
 
@@ -193,20 +194,20 @@ func readSASL(r io.Reader, want byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return nil, fmt.Errorf("read SASL frame: %w", err)
 	}
-	p, err := parsePerformative(body[offset-8:])
+	p, err := frame.Parse(body[offset-8:])
 	if err != nil {
 		return nil, fmt.Errorf("read SASL frame: %w", err)
 	}
-	if p.code != uint64(want) {
-		return nil, fmt.Errorf("read SASL frame: got performative %#x in place of %#x", p.code, want)
+	if p.Code != uint64(want) {
+		return nil, fmt.Errorf("read SASL frame: got performative %#x in place of %#x", p.Code, want)
 	}
-	return p.fields, nil
+	return p.Fields, nil
 }
 
 // parseMechanisms reads the one field of sasl-mechanisms: an array of symbols, or a single symbol.
 func parseMechanisms(field []byte) ([]string, error) {
 	if len(field) == 0 {
-		return nil, errMalformed
+		return nil, frame.ErrMalformed
 	}
 	kind, rest := field[0], field[1:]
 	var count uint64
@@ -214,7 +215,7 @@ func parseMechanisms(field []byte) ([]string, error) {
 	case kind == 0xa3 || kind == 0xb3: // a lone symbol
 		symbol, _, ok := cutSymbol(kind, rest)
 		if !ok {
-			return nil, errMalformed
+			return nil, frame.ErrMalformed
 		}
 		return []string{symbol}, nil
 	case kind == 0xe0 && len(rest) >= 3:
@@ -222,13 +223,13 @@ func parseMechanisms(field []byte) ([]string, error) {
 	case kind == 0xf0 && len(rest) >= 9:
 		count, kind, rest = uint64(binary.BigEndian.Uint32(rest[4:8])), rest[8], rest[9:]
 	default:
-		return nil, errMalformed
+		return nil, frame.ErrMalformed
 	}
 	var all []string
 	for ; count > 0; count-- {
 		symbol, after, ok := cutSymbol(kind, rest)
 		if !ok {
-			return nil, errMalformed
+			return nil, frame.ErrMalformed
 		}
 		all, rest = append(all, symbol), after
 	}
@@ -255,7 +256,7 @@ func cutSymbol(kind byte, text []byte) (symbol string, rest []byte, ok bool) {
 // parseOutcome reads the code, the first field of sasl-outcome.
 func parseOutcome(fields []byte) (byte, error) {
 	if len(fields) < 2 || fields[0] != 0x50 {
-		return 0, errMalformed
+		return 0, frame.ErrMalformed
 	}
 	return fields[1], nil
 }

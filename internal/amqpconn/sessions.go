@@ -62,7 +62,7 @@ func (c *Conn) begin(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	// One handle is spared where there is more than one: see awaitHandle.
-	links := int(min(c.guard.lastBegun(), math.MaxInt32))
+	links := int(min(c.guard.Links(), math.MaxInt32))
 	return &session{driver: s, places: max(links-1, 1), narrow: links == 1}, nil
 }
 
@@ -102,7 +102,7 @@ func (c *Conn) place(ctx context.Context) (*session, error) {
 
 // mainSessions is how many the broker allows beside the scratch session.
 func (c *Conn) mainSessions() int {
-	allowed := int(c.guard.allowed().Sessions)
+	allowed := int(c.guard.Allowed().Sessions)
 	if allowed > 1 {
 		allowed--
 	}
@@ -159,7 +159,7 @@ func (c *Conn) fits(address string) error {
 	for _, capability := range c.Dialect.Capabilities {
 		size += len(capability) + 10
 	}
-	if limit := c.guard.allowed().MaxFrame; uint64(size) > uint64(limit) {
+	if limit := c.guard.Allowed().MaxFrame; uint64(size) > uint64(limit) {
 		return &AddressTooLongError{len(address), int(limit)}
 	}
 	return nil
@@ -169,7 +169,7 @@ func (c *Conn) fits(address string) error {
 // by ending the session; one that had ended before says nothing about the address, which is tried again in a
 // fresh one.
 func (c *Conn) try(ctx context.Context, address string) (err error) {
-	if c.guard.allowed().Sessions == 1 || time.Since(c.sessions.tried[address]) < triedTime {
+	if c.guard.Allowed().Sessions == 1 || time.Since(c.sessions.tried[address]) < triedTime {
 		return nil
 	}
 	scratch := &c.sessions.scratch
@@ -188,7 +188,7 @@ func (c *Conn) try(ctx context.Context, address string) (err error) {
 		session := *scratch
 		*scratch = nil
 		closeScratch := func() { _ = c.bounded(session.driver.Close) }
-		if c.guard.allowed().Sessions > 2 {
+		if c.guard.Allowed().Sessions > 2 {
 			c.spawn(closeScratch)
 		} else {
 			closeScratch() // its place is needed

@@ -1,4 +1,7 @@
-package amqpconn
+// Package guard stands between the AMQP driver and the socket, since the driver trusts its peer. It promises
+// that a peer costs bounded memory and time whatever it sends, and tells what the peer allows. It never changes
+// what a message says.
+package guard
 
 import (
 	"bufio"
@@ -8,11 +11,13 @@ import (
 	"math"
 	"net"
 	"sync"
+
+	"koji-relay/internal/amqpconn/frame"
 )
 
 const (
-	// maxFrame is the max-frame-size that we announce, and the most that the guard keeps of one connection.
-	maxFrame = 64 << 10
+	// MaxFrame is the max-frame-size that we announce, and the most that the guard keeps of one connection.
+	MaxFrame = 64 << 10
 	// minFrame is the least that a peer may announce (transport, section 2.4.1).
 	minFrame = 512
 	// lastDelivery is the highest delivery-id that is used: the driver does not know that they go round.
@@ -30,15 +35,15 @@ const (
 	maxConfirm = 1024
 )
 
-// guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on
+// Guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on
 // it, since the driver trusts its peer (upstream 8 to 12, 15 and 16):
 //
 //	socket --> guard: refuses, drops, remembers --> driver
 //	socket <-- guard: counts, puts properties in order <-- driver
 //
-// A frame that is refused ends the connection. Nothing of a peer costs more than maxFrame bytes before it is
+// A frame that is refused ends the connection. Nothing of a peer costs more than MaxFrame bytes before it is
 // checked, and what the driver then does with it is bounded.
-type guard struct {
+type Guard struct {
 	net.Conn
 	in     *bufio.Reader
 	header bool // the protocol header has passed
@@ -71,9 +76,10 @@ type channel struct {
 	arriving uint32 // allowance for what the peer says of its own deliveries
 }
 
-func newGuard(nc net.Conn) *guard {
-	return &guard{
-		Conn: nc, in: bufio.NewReaderSize(nc, maxFrame),
+// New puts a guard around a socket on which the SASL layer is done.
+func New(nc net.Conn) *Guard {
+	return &Guard{
+		Conn: nc, in: bufio.NewReaderSize(nc, MaxFrame),
 		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[uint64][]string{},
 	}
 }
@@ -86,7 +92,7 @@ func (e *RefusedError) Error() string { return "the broker broke the protocol: "
 func refuse(format string, args ...any) error { return &RefusedError{fmt.Sprintf(format, args...)} }
 
 // Read hands on what is checked. One goroutine at a time calls it.
-func (g *guard) Read(p []byte) (int, error) {
+func (g *Guard) Read(p []byte) (int, error) {
 	n, err := g.read(p)
 	if err != nil {
 		g.mu.Lock()
@@ -98,7 +104,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (g *guard) read(p []byte) (int, error) {
+func (g *Guard) read(p []byte) (int, error) {
 	for g.pass == 0 {
 		if err := g.next(); err != nil {
 			return 0, err
@@ -109,54 +115,55 @@ func (g *guard) read(p []byte) (int, error) {
 	return n, err
 }
 
-// readError is how reading ended, which the driver's error does not let one ask.
-func (g *guard) readError() error {
+// ReadError is how reading ended, which the driver's error does not let one ask.
+func (g *Guard) ReadError() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.err
 }
 
-// allowed are the limits of the open frame.
-func (g *guard) allowed() Limits {
+// Allowed are the limits of the open frame.
+func (g *Guard) Allowed() Limits {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.limits
 }
 
-// lastBegun is how many links the peer allows in the session that it answered last.
-func (g *guard) lastBegun() uint32 {
+// Links is how many links the peer allows in the session that it answered last.
+func (g *Guard) Links() uint32 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.begun == nil {
-		return unlimited
+		return frame.Unlimited
 	}
 	return g.begun.links
 }
 
-// order has the properties of the delivery with this tag sent in the order of keys, until forget.
-func (g *guard) order(tag uint64, keys []string) {
+// Order has the properties of the delivery with this tag sent in the order of keys, until Forget.
+func (g *Guard) Order(tag uint64, keys []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.orders[tag] = keys
 }
 
-func (g *guard) forget(tag uint64) {
+// Forget ends what Order began.
+func (g *Guard) Forget(tag uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.orders, tag)
 }
 
-// refused is the refusal that ended reading; nil without one.
-func (g *guard) refused() error {
+// Refused is the refusal that ended reading; nil without one.
+func (g *Guard) Refused() error {
 	var refused *RefusedError
-	if errors.As(g.readError(), &refused) {
+	if errors.As(g.ReadError(), &refused) {
 		return refused
 	}
 	return nil
 }
 
 // next looks at the frame that comes, and has it passed on or drops it.
-func (g *guard) next() error {
+func (g *Guard) next() error {
 	head, err := g.in.Peek(8)
 	if err != nil {
 		return err
@@ -166,8 +173,8 @@ func (g *guard) next() error {
 		return nil
 	}
 	size := binary.BigEndian.Uint32(head)
-	if size > maxFrame {
-		return refuse("a frame of %d bytes, though we announced %d at most", size, maxFrame)
+	if size > MaxFrame {
+		return refuse("a frame of %d bytes, though we announced %d at most", size, MaxFrame)
 	}
 	// The driver knows no extended header, and nobody sends one.
 	if offset := 4 * int(head[4]); size < 8 || offset != 8 {
@@ -179,17 +186,17 @@ func (g *guard) next() error {
 		return nil
 	}
 	// All of it but transfers is small. Of a transfer nothing but its kind matters.
-	frame, err := g.in.Peek(int(min(size, 16)))
+	head, err = g.in.Peek(int(min(size, 16)))
 	if err != nil {
 		return err
 	}
-	transfer := len(frame) > 10 && frame[8] == 0 && frame[9] == 0x53 && frame[10] == codeTransfer
+	transfer := len(head) > 10 && head[8] == 0 && head[9] == 0x53 && head[10] == frame.Transfer
 	if !transfer {
-		if frame, err = g.in.Peek(int(size)); err != nil {
+		if head, err = g.in.Peek(int(size)); err != nil {
 			return err
 		}
 	}
-	pass, err := g.check(number, frame[8:], transfer)
+	pass, err := g.check(number, head[8:], transfer)
 	switch {
 	case err != nil:
 		return err
@@ -202,7 +209,7 @@ func (g *guard) next() error {
 }
 
 // check says whether the driver may see a frame of the peer.
-func (g *guard) check(number uint16, body []byte, transfer bool) (pass bool, err error) {
+func (g *Guard) check(number uint16, body []byte, transfer bool) (pass bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.writing {
@@ -216,51 +223,51 @@ func (g *guard) check(number uint16, body []byte, transfer bool) (pass bool, err
 		}
 		return true, nil
 	}
-	p, err := parsePerformative(body)
+	p, err := frame.Parse(body)
 	if err == nil {
 		pass = true
-		switch p.code {
-		case codeOpen:
+		switch p.Code {
+		case frame.Open:
 			err = g.opened(p)
-		case codeBegin:
+		case frame.Begin:
 			err = g.beginning(number, p)
-		case codeFlow:
+		case frame.Flow:
 			err = g.flow(p)
-		case codeDisposition:
+		case frame.Disposition:
 			pass, err = g.disposition(g.incoming[number], p)
-		case codeEnd:
+		case frame.End:
 			delete(g.incoming, number)
 		}
 	}
-	if errors.Is(err, errMalformed) {
+	if errors.Is(err, frame.ErrMalformed) {
 		return false, refuse("%v", err)
 	}
 	return pass, err
 }
 
 // opened keeps the limits of an open frame.
-func (g *guard) opened(p performative) error {
-	if err := p.skip(2); err != nil {
+func (g *Guard) opened(p frame.Performative) error {
+	if err := p.Skip(2); err != nil {
 		return err
 	}
-	frame, err := p.number(unlimited)
+	size, err := p.Number(frame.Unlimited)
 	if err != nil {
 		return err
 	}
-	channels, err := p.number(math.MaxUint16)
+	channels, err := p.Number(math.MaxUint16)
 	if err != nil {
 		return err
 	}
-	if frame < minFrame {
-		return refuse("max-frame-size %d is below %d", frame, minFrame)
+	if size < minFrame {
+		return refuse("max-frame-size %d is below %d", size, minFrame)
 	}
-	g.limits = Limits{MaxFrame: frame, Sessions: channels + 1}
+	g.limits = Limits{MaxFrame: size, Sessions: channels + 1}
 	return nil
 }
 
 // beginning keeps the limits of a begin frame.
-func (g *guard) beginning(number uint16, p performative) error {
-	ours, err := p.number(unlimited)
+func (g *Guard) beginning(number uint16, p frame.Performative) error {
+	ours, err := p.Number(frame.Unlimited)
 	if err != nil {
 		return err
 	}
@@ -268,13 +275,13 @@ func (g *guard) beginning(number uint16, p performative) error {
 	if ours > math.MaxUint16 || c == nil {
 		return refuse("begin for a session that we did not begin")
 	}
-	if err := p.skip(3); err != nil {
+	if err := p.Skip(3); err != nil {
 		return err
 	}
-	if c.links, err = p.number(unlimited); err != nil {
+	if c.links, err = p.Number(frame.Unlimited); err != nil {
 		return err
 	}
-	if c.links != unlimited {
+	if c.links != frame.Unlimited {
 		c.links++ // it is the highest handle, and they begin at 0
 	}
 	g.incoming[number], g.begun = c, c
@@ -282,28 +289,28 @@ func (g *guard) beginning(number uint16, p performative) error {
 }
 
 // flow refuses one that the driver would crash on, and those that cost memory by asking for answers.
-func (g *guard) flow(p performative) error {
-	if err := p.skip(4); err != nil {
+func (g *Guard) flow(p frame.Performative) error {
+	if err := p.Skip(4); err != nil {
 		return err
 	}
-	handle, err := p.next()
+	handle, err := p.Next()
 	if err != nil {
 		return err
 	}
-	if err := p.skip(1); err != nil {
+	if err := p.Skip(1); err != nil {
 		return err
 	}
-	credit, err := p.next()
+	credit, err := p.Next()
 	if err != nil {
 		return err
 	}
-	if !isNull(handle) && isNull(credit) {
+	if !frame.IsNull(handle) && frame.IsNull(credit) {
 		return refuse("flow for a link without link-credit")
 	}
-	if err := p.skip(2); err != nil {
+	if err := p.Skip(2); err != nil {
 		return err
 	}
-	echo, err := p.flag()
+	echo, err := p.Flag()
 	if err != nil {
 		return err
 	}
@@ -317,27 +324,27 @@ func (g *guard) flow(p performative) error {
 
 // disposition bounds the range of one, which the driver walks number by number, and drops one that ends
 // nothing.
-func (g *guard) disposition(c *channel, p performative) (pass bool, err error) {
+func (g *Guard) disposition(c *channel, p frame.Performative) (pass bool, err error) {
 	if c == nil {
 		return true, nil // the driver ends the connection
 	}
-	receiver, err := p.flag()
+	receiver, err := p.Flag()
 	if err != nil {
 		return false, err
 	}
-	first, err := p.number(0)
+	first, err := p.Number(0)
 	if err != nil {
 		return false, err
 	}
-	last, err := p.number(first)
+	last, err := p.Number(first)
 	if err != nil {
 		return false, err
 	}
-	settled, err := p.flag()
+	settled, err := p.Flag()
 	if err != nil {
 		return false, err
 	}
-	state, err := p.next()
+	state, err := p.Next()
 	if err != nil {
 		return false, err
 	}
@@ -364,12 +371,12 @@ func (g *guard) disposition(c *channel, p performative) (pass bool, err error) {
 // isOutcome reports whether an encoded delivery state ends a delivery (messaging, section 3.4). The others
 // tell how far the peer has come.
 func isOutcome(state []byte) bool {
-	p, err := parsePerformative(state)
-	return err == nil && p.code >= codeAccepted && p.code <= codeModified
+	p, err := frame.Parse(state)
+	return err == nil && p.Code >= frame.Accepted && p.Code <= frame.Modified
 }
 
 // Write looks at what the driver sends: it writes whole frames. One goroutine at a time calls it.
-func (g *guard) Write(b []byte) (int, error) {
+func (g *Guard) Write(b []byte) (int, error) {
 	if err := g.sending(b); err != nil {
 		return 0, err
 	}
@@ -380,7 +387,7 @@ func (g *guard) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (g *guard) sending(b []byte) error {
+func (g *Guard) sending(b []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.writing = true
@@ -389,30 +396,30 @@ func (g *guard) sending(b []byte) error {
 	}
 	number := binary.BigEndian.Uint16(b[6:8])
 	switch b[10] {
-	case codeBegin:
+	case frame.Begin:
 		g.channels[number] = &channel{outgoing: firstAllowance, arriving: firstAllowance}
-	case codeFlow:
+	case frame.Flow:
 		g.echoes = max(g.echoes-1, 0)
-	case codeTransfer:
+	case frame.Transfer:
 		return g.transferring(g.channels[number], b[8:])
 	}
 	return nil
 }
 
 // transferring counts deliveries, and puts the properties of a message in order.
-func (g *guard) transferring(c *channel, body []byte) error {
-	p, err := parsePerformative(body)
+func (g *Guard) transferring(c *channel, body []byte) error {
+	p, err := frame.Parse(body)
 	if err != nil || c == nil {
 		return err
 	}
-	if err := p.skip(1); err != nil {
+	if err := p.Skip(1); err != nil {
 		return err
 	}
-	id, err := p.next()
-	if err != nil || isNull(id) {
+	id, err := p.Next()
+	if err != nil || frame.IsNull(id) {
 		return err // not the first frame of its message
 	}
-	n, err := readNumber(id, 0)
+	n, err := frame.Number(id, 0)
 	if err != nil {
 		return err
 	}
@@ -420,7 +427,7 @@ func (g *guard) transferring(c *channel, body []byte) error {
 		return errors.New("the numbers for deliveries are used up")
 	}
 	c.outgoing = min(c.outgoing+allowanceEach, maxAllowance)
-	tag, err := p.next()
+	tag, err := p.Next()
 	if err != nil {
 		return err
 	}
@@ -428,7 +435,7 @@ func (g *guard) transferring(c *channel, body []byte) error {
 		return nil
 	}
 	if order := g.orders[binary.BigEndian.Uint64(tag[2:])]; order != nil {
-		size, err := valueSize(body)
+		size, err := frame.Size(body)
 		if err != nil {
 			return err
 		}

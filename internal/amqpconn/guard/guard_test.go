@@ -1,4 +1,4 @@
-package amqpconn
+package guard
 
 import (
 	"bytes"
@@ -12,10 +12,13 @@ import (
 	"testing"
 
 	"github.com/Azure/go-amqp"
+	"go.uber.org/goleak"
 
-	"koji-relay/internal/devbroker"
+	"koji-relay/internal/amqpconn/frame"
 	"koji-relay/internal/devbroker/wire"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // frameOf encodes one frame of a peer.
 func frameOf(channel uint16, code uint64, list ...any) []byte {
@@ -27,7 +30,7 @@ func state(code uint64) wire.Described { return wire.Described{Descriptor: code,
 // raw is a peer of a guard: what it writes comes to the guard, and what the guard writes is thrown away.
 type raw struct {
 	net.Conn
-	g *guard
+	g *Guard
 }
 
 // newRaw gives a guard whose peer has answered one session, on which n deliveries were sent.
@@ -36,12 +39,12 @@ func newRaw(t *testing.T, n int) raw {
 	here, there := net.Pipe()
 	t.Cleanup(func() { _, _ = here.Close(), there.Close() })
 	go func() { _, _ = io.Copy(io.Discard, there) }()
-	r := raw{there, newGuard(here)}
+	r := raw{there, New(here)}
 	r.g.header = true
-	r.mustWrite(t, frameOf(0, codeBegin, nil, uint32(0), uint32(5000), uint32(5000)))
-	r.mustRead(t, frameOf(3, codeBegin, uint16(0), uint32(0), uint32(5000), uint32(5000), uint32(7)))
+	r.mustWrite(t, frameOf(0, frame.Begin, nil, uint32(0), uint32(5000), uint32(5000)))
+	r.mustRead(t, frameOf(3, frame.Begin, uint16(0), uint32(0), uint32(5000), uint32(5000), uint32(7)))
 	for i := range n {
-		r.mustWrite(t, frameOf(0, codeTransfer, uint32(0), uint32(i), []byte{1}))
+		r.mustWrite(t, frameOf(0, frame.Transfer, uint32(0), uint32(i), []byte{1}))
 	}
 	return r
 }
@@ -77,36 +80,36 @@ func TestGuardRefusesWhatTheDriverWouldFallFor(t *testing.T) {
 		frame []byte
 		want  string // part of the reason; empty = it passes
 	}{
-		{"answer", frameOf(3, codeDisposition, true, uint32(3), uint32(9), true, state(codeAccepted)), ""},
-		{"answer to one", frameOf(3, codeDisposition, true, uint32(9), nil, true, state(codeAccepted)), ""},
-		{"no end", frameOf(3, codeDisposition, true, uint32(0), uint32(math.MaxUint32), true, state(codeAccepted)),
+		{"answer", frameOf(3, frame.Disposition, true, uint32(3), uint32(9), true, state(frame.Accepted)), ""},
+		{"answer to one", frameOf(3, frame.Disposition, true, uint32(9), nil, true, state(frame.Accepted)), ""},
+		{"no end", frameOf(3, frame.Disposition, true, uint32(0), uint32(math.MaxUint32), true, state(frame.Accepted)),
 			"deliveries 0 to 4294967295"},
-		{"the last number alone", frameOf(3, codeDisposition, true, uint32(math.MaxUint32), nil, true,
-			state(codeAccepted)), "deliveries 4294967295"},
-		{"reversed", frameOf(3, codeDisposition, true, uint32(9), uint32(3), true, state(codeAccepted)),
+		{"the last number alone", frameOf(3, frame.Disposition, true, uint32(math.MaxUint32), nil, true,
+			state(frame.Accepted)), "deliveries 4294967295"},
+		{"reversed", frameOf(3, frame.Disposition, true, uint32(9), uint32(3), true, state(frame.Accepted)),
 			"deliveries 9 to 3"},
-		{"beyond what was sent", frameOf(3, codeDisposition, true, uint32(0), uint32(10), true,
-			state(codeAccepted)), "and 10 were sent"},
-		{"of the peer's own, no end", frameOf(3, codeDisposition, false, uint32(0), uint32(math.MaxUint32), true),
+		{"beyond what was sent", frameOf(3, frame.Disposition, true, uint32(0), uint32(10), true,
+			state(frame.Accepted)), "and 10 were sent"},
+		{"of the peer's own, no end", frameOf(3, frame.Disposition, false, uint32(0), uint32(math.MaxUint32), true),
 			"deliveries 0 to"},
-		{"of the peer's own, too many", frameOf(3, codeDisposition, false, uint32(0), uint32(1<<20), true),
+		{"of the peer's own, too many", frameOf(3, frame.Disposition, false, uint32(0), uint32(1<<20), true),
 			"more than can be outstanding"},
-		{"flow", frameOf(3, codeFlow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0), uint32(0), uint32(5)),
+		{"flow", frameOf(3, frame.Flow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0), uint32(0), uint32(5)),
 			""},
-		{"flow of a session", frameOf(3, codeFlow, uint32(0), uint32(9), uint32(0), uint32(9)), ""},
-		{"flow without credit", frameOf(3, codeFlow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0)),
+		{"flow of a session", frameOf(3, frame.Flow, uint32(0), uint32(9), uint32(0), uint32(9)), ""},
+		{"flow without credit", frameOf(3, frame.Flow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0)),
 			"without link-credit"},
 		{"giant frame", giant, "a frame of 2147483647 bytes"},
 		{"frame without room for its header", []byte{0, 0, 0, 7, 2, 0, 0, 0}, "a frame of 7 bytes"},
-		{"extended header", []byte{0, 0, 0, 16, 3, 0, 0, 3, 0, 0x53, codeFlow, 0x45, 0, 0x53, codeEnd, 0x45},
+		{"extended header", []byte{0, 0, 0, 16, 3, 0, 0, 3, 0, 0x53, frame.Flow, 0x45, 0, 0x53, frame.End, 0x45},
 			"its body at 12"},
 		{"body behind the end", []byte{0, 0, 0, 9, 3, 0, 0, 0, 0}, "its body at 12"},
-		{"another session's begin", frameOf(4, codeBegin, uint16(9), uint32(0), uint32(1), uint32(1)),
+		{"another session's begin", frameOf(4, frame.Begin, uint16(9), uint32(0), uint32(1), uint32(1)),
 			"did not begin"},
-		{"small frames", frameOf(0, codeOpen, "x", nil, uint32(100)), "max-frame-size 100"},
-		{"described without end", append([]byte{0, 0, 0, 114, 2, 0, 0, 0, 0, 0x53, codeOpen, 0xc0, 101, 1},
+		{"small frames", frameOf(0, frame.Open, "x", nil, uint32(100)), "max-frame-size 100"},
+		{"described without end", append([]byte{0, 0, 0, 114, 2, 0, 0, 0, 0, 0x53, frame.Open, 0xc0, 101, 1},
 			make([]byte, 100)...), "malformed"},
-		{"list longer than its frame", []byte{0, 0, 0, 15, 2, 0, 0, 3, 0, 0x53, codeFlow, 0xc0, 200, 1, 0x40},
+		{"list longer than its frame", []byte{0, 0, 0, 15, 2, 0, 0, 3, 0, 0x53, frame.Flow, 0xc0, 200, 1, 0x40},
 			"malformed"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -131,7 +134,7 @@ func TestGuardRefusesWhatTheDriverWouldFallFor(t *testing.T) {
 func TestPeerCannotHaveTheDriverWalkForEver(t *testing.T) {
 	t.Parallel()
 	r := newRaw(t, 2000)
-	all := frameOf(3, codeDisposition, true, uint32(0), uint32(1999), true, state(codeAccepted))
+	all := frameOf(3, frame.Disposition, true, uint32(0), uint32(1999), true, state(frame.Accepted))
 	got, err := r.read(bytes.Repeat(all, 1000))
 	if walked := len(got) / len(all) * 2000; walked > firstAllowance+2000*allowanceEach || err == nil {
 		t.Errorf("%d deliveries were named, and %v", walked, err)
@@ -141,7 +144,7 @@ func TestPeerCannotHaveTheDriverWalkForEver(t *testing.T) {
 func TestPeerThatWantsAnswersWithoutEndIsRefused(t *testing.T) {
 	t.Parallel()
 	r := newRaw(t, 0)
-	echo := frameOf(3, codeFlow, uint32(0), uint32(9), uint32(0), uint32(9), nil, nil, nil, nil, nil, true)
+	echo := frameOf(3, frame.Flow, uint32(0), uint32(9), uint32(0), uint32(9), nil, nil, nil, nil, nil, true)
 	if got, err := r.read(bytes.Repeat(echo, 2*maxEchoes)); len(got) > maxEchoes*len(echo) || err == nil {
 		t.Errorf("%d frames passed, and %v", len(got)/len(echo), err)
 	}
@@ -151,11 +154,11 @@ func TestPeerThatWantsAnswersWithoutEndIsRefused(t *testing.T) {
 func TestStateThatIsNoOutcomeIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	r := newRaw(t, 3)
-	accepted := frameOf(3, codeDisposition, true, uint32(1), nil, true, state(codeAccepted))
+	accepted := frameOf(3, frame.Disposition, true, uint32(1), nil, true, state(frame.Accepted))
 	got, err := r.read(
-		frameOf(3, codeDisposition, true, uint32(0), uint32(2), false,
+		frameOf(3, frame.Disposition, true, uint32(0), uint32(2), false,
 			wire.Described{Descriptor: uint64(0x23), Value: []any{uint32(0), uint64(0)}}),
-		frameOf(3, codeDisposition, true, uint32(0), nil, false),
+		frameOf(3, frame.Disposition, true, uint32(0), nil, false),
 		accepted,
 	)
 	if err != nil || !bytes.Equal(got, accepted) {
@@ -196,7 +199,7 @@ func TestGiantFrameCostsNothing(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	_, err = amqp.NewConn(t.Context(), newGuard(nc), nil)
+	_, err = amqp.NewConn(t.Context(), New(nc), nil)
 	runtime.ReadMemStats(&after)
 	var refused *RefusedError
 	if !errors.As(err, &refused) {
@@ -217,70 +220,26 @@ func TestLimitsAreReadFromThePeersFrames(t *testing.T) {
 		frame []byte
 		want  Limits
 	}{
-		{frameOf(0, codeOpen, "x"), Limits{unlimited, math.MaxUint16 + 1}},
-		{frameOf(0, codeOpen, "x", "host", uint32(4096), uint16(0)), Limits{4096, 1}},
+		{frameOf(0, frame.Open, "x"), Limits{frame.Unlimited, math.MaxUint16 + 1}},
+		{frameOf(0, frame.Open, "x", "host", uint32(4096), uint16(0)), Limits{4096, 1}},
 	} {
 		r := newRaw(t, 0)
 		r.mustRead(t, row.frame)
-		if got := r.g.allowed(); got != row.want {
+		if got := r.g.Allowed(); got != row.want {
 			t.Errorf("%+v, not %+v", got, row.want)
 		}
-		if n := r.g.lastBegun(); n != 8 {
+		if n := r.g.Links(); n != 8 {
 			t.Errorf("%d links in a session, not 8", n)
 		}
 	}
 }
 
-func TestPropertiesAreSentInTheirOrder(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, devbroker.Options{})
-	c, err := connect(t, b, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := c.OpenSender(t.Context(), "/topic/koji.build.tag")
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys := []string{"type", "tag", "name", "version", "release", "user", "empty", "number"}
-	for i := range 50 {
-		props := map[string]any{}
-		for _, key := range keys {
-			props[key] = key + " of it"
-		}
-		props["empty"], props["number"], props["user"] = nil, int64(i), strings.Repeat("x", 300)
-		receipt, err := s.Send(&amqp.Message{
-			Header: &amqp.MessageHeader{Durable: true}, Properties: &amqp.MessageProperties{MessageID: "id"},
-			ApplicationProperties: props, Value: "body",
-		}, keys)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := receipt.Wait(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, r := range b.Received() {
-		at := 0
-		for _, key := range keys {
-			next := bytes.Index(r.Payload, append([]byte{0xa1, byte(len(key))}, key...))
-			if next <= at {
-				t.Fatalf("%s stands at %d, the one before at %d", key, next, at)
-			}
-			at = next
-		}
-	}
-	if n := len(c.guard.orders); n != 0 {
-		t.Errorf("%d orders are left", n)
-	}
-}
-
 func FuzzGuard(f *testing.F) {
-	f.Add(frameOf(3, codeDisposition, true, uint32(3), uint32(9), true, state(codeAccepted)))
-	f.Add(frameOf(3, codeFlow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0)))
-	f.Add(frameOf(0, codeOpen, "x", "host", uint32(4096), uint16(0)))
+	f.Add(frameOf(3, frame.Disposition, true, uint32(3), uint32(9), true, state(frame.Accepted)))
+	f.Add(frameOf(3, frame.Flow, uint32(0), uint32(9), uint32(0), uint32(9), uint32(0)))
+	f.Add(frameOf(0, frame.Open, "x", "host", uint32(4096), uint16(0)))
 	f.Fuzz(func(t *testing.T, frames []byte) {
-		g := newGuard(readOnly{Reader: bytes.NewReader(frames)})
+		g := New(readOnly{Reader: bytes.NewReader(frames)})
 		g.header = true
 		g.channels[0] = &channel{sent: 10, outgoing: firstAllowance}
 		g.incoming[3] = g.channels[0]
@@ -299,21 +258,3 @@ type readOnly struct {
 }
 
 func (r readOnly) Read(p []byte) (int, error) { return r.Reader.Read(p) }
-
-func TestEndOfAConnectionIsBounded(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, devbroker.Options{})
-	c, err := connect(t, b, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := make(chan struct{})
-	c.spawn(func() { <-release })
-	if c.Close() {
-		t.Error("what does not end has ended")
-	}
-	close(release)
-	if !c.Close() {
-		t.Error("what has ended has not")
-	}
-}

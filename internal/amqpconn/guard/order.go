@@ -1,4 +1,6 @@
-package amqpconn
+package guard
+
+import "koji-relay/internal/amqpconn/frame"
 
 // sorter has memory to work in. One goroutine at a time uses it.
 type sorter struct {
@@ -14,7 +16,7 @@ type pair struct{ key, whole []byte }
 func (s *sorter) orderProperties(message []byte, order []string) {
 	const properties = 0x74
 	for len(message) > 3 && message[0] == 0 && message[1] == 0x53 && message[2] <= properties {
-		n, err := valueSize(message)
+		n, err := frame.Size(message)
 		if err != nil {
 			return
 		}
@@ -28,17 +30,17 @@ func (s *sorter) orderProperties(message []byte, order []string) {
 
 // orderMap puts the pairs of an encoded map into the given order of keys, which must be all of them.
 func (s *sorter) orderMap(encoded []byte, order []string) {
-	content, count, ok := items(encoded)
+	content, count, ok := frame.Items(encoded)
 	if !ok || count != 2*len(order) {
 		return
 	}
 	s.pairs = s.pairs[:0]
 	for rest := content; len(rest) > 0; {
-		k, err := valueSize(rest)
+		k, err := frame.Size(rest)
 		if err != nil {
 			return
 		}
-		v, err := valueSize(rest[k:])
+		v, err := frame.Size(rest[k:])
 		if err != nil {
 			return
 		}
