@@ -21,6 +21,8 @@ type Options struct {
 	Keep     time.Duration // days go after this time; 7 days
 	MaxBytes int64         // of all days; 1 GiB
 	Logger   *slog.Logger
+	// Sign is the path of a small file on this host, beside the store; empty: none. See sign.
+	Sign string
 	// Missed is called with the number of messages that a gap takes in; it must not block.
 	Missed func(messages int)
 }
@@ -31,13 +33,22 @@ const (
 	// flushBytes makes a batch worth writing before flushEvery has passed.
 	flushBytes = 512 << 10
 	flushEvery = 250 * time.Millisecond
-	// aliveEvery is how often the store hears of a relay that has nothing to record. It bounds how long a
-	// gap after a SIGKILL may seem to be.
+	// aliveEvery is how often the store hears of a relay that has nothing to record, and how often the sign
+	// is renewed. It bounds how long a gap after a SIGKILL may seem to be.
 	aliveEvery = 2 * time.Second
 	tidyEvery  = time.Minute
 	// appendTimeout bounds one batch; a store that is slower is away.
 	appendTimeout = 10 * time.Second
-	closeTimeout  = 3 * time.Second
+	// closeTimeout bounds a write under way and the last one together, from the stop on.
+	closeTimeout = 4 * time.Second
+)
+
+// Reasons of gaps that others tell apart. After Killed nothing is missing of what came through the outbox: an
+// event leaves that when the history has it.
+const (
+	Killed        = "the relay was killed"
+	KilledBehind  = "the relay was killed while the history could not be written"
+	stoppedBehind = "the relay was stopped while the history could not be written"
 )
 
 // Recorder takes what happens to messages and writes it to a store. Its methods do not block and may be
@@ -56,7 +67,10 @@ type Recorder struct {
 	stats   Stats
 	known   time.Time // messages handed over since then have a row
 
+	sign sign
+
 	// Only Run uses these.
+	left     bool              // the sign holds gaps that the store does not have
 	pending  *Batch            // a batch that could not be written
 	written  []chan<- struct{} // the waiters of pending
 	trouble  retry.Trouble
@@ -84,7 +98,8 @@ type entry struct {
 
 // NewRecorder prepares a recorder; it starts nothing.
 func NewRecorder(s Store, o Options) *Recorder {
-	r := &Recorder{store: s, log: o.Logger, wake: make(chan struct{}, 1), known: time.Now()}
+	r := &Recorder{store: s, log: o.Logger, wake: make(chan struct{}, 1), known: time.Now(),
+		sign: sign(o.Sign)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -199,9 +214,16 @@ func (r *Recorder) miss(e entry, reason string) {
 	}
 }
 
-// Run writes until ctx ends, then what is left, within 3 s, and returns nil.
+// Run writes until ctx ends, then what is left, and returns nil. All together ends within 4 s of ctx, as far as
+// the store keeps its promise. What is not written then is a gap, which the next start tells.
 func (r *Recorder) Run(ctx context.Context) error {
-	r.begin(ctx)
+	// A write under way is not cut off: the store might have it all the same.
+	finish, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
+	seen, gaps := r.sign.read()
+	defer r.sign.renew(aliveEvery)()
+	r.begin(ctx, seen, gaps)
 	timer := time.NewTimer(flushEvery)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -214,23 +236,29 @@ func (r *Recorder) Run(ctx context.Context) error {
 			break
 		}
 		r.tidy(ctx)
-		timer.Reset(r.work(ctx))
+		timer.Reset(r.work(finish))
 	}
-	r.end(ctx)
+	r.end(finish)
 	return nil
 }
 
-// begin records the gap that a killed relay left.
-func (r *Recorder) begin(ctx context.Context) {
+// begin records the gap that a relay left which was killed, or could not write its end. The sign says when it
+// was seen last, and the gaps that it left.
+func (r *Recorder) begin(ctx context.Context, seen time.Time, gaps []inspect.Gap) {
 	for ctx.Err() == nil {
 		calling, cancel := context.WithTimeout(ctx, appendTimeout)
 		alive, err := r.store.Begin(calling, r.o.Writer)
 		cancel()
 		if err == nil {
 			r.works()
-			if !alive.IsZero() {
-				r.noteKilled(alive)
+			if len(gaps) == 0 && !alive.IsZero() {
+				gaps = []inspect.Gap{killed(alive, seen, time.Now())}
+				gaps[0].Writer = r.o.Writer
 			}
+			r.mu.Lock()
+			r.gaps = append(gaps, r.gaps...)
+			r.mu.Unlock()
+			r.left = true
 			return
 		}
 		r.failed(ctx, err)
@@ -238,17 +266,25 @@ func (r *Recorder) begin(ctx context.Context) {
 	}
 }
 
-// noteKilled makes a gap of the last moments of a relay that was killed. The store heard of it every
-// aliveEvery.
-func (r *Recorder) noteKilled(alive time.Time) {
-	ended := alive.Add(aliveEvery + time.Second)
-	if now := time.Now(); ended.After(now) {
-		ended = now
+// killed is the gap of a relay that was killed. The store heard of it last at the time alive; its sign was
+// renewed until seen, also while the store was slow or away. Without a sign the kill may have been at any time
+// until now.
+func killed(alive, seen, now time.Time) inspect.Gap {
+	gap := inspect.Gap{Began: alive, Ended: now, Reason: Killed}
+	const stale = 5 * aliveEvery
+	if seen.Before(alive.Add(-stale)) { // also where there is none
+		return gap
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.gaps = append([]inspect.Gap{{Began: alive, Ended: ended, Reason: "the relay was killed",
-		Writer: r.o.Writer}}, r.gaps...)
+	if seen.Sub(alive) > 2*aliveEvery {
+		gap.Reason = KilledBehind
+	}
+	if seen.Before(alive) {
+		seen = alive
+	}
+	if ended := seen.Add(aliveEvery + time.Second); ended.Before(now) {
+		gap.Ended = ended
+	}
+	return gap
 }
 
 // work writes what waits, and gives the time until the next look.
@@ -280,6 +316,10 @@ func (r *Recorder) flush(ctx context.Context) error {
 	r.stats.Recorded += int64(len(r.pending.Rows))
 	r.mu.Unlock()
 	r.pending, r.wroteAt = nil, time.Now()
+	if r.left {
+		r.sign.leave(nil)
+		r.left = false
+	}
 	r.tellWaiters()
 	r.works()
 	return nil
@@ -397,10 +437,8 @@ func (r *Recorder) tidy(ctx context.Context) {
 	}
 }
 
-// end writes what is left.
+// end writes what is left. What it cannot write becomes a gap.
 func (r *Recorder) end(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
 	err := r.flush(ctx) // perhaps what could not be written before
 	if err == nil {
 		r.wroteAt = time.Time{}
@@ -409,7 +447,44 @@ func (r *Recorder) end(ctx context.Context) {
 	if err == nil {
 		err = r.store.End(ctx, r.o.Writer)
 	}
-	if err != nil {
-		r.log.Error("the end of the history could not be written", "error", err)
+	if err == nil {
+		r.sign.remove()
+		return
 	}
+	gaps, missed := r.unwritten()
+	r.sign.leave(gaps)
+	r.log.Warn("the end of the history could not be written; the next start records the gap", "messages", missed,
+		"error", err)
+}
+
+// unwritten gives all that the store does not have as gaps, and the number of messages in the last.
+func (r *Recorder) unwritten() (gaps []inspect.Gap, missed int) {
+	entries, later := r.take()
+	b := r.pending
+	if b == nil {
+		b = &Batch{}
+	}
+	gap := inspect.Gap{Began: time.Now(), Ended: time.Now(), Reason: stoppedBehind, Writer: r.o.Writer}
+	note := func(at time.Time, message bool) {
+		if at.Before(gap.Began) {
+			gap.Began = at
+		}
+		if message {
+			gap.Messages++
+		}
+	}
+	for i := range b.Rows {
+		note(b.Rows[i].First.Time, true)
+	}
+	for i := range b.Steps {
+		note(b.Steps[i].Time, b.Steps[i].Message != nil)
+	}
+	for i := range entries {
+		note(entries[i].step.Time, entries[i].row || entries[i].message != nil)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.Missed += int64(gap.Messages)
+	r.o.Missed(gap.Messages)
+	return append(append(b.Gaps, later...), gap), gap.Messages
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,14 +25,21 @@ type memory struct {
 
 	mu      sync.Mutex // guards the fields below
 	away    error
+	hangs   bool // Append answers nothing until its context ends
 	alive   time.Time
 	batches []Batch
 	ended   bool
 }
 
-func (s *memory) Append(_ context.Context, b *Batch) error {
+func (s *memory) Append(ctx context.Context, b *Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hangs {
+		s.mu.Unlock()
+		<-ctx.Done()
+		s.mu.Lock()
+		return ctx.Err()
+	}
 	if s.away != nil {
 		return s.away
 	}
@@ -193,18 +202,108 @@ func TestEveryMessageIsInTheStoreOrInAGap(t *testing.T) {
 	})
 }
 
-func TestAKilledRelayLeavesAGap(t *testing.T) {
+// The gap of a killed relay covers all that may be missing: until its last sign of life, or until now where
+// nothing tells.
+func TestTheGapOfAKilledRelayEndsWhenItWasSeenLast(t *testing.T) {
 	t.Parallel()
+	for name, test := range map[string]struct {
+		seen          time.Duration // behind the last write; 0: there is no sign
+		atLeast, most time.Duration
+		reason        string
+	}{
+		"the store was prompt":    {time.Second, time.Second, 5 * time.Second, Killed},
+		"the store was slow":      {9 * time.Second, 9 * time.Second, 13 * time.Second, KilledBehind},
+		"the store was away":      {20 * time.Minute, 20 * time.Minute, 20*time.Minute + 4*time.Second, KilledBehind},
+		"nothing tells":           {0, time.Hour, time.Hour + time.Second, Killed},
+		"the sign is an old one":  {-time.Hour, time.Hour, time.Hour + time.Second, Killed},
+		"the sign is a bit older": {-time.Second, 2 * time.Second, 5 * time.Second, Killed},
+	} {
+		path := filepath.Join(t.TempDir(), "sign")
+		synctest.Test(t, func(t *testing.T) {
+			alive := time.Now().Add(-time.Hour)
+			if test.seen != 0 {
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chtimes(path, alive.Add(test.seen), alive.Add(test.seen)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := &memory{alive: alive}
+			_, stop := running(t, s, Options{Writer: "hub1", Sign: path})
+			time.Sleep(time.Second)
+			stop()
+			_, gaps := s.told()
+			if len(gaps) != 1 || !gaps[0].Began.Equal(alive) || gaps[0].Writer != "hub1" {
+				t.Fatalf("%s: gaps %+v", name, gaps)
+			}
+			if took := gaps[0].Ended.Sub(alive); took < test.atLeast || took > test.most || gaps[0].Reason != test.reason {
+				t.Errorf("%s: a gap of %v, %q", name, took, gaps[0].Reason)
+			}
+			if _, err := os.Stat(path); err == nil {
+				t.Errorf("%s: an orderly end left the sign", name)
+			}
+		})
+	}
+}
+
+func TestTheSignIsRenewedWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "sign")
 	synctest.Test(t, func(t *testing.T) {
-		alive := time.Now().Add(-time.Hour)
-		s := &memory{alive: alive}
-		_, stop := running(t, s, Options{Writer: "hub1"})
-		time.Sleep(time.Second)
+		s := &memory{hangs: true, alive: time.Now()}
+		r, stop := running(t, s, Options{Sign: path})
+		r.Message(aMessage(1, "{}"), inspect.ViaSocket, accepted)
+		for range 10 {
+			time.Sleep(time.Minute)
+			if seen, _ := sign(path).read(); time.Since(seen) > 2*aliveEvery {
+				t.Fatalf("the last sign of life is %v old", time.Since(seen))
+			}
+		}
 		stop()
+	})
+}
+
+// A relay is stopped while its store does not answer. It ends in time all the same, and the next start records
+// what is missing: once.
+func TestWhatCannotBeWrittenAtTheEndIsAGapAtTheNextStart(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "sign")
+	synctest.Test(t, func(t *testing.T) {
+		missed := 0
+		s := &memory{}
+		r, stop := running(t, s, Options{Writer: "hub1", Sign: path, Missed: func(n int) { missed += n }})
+		r.Message(aMessage(0, "{}"), inspect.ViaSocket, accepted)
+		time.Sleep(time.Second)
+		s.mu.Lock()
+		s.hangs = true
+		s.alive = time.Now()
+		s.mu.Unlock()
+		began := time.Now()
+		r.Message(aMessage(1, "{}"), inspect.ViaSocket, accepted) // on its way at the stop
+		time.Sleep(time.Second)
+		r.Message(aMessage(2, "{}"), inspect.ViaSocket, accepted) // in the buffer
+		r.Step(aMessage(1, "").ID, time.Now(), inspect.Step{Kind: inspect.Replayed})
+		stopped := time.Now()
+		stop()
+		if took := time.Since(stopped); took > 5*time.Second {
+			t.Errorf("the end took %v", took)
+		}
+		if missed != 2 || r.Stats().Missed != 2 {
+			t.Errorf("%d are counted as missed, want 2", missed)
+		}
+		time.Sleep(time.Hour)
+		s.hangs, s.batches = false, nil
+		for range 2 { // starts
+			_, stop = running(t, s, Options{Writer: "hub1", Sign: path})
+			time.Sleep(time.Second)
+			stop()
+			s.alive = time.Time{} // it ended
+		}
 		_, gaps := s.told()
-		if len(gaps) != 1 || !gaps[0].Began.Equal(alive) || gaps[0].Ended.Sub(alive) > 5*time.Second ||
-			gaps[0].Writer != "hub1" {
-			t.Errorf("gaps %+v", gaps)
+		if len(gaps) != 1 || gaps[0].Messages != 2 || gaps[0].Began.Before(began) || gaps[0].Ended.Before(stopped) ||
+			gaps[0].Ended.Sub(stopped) > 5*time.Second || gaps[0].Reason == Killed {
+			t.Errorf("the gaps are %+v", gaps)
 		}
 	})
 }

@@ -41,11 +41,11 @@ func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 		if err != nil {
 			return err
 		}
-		if err := update(ctx, db, func(tx *bbolt.Tx) error { return days[name].write(tx) }); err != nil {
+		if err := s.write(ctx, db, func(tx *bbolt.Tx) error { return days[name].write(tx) }); err != nil {
 			return fmt.Errorf("write to the history in %s: %w", db.Path(), err)
 		}
 	}
-	return update(ctx, s.state, func(tx *bbolt.Tx) error { return writeState(tx, b) })
+	return s.write(ctx, s.state, func(tx *bbolt.Tx) error { return writeState(tx, b) })
 }
 
 // lookUpHanded fills in when the messages of steps were handed over, where that is not known.

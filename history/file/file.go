@@ -44,8 +44,9 @@ import (
 //	index    kind, word, handed, id -> nothing
 //	word     kind, word             -> nothing
 type Store struct {
-	dir   string
-	state *bbolt.DB
+	dir     string
+	state   *bbolt.DB
+	writing chan struct{} // holds one: a file is being written
 
 	mu   sync.RWMutex         // held for writing while days are opened and dropped; guards the fields below
 	days map[string]*bbolt.DB // by name, such as 2026-11-26
@@ -75,7 +76,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, state: state, days: map[string]*bbolt.DB{}}
+	s := &Store{dir: dir, state: state, writing: make(chan struct{}, 1), days: map[string]*bbolt.DB{}}
 	names, err := filepath.Glob(filepath.Join(dir, "????-??-??.db"))
 	for i := 0; err == nil && i < len(names); i++ {
 		_, err = s.day(strings.TrimSuffix(filepath.Base(names[i]), ".db"))
@@ -136,12 +137,36 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// update changes a file. A disk that does not answer is waited for: it is the recorder that waits.
-func update(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
+// update changes a file. A disk that does not answer is waited for.
+func (s *Store) update(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return db.Update(f)
+}
+
+// write is update for the recorder, which must come to its end on a disk that does not answer. f may go on after
+// ctx has ended, so it sets nothing of the caller. There is one such f at a time.
+func (s *Store) write(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case s.writing <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("the disk has not answered: %w", ctx.Err())
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-s.writing }()
+		done <- db.Update(f)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the disk has not answered: %w", ctx.Err())
+	}
 }
 
 func at(t time.Time) []byte { return binary.BigEndian.AppendUint64(nil, uint64(max(0, t.UnixMicro()))) }
@@ -164,7 +189,8 @@ func put(b *bbolt.Bucket, key []byte, value any) error {
 
 // Begin implements history.Store.
 func (s *Store) Begin(ctx context.Context, writer string) (alive time.Time, err error) {
-	err = update(ctx, s.state, func(tx *bbolt.Tx) error {
+	found := make(chan time.Time, 1)
+	err = s.write(ctx, s.state, func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte("writer"))
 		var w fileWriter
 		if text := b.Get([]byte(writer)); text != nil {
@@ -172,17 +198,21 @@ func (s *Store) Begin(ctx context.Context, writer string) (alive time.Time, err 
 				return err
 			}
 		}
-		if !w.Stopped {
-			alive = w.Alive
+		if w.Stopped {
+			w.Alive = time.Time{}
 		}
+		found <- w.Alive
 		return put(b, []byte(writer), fileWriter{Alive: time.Now()})
 	})
-	return alive, err
+	if err != nil {
+		return alive, err
+	}
+	return <-found, nil
 }
 
 // End implements history.Store.
 func (s *Store) End(ctx context.Context, writer string) error {
-	return update(ctx, s.state, func(tx *bbolt.Tx) error {
+	return s.write(ctx, s.state, func(tx *bbolt.Tx) error {
 		return put(tx.Bucket([]byte("writer")), []byte(writer), fileWriter{Alive: time.Now(), Stopped: true})
 	})
 }

@@ -27,7 +27,7 @@ func numberKey(numbers ...int64) []byte {
 
 // AddReplay implements history.ReplayStore.
 func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []history.Row) error {
-	return update(ctx, s.state, func(tx *bbolt.Tx) error {
+	return s.update(ctx, s.state, func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte("replay"))
 		n, err := b.NextSequence()
 		if err != nil {
@@ -90,7 +90,7 @@ func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error
 // changeReplay changes a replay that is there. The messages of a file and the password of a URL go when it
 // ends.
 func (s *Store) changeReplay(ctx context.Context, id int64, change func(*inspect.Replay)) error {
-	err := update(ctx, s.state, func(tx *bbolt.Tx) error {
+	err := s.update(ctx, s.state, func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte("replay"))
 		text := b.Get(numberKey(id))
 		if text == nil {

@@ -74,7 +74,7 @@ func (s *Store) drop(name string) error {
 
 // forget deletes gaps and hints from before a time.
 func (s *Store) forget(ctx context.Context, before time.Time) error {
-	return update(ctx, s.state, func(tx *bbolt.Tx) error {
+	return s.update(ctx, s.state, func(tx *bbolt.Tx) error {
 		var errs []error
 		for _, name := range []string{"gap", "open"} {
 			b := tx.Bucket([]byte(name))

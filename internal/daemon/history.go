@@ -59,11 +59,13 @@ func (d *Daemon) startHistory(parts *stops) error {
 	if err != nil || store == nil {
 		return err
 	}
-	parts.add(part{"history store", 5 * time.Second, func(context.Context) error { return store.Close() }})
+	parts.add(part{"history store", 5 * time.Second, func(ctx context.Context) error {
+		return inTime(ctx, store.Close)
+	}}.lenient(d.log))
 	d.historyStore = store
 	d.history = history.NewRecorder(store, d.historyOptions(d.opts.Config))
 	d.watch.history = d.history
-	parts.add(startPart("history", 5*time.Second, d.fatal, d.history.Run))
+	parts.add(startPart("history", 5*time.Second, d.fatal, d.history.Run).lenient(d.log))
 	return nil
 }
 
@@ -73,8 +75,17 @@ func (d *Daemon) historyOptions(c *config.Config) history.Options {
 		Writer: host + ":" + c.Relay.Control,
 		Keep:   c.History.Keep, MaxBytes: c.History.MaxBytes,
 		Logger: d.log,
+		Sign:   signPath(c),
 		Missed: d.watch.metrics.HistoryMissed,
 	}
+}
+
+// signPath is beside the control socket, where a restart finds it again and no disk is slow.
+func signPath(c *config.Config) string {
+	if c.Relay.Control == "" {
+		return ""
+	}
+	return c.Relay.Control + ".history"
 }
 
 // step gives an outcome as the history tells it.

@@ -36,6 +36,30 @@ func startPart(name string, limit time.Duration, fatal chan<- error, run func(co
 	}}
 }
 
+// lenient makes a part whose stop may fail: the relay has done its work all the same.
+func (p part) lenient(log *slog.Logger) part {
+	stop := p.stop
+	p.stop = func(ctx context.Context) error {
+		if err := stop(ctx); err != nil {
+			log.Warn("a part did not stop in time; the relay ends without it", "part", p.name, "error", err)
+		}
+		return nil
+	}
+	return p
+}
+
+// inTime waits for f until ctx ends. f goes on.
+func inTime(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // fail reports the error that ends the daemon; those after the first add nothing.
 func fail(fatal chan<- error, err error) {
 	select {
