@@ -45,7 +45,7 @@ func Check(ctx context.Context, path string, load func() (*config.Config, error)
 	}
 	if cfg != nil {
 		report.Settings = cfg.Settings()
-		report.Warnings = slices.Concat(report.Warnings, cfg.Warnings, cfg.ClosedSocket())
+		report.Warnings = append(append(report.Warnings, cfg.Warnings...), cfg.ClosedSocket()...)
 		report.Problems = append(report.Problems, cfg.Expired(time.Now())...)
 	}
 	if found != nil {
