@@ -59,6 +59,7 @@ func (r *relay) startActivated(t testing.TB, socket *os.File) {
 // TestRestartsOfASocketActivatedRelayAreUnnoticed: the hub's commits wait in the socket, which outlives the
 // relay. It measures time, so nothing else runs beside it.
 func TestRestartsOfASocketActivatedRelayAreUnnoticed(t *testing.T) {
+	t.Parallel()
 	bus := startBus(t, devbroker.Options{})
 	r := newRelay(t, settings{"broker.urls": "amqp://" + bus.Addr(), "broker.topic_prefix": "topic://koji"})
 	listener, err := net.Listen("unix", r.socket)

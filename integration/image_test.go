@@ -16,6 +16,7 @@ import (
 // written and without capabilities: a stand-in for the hub hands over, and the messages wait in PostgreSQL,
 // for nobody has bound their topic.
 func TestImage(t *testing.T) {
+	t.Parallel()
 	mode, err := where()
 	if err != nil {
 		skipOrFail(t, "containers: %v", err)

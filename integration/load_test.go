@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -105,6 +107,20 @@ func (l *load) await(t testing.TB, n int) {
 			t.Fatalf("%d of %d commits were answered within a minute", i, n)
 		}
 	}
+}
+
+// promptly is how long something may take that takes d on a quiet machine: more, in proportion, once more than
+// two processes for each processor want to run. The kernel's average of a minute says how many.
+func promptly(d time.Duration) time.Duration {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return d
+	}
+	var running float64
+	if _, err := fmt.Sscan(string(text), &running); err != nil {
+		return d
+	}
+	return time.Duration(float64(d) * max(1, running/float64(2*runtime.NumCPU())))
 }
 
 // longestGap is the longest time without an answer 200 since from.

@@ -275,6 +275,7 @@ func (s *site) version(t testing.TB) string {
 // TestDebUnderSystemd: what a site runs. Its steps follow each other. It measures time, so nothing runs
 // beside it.
 func TestDebUnderSystemd(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, true)
 	if b == nil {
 		t.Log("not shown here: systemd as the first process needs a container engine")

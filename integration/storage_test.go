@@ -108,7 +108,7 @@ func expire(t *testing.T, open func(*testing.T) *lane) {
 // difficult hands over what PostgreSQL's json, UTF-8 or AMQP do not hold, while the broker takes nothing.
 func difficult(t *testing.T, l *lane) {
 	r := l.relays[0]
-	r.configure(t, l.settings.with(settings{"queue.store_timeout": "1.7"}))
+	r.configure(t, l.settings.with(settings{"queue.store_timeout": "20", "plugin.timeout": "60"}))
 	l.freeze()
 	defer l.thaw()
 	r.start(t)
@@ -131,8 +131,8 @@ func difficult(t *testing.T, l *lane) {
 	}
 	// On a busy machine 10 MB may take longer than the store has; the hub hands over again then, under the
 	// same ids.
-	eventually(t, 30*time.Second, "all are taken", func() error {
-		a, err := r.post(within(t, 30*time.Second), []byte(request+"]}"))
+	eventually(t, 2*time.Minute, "all are taken", func() error {
+		a, err := r.post(within(t, time.Minute), []byte(request+"]}"))
 		if err == nil && a.Queued+a.Dead != len(bodies) {
 			err = fmt.Errorf("answer %d: %d were queued and %d are dead letters, of %d; %s", a.Code, a.Queued, a.Dead,
 				len(bodies), a.Error)
