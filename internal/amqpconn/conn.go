@@ -128,6 +128,7 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 	}
 	c.stage = stageOpen
 	c.guard = guard.New(nc)
+	c.guard.WriteOn(c.spawn)
 	c.driver, err = amqp.NewConn(ctx, c.guard, &amqp.ConnOptions{
 		MaxFrameSize: guard.MaxFrame,
 		// Random, since ActiveMQ refuses a second connection under one name.
@@ -228,13 +229,14 @@ func withoutAddress(err error) error {
 	return err
 }
 
-// spawn runs f, which Close waits for, unless the connection is closing already.
-func (c *Conn) spawn(f func()) {
+// spawn runs f, which Close waits for, unless the connection is closing already: then it gives false.
+func (c *Conn) spawn(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closing {
 		c.wg.Go(f)
 	}
+	return !c.closing
 }
 
 // Done is closed when the connection is over.
@@ -272,6 +274,9 @@ func (c *Conn) Cause() error {
 	}
 	if refused := c.guard.Refused(); refused != nil {
 		return refused
+	}
+	if err := c.guard.WriteError(); err != nil && errors.Is(c.guard.ReadError(), net.ErrClosed) {
+		return err // the guard closed the socket for it
 	}
 	if read := c.guard.ReadError(); errors.Is(read, os.ErrDeadlineExceeded) {
 		return DropError{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}

@@ -46,6 +46,7 @@ const (
 type Guard struct {
 	net.Conn
 	in     *bufio.Reader
+	out    *writer
 	header bool // the protocol header has passed
 	pass   int  // bytes of the frame at hand that the driver has not read yet
 
@@ -79,7 +80,7 @@ type channel struct {
 // New puts a guard around a socket on which the SASL layer is done.
 func New(nc net.Conn) *Guard {
 	return &Guard{
-		Conn: nc, in: bufio.NewReaderSize(nc, MaxFrame),
+		Conn: nc, in: bufio.NewReaderSize(nc, MaxFrame), out: newWriter(nc),
 		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[uint64][]string{},
 	}
 }
@@ -375,16 +376,28 @@ func isOutcome(state []byte) bool {
 	return err == nil && p.Code >= frame.Accepted && p.Code <= frame.Modified
 }
 
-// Write looks at what the driver sends: it writes whole frames. One goroutine at a time calls it.
+// WriteOn has frames written on goroutines that spawn makes, where it reports true. Call it before anything is
+// written.
+func (g *Guard) WriteOn(spawn func(func()) bool) { g.out.spawn = spawn }
+
+// WriteError is how writing ended; nil while it works.
+func (g *Guard) WriteError() error { return g.out.failure() }
+
+// Write looks at what the driver sends: it writes whole frames. Transfers may still be on their way to the
+// socket when it returns; nothing overtakes them. One goroutine at a time calls it.
 func (g *Guard) Write(b []byte) (int, error) {
 	if err := g.sending(b); err != nil {
 		return 0, err
 	}
-	n, err := g.Conn.Write(b)
+	transfer := len(b) > 10 && b[8] == 0 && b[10] == frame.Transfer
+	err := g.out.write(b, !transfer)
 	g.mu.Lock()
 	g.writing, g.behind = false, 0
 	g.mu.Unlock()
-	return n, err
+	if err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 func (g *Guard) sending(b []byte) error {
