@@ -1,6 +1,7 @@
 // Package pgtest gives tests a real PostgreSQL: a database of its own for each test, on the server that
 // KOJI_RELAY_TEST_PG names (the connection string of a superuser, as keywords and values) or on a private
-// cluster that is started once in a test process. It is used by tests only. It talks to the server through
+// cluster that is started once in a test process. Its programs are the machine's newest, or those of the
+// directory that KOJI_RELAY_TEST_PG_BIN names. It is used by tests only. It talks to the server through
 // psql, so that it needs no driver.
 package pgtest
 
@@ -26,6 +27,7 @@ import (
 const (
 	serverEnv  = "KOJI_RELAY_TEST_PG"
 	requireEnv = "KOJI_RELAY_REQUIRE_SERVERS"
+	binEnv     = "KOJI_RELAY_TEST_PG_BIN"
 )
 
 var shared = struct {
@@ -46,7 +48,12 @@ func Database(tb testing.TB, setup string) string {
 	template, admin := template(tb, setup)
 	name := fmt.Sprintf("relay_test_%d_%d", os.Getpid(), databases.Add(1))
 	SQL(tb, admin, fmt.Sprintf("CREATE DATABASE %s TEMPLATE %s", name, template))
-	tb.Cleanup(func() { SQL(tb, admin, fmt.Sprintf("DROP DATABASE IF EXISTS %s WITH (FORCE)", name)) })
+	tb.Cleanup(func() {
+		// Not WITH (FORCE), which PostgreSQL 12 does not know.
+		SQL(tb, admin, fmt.Sprintf("ALTER DATABASE %[1]s ALLOW_CONNECTIONS false; "+
+			"DO $$ BEGIN PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '%[1]s'; END $$; "+
+			"DROP DATABASE %[1]s", name))
+	})
 	return withDatabase(admin, name)
 }
 
@@ -122,6 +129,9 @@ func psql(connString, sql string) error {
 func withDatabase(connString, name string) string { return connString + " dbname=" + name }
 
 func binary(name string) (string, error) {
+	if dir := os.Getenv(binEnv); dir != "" && name != "psql" { // the client need not be the server's
+		return filepath.Join(dir, name), nil
+	}
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	if len(found) > 0 {
 		return found[len(found)-1], nil
