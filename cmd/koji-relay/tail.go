@@ -30,7 +30,10 @@ A line has the time of arrival, the topic, what it is about, and the
 message-id; with several brokers, the broker as well. Connections that end are
 opened again; why they ended is told on standard error.
 
-Messages sent while tail is not connected are not shown. A message that
+Standard error says "subscribed" for each broker. Messages sent before that, or
+while tail is not connected, are not shown. RabbitMQ gives back what nobody has
+subscribed to: such a message waits in the queue and is tried again later, as
+'koji-relay queue list' shows. A message that
 matches two patterns may be shown twice. RabbitMQ 3 and Artemis do not say to
 which topic a message went: the pattern is shown in its place. On RabbitMQ the
 user needs the permission to configure, write and read queues of its own; and

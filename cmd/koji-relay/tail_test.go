@@ -77,6 +77,9 @@ func TestTailShowsWhatArrives(t *testing.T) {
 		if c := <-code; c != exitOK {
 			t.Fatalf("exit code %d: %s", c, errs.String())
 		}
+		if !strings.Contains(errs.String(), "subscribed") {
+			t.Errorf("it does not tell from when on it shows messages: %q", errs.String())
+		}
 		return out.String()
 	}
 
