@@ -158,7 +158,10 @@ func (b *broker) set(phase BrokerState, cause string) {
 func (b *broker) enter(cause string) (changed bool) {
 	s := b.state()
 	if changed = s != b.shown; changed {
-		b.shown, b.since = s, time.Now()
+		if !away(s) || !away(b.shown) { // an attempt in between is no new outage
+			b.since = time.Now()
+		}
+		b.shown = s
 	}
 	b.guarded.Store(b.breaker.open || b.breaker.latched)
 	if s != Connecting { // while it tries again, the last cause is what one wants to know
@@ -166,6 +169,9 @@ func (b *broker) enter(cause string) (changed bool) {
 	}
 	return changed
 }
+
+// away reports whether a broker in this state has no connection.
+func away(s BrokerState) bool { return s == Down || s == Connecting }
 
 func (b *broker) observe(s BrokerState) {
 	if f := b.r.opts.Observer.BrokerState; f != nil {

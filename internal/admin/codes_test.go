@@ -32,3 +32,17 @@ func TestEveryReasonCodeIsDocumented(t *testing.T) {
 		t.Errorf("docs/operations.md has the codes\n%v, the relay gives\n%v", rows, given)
 	}
 }
+
+// check --connect looks at a database alone.
+func TestFullDiskOfAFileIsLookedAtWithDf(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"":                             "koji-relay check --connect",
+		"/var/lib/koji-relay/queue.db": "df -h /var/lib/koji-relay",
+	} {
+		s := Status{Queue: Queue{Enabled: true, Path: path, Error: "no space left on device"}}
+		if got := s.storing(); len(got) != 1 || got[0].Command != want {
+			t.Errorf("queue %q: %+v", path, got)
+		}
+	}
+}

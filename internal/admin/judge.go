@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -121,9 +122,12 @@ func (s *Status) storing() (all []Reason) {
 		all = append(all, Reason{Code: "QUEUE_OFF",
 			Text: "[queue] enabled = off: what no broker takes is handed back to the hub"})
 	case q.Enabled && !q.Usable:
+		command := "koji-relay check --connect"
+		if q.Path != "" {
+			command = "df -h " + filepath.Dir(q.Path)
+		}
 		all = append(all, Reason{Code: "STORE_UNUSABLE",
-			Text:    fmt.Sprintf("the %s store cannot be used: %s", q.Store, q.Error),
-			Command: "koji-relay check --connect"})
+			Text: fmt.Sprintf("the %s store cannot be used: %s", q.Store, q.Error), Command: command})
 	case q.Enabled && q.Full:
 		all = append(all, Reason{Code: "QUEUE_FULL", Count: q.Depth,
 			Text: fmt.Sprintf("the queue holds %s and max_bytes is %s", inspect.Size(q.Bytes),

@@ -77,7 +77,8 @@ type Paused struct {
 // Queue is the state of the durable queue.
 type Queue struct {
 	Enabled bool   `json:"enabled"`
-	Store   string `json:"store"` // postgres or file
+	Store   string `json:"store"`          // postgres or file
+	Path    string `json:"path,omitempty"` // of the file
 	// a put would be committed, by the last one and by a probe that writes
 	Usable bool   `json:"usable"`
 	Full   bool   `json:"full"`            // a put would not fit into max_bytes

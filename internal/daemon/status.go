@@ -40,6 +40,9 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		Certificates: certificates(e.config),
 		Config:       admin.Config{Path: e.config.Path, Loaded: e.loaded, Reload: e.reload},
 	}
+	if s.Queue.Enabled && s.Queue.Store == config.StoreFile {
+		s.Queue.Path = e.config.Queue.Path
+	}
 	s.Config.Settings = e.config.Settings()
 	for _, w := range e.config.Warnings {
 		s.Config.Warnings = append(s.Config.Warnings, w.String())

@@ -18,7 +18,7 @@ const (
 type Broker struct {
 	Name   string      `json:"name"` // host:port
 	State  BrokerState `json:"state"`
-	Since  time.Time   `json:"since,omitzero"`   // of State
+	Since  time.Time   `json:"since,omitzero"`   // of State; down and connecting count as one
 	Reason string      `json:"reason,omitempty"` // why it is not up
 	Active bool        `json:"active"`           // new messages go here
 	TLS    bool        `json:"tls"`
