@@ -114,6 +114,7 @@ func (c *Config) HistoryKept() bool {
 
 // Relay is the section [relay].
 type Relay struct {
+	Name             string // of the reader of the outbox; empty for the one without a name
 	Socket           string
 	SocketGroup      string // empty = none
 	SocketMode       uint32

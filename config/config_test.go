@@ -149,6 +149,7 @@ max_bytes = 2000000
 store = file
 path = /h
 [relay]
+name =
 socket = /s
 socket_group = g
 socket_mode = 0600

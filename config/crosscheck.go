@@ -17,6 +17,7 @@ const protonmsgMaxAge = 24 * time.Hour
 func (r *reading) crossCheck() {
 	c := r.config
 	r.maxAge()
+	r.named()
 	r.checkDialect()
 	if c.Relay.MaxInflightBytes < c.Relay.MaxRequestBytes &&
 		r.right("relay.max_inflight_bytes", "relay.max_request_bytes") {

@@ -198,7 +198,8 @@ func TestExampleLoadsWithoutComplaint(t *testing.T) {
 	}
 }
 
-// Removing any # of the example, or all of them, leaves a file that loads.
+// Removing any # of the example, or all of them, leaves a file that loads. A name is for another file than one
+// that names proton_queue.
 func TestExampleLoadsWithEverythingInForce(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(examplePath)
@@ -206,6 +207,7 @@ func TestExampleLoadsWithEverythingInForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(string(text), "$1")
+	all = strings.Replace(all, "\nname = new-bus\n", "\nname =\n", 1)
 	c := mustParse(t, all)
 	if len(c.Warnings) > 0 {
 		t.Errorf("warnings: %v", c.Warnings)

@@ -25,7 +25,7 @@ func (v *verification) exposed() {
 			break
 		}
 	}
-	if v.config.Queue.Enabled && v.config.Queue.Store == StorePostgres && v.config.Queue.Database.hasPassword() {
+	if v.config.ReadsOutbox() && v.config.Queue.Database.hasPassword() {
 		v.readableConfig("queue", "database")
 	}
 	v.plain()

@@ -190,7 +190,8 @@ func (v *verification) store() {
 		} else if !info.IsDir() {
 			v.complain("queue", "path", dir+" is not a directory; give a path in a directory of the relay's user")
 		}
-	case q.Database == HubDatabase:
+	}
+	if v.config.ReadsOutbox() && q.Database == HubDatabase {
 		if _, err := LoadHubDatabase(v.hubConfig); err != nil {
 			v.hubDatabase(err)
 		}

@@ -113,7 +113,7 @@ func runAudit(ctx context.Context, cfg *config.Config, h admin.HistoryControl, s
 		return nil, err
 	}
 	// The outbox is read before the history: what leaves the one in between is in the other.
-	outbox, err := hub.Outbox(ctx)
+	outbox, err := hub.Outbox(ctx, cfg.Relay.Name)
 	if err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", err)
 	}

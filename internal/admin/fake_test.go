@@ -59,8 +59,10 @@ func runningStatus() Status {
 			{Name: "broker2.example.com:5671", State: inspect.Up, Since: now.Add(-3 * time.Hour), TLS: true,
 				Product: "ActiveMQ Artemis", Version: "2.40.0", Dialect: "literal", Login: "PLAIN"},
 		},
-		Queue:  Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
-		Outbox: Outbox{Known: true},
+		Queue: Queue{Enabled: true, Store: "postgres", Usable: true, Known: true},
+		Outbox: Outbox{Known: true, Readers: []inspect.Reader{
+			{Seen: now, Holder: inspect.Holder{PID: 41}},
+			{Name: "new-bus", Seen: now, Holder: inspect.Holder{PID: 42}}}},
 		Certificates: []Certificate{{Name: "cert", Subject: "CN=koji-relay",
 			Expires: now.Add(90 * 24 * time.Hour)}},
 		Config: Config{Path: "/etc/koji-hub/plugins/protonmsg.conf", Loaded: now.Add(-26 * time.Hour),
@@ -232,6 +234,7 @@ func exercise(m *Metrics) {
 	m.QueuePut(3)
 	m.QueueDrained(2)
 	m.QueueExpired("build.tag", 1)
+	m.OutboxMissed("new-bus", 3)
 	m.DeadLetters(FailureTooLarge, 1)
 	m.ExtraTrimmed(1)
 	m.Reconnected("broker1.example.com:5671")

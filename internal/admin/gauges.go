@@ -19,6 +19,7 @@ type gauges struct {
 	maxAge                                      *prometheus.Desc
 	deadLetters                                 *prometheus.Desc
 	outboxDepth, outboxOldest, outboxOnly       *prometheus.Desc
+	readerEvents, readerAway                    *prometheus.Desc
 	reloadOK, reloadTime                        *prometheus.Desc
 	certificate, brokerCertificate              *prometheus.Desc
 }
@@ -45,6 +46,8 @@ func newGauges(status func() *Status) *gauges {
 		outboxDepth: desc("outbox_depth", "Events in the outbox."),
 		outboxOldest: desc("outbox_oldest_age_seconds",
 			"Age of the oldest event in the outbox; 0 when it is empty."),
+		readerEvents: desc("outbox_reader_events", "Events in the outbox that a reader has not taken.", "reader"),
+		readerAway:   desc("outbox_reader_away", "Whether nobody reads the outbox for a reader.", "reader"),
 		outboxOnly: desc("outbox_only_seconds",
 			"Time between the first and the last commit that the hub could not hand over by the socket, in a row."),
 		reloadOK: desc("config_last_reload_successful",
@@ -61,7 +64,7 @@ func newGauges(status func() *Status) *gauges {
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{g.ready, g.statusAge, g.paused, g.brokerUp, g.brokerActive,
 		g.queueUsable, g.depth, g.bytes, g.oldest, g.maxAge, g.setAside, g.deadLetters, g.outboxDepth,
-		g.outboxOldest, g.outboxOnly,
+		g.outboxOldest, g.outboxOnly, g.readerEvents, g.readerAway,
 		g.reloadOK, g.reloadTime, g.certificate, g.brokerCertificate} {
 		ch <- d
 	}
@@ -120,6 +123,10 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	if s.Outbox.Known {
 		set(g.outboxDepth, float64(s.Outbox.Depth))
 		set(g.outboxOldest, seconds(now, s.Outbox.Oldest))
+		for _, r := range s.Outbox.Readers {
+			set(g.readerEvents, float64(r.Depth), r.Name)
+			set(g.readerAway, number(r.Away(now)), r.Name)
+		}
 	}
 }
 

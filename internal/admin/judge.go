@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"koji-relay/internal/inspect"
@@ -178,12 +179,29 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 				inspect.Age(now, o.Oldest)),
 			Command: "koji-relay queue status"})
 	}
+	if names, held := s.Outbox.away(now); len(names) > 0 {
+		all = append(all, Reason{Code: "READER_AWAY", Count: held,
+			Text: fmt.Sprintf("nobody reads the outbox for %s; %s held for it until max_age",
+				strings.Join(names, ", "), count(held, "event")),
+			Command: "koji-relay outbox readers"})
+	}
 	if q.DeadLetters > 0 {
 		all = append(all, Reason{Code: "DEAD_LETTERS", Count: q.DeadLetters,
 			Text:    count(q.DeadLetters, "dead letter") + " to decide on: retry or drop",
 			Command: "koji-relay dead list"})
 	}
 	return all
+}
+
+// away gives the readers that nobody reads for, and how many events the outbox holds for them at the most.
+func (o *Outbox) away(now time.Time) (names []string, held int64) {
+	for _, r := range o.Readers {
+		if r.Away(now) {
+			names = append(names, r.Shown())
+			held = max(held, r.Depth)
+		}
+	}
+	return names, held
 }
 
 // setUp gives what is wrong with configuration and certificates.

@@ -125,7 +125,8 @@ type Metrics struct {
 	put          prometheus.Counter
 	drained      prometheus.Counter
 	expired      *prometheus.CounterVec
-	expiredAll   prometheus.Counter // a series for alerts, which is there before anything expires
+	missed       *prometheus.CounterVec // by other readers of the outbox
+	expiredAll   prometheus.Counter     // a series for alerts, which is there before anything expires
 	dead         *prometheus.CounterVec
 	extraTrimmed prometheus.Counter
 	reconnects   *prometheus.CounterVec
@@ -176,9 +177,11 @@ func NewMetrics(version string) *Metrics {
 		roundTrip: prometheus.NewHistogramVec(
 			prometheus.HistogramOpts{Namespace: namespace, Name: "send_duration_seconds",
 				Help: "Time from sending a message to the broker's answer.", Buckets: sendBuckets}, []string{"broker"}),
-		put:          counter("queue_put_total", "Messages put into the queue."),
-		drained:      counter("queue_drained_total", "Messages from the queue that a broker accepted."),
-		expired:      counters("queue_expired_total", "Messages given up after max_age.", "address"),
+		put:     counter("queue_put_total", "Messages put into the queue."),
+		drained: counter("queue_drained_total", "Messages from the queue that a broker accepted."),
+		expired: counters("queue_expired_total", "Messages given up after max_age.", "address"),
+		missed: counters("outbox_missed_total",
+			"Events of the outbox given up because another reader did not take them within max_age.", "reader"),
 		expiredAll:   counter("expired_total", "Messages given up after max_age, whatever their address."),
 		dead:         counters("dead_letter_total", "Messages and events set aside as dead letters.", "reason"),
 		extraTrimmed: counter("extra_trimmed_total", "Messages whose extra was cut because of extra_limit."),
@@ -191,7 +194,7 @@ func NewMetrics(version string) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess,
 		m.failed,
-		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.dead, m.extraTrimmed, m.reconnects, m.historyGap,
+		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.missed, m.dead, m.extraTrimmed, m.reconnects, m.historyGap,
 		build, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -276,6 +279,9 @@ func (m *Metrics) QueueExpired(address string, n int) {
 	m.expired.WithLabelValues(m.addresses.value(address)).Add(float64(n))
 	m.expiredAll.Add(float64(n))
 }
+
+// OutboxMissed counts events that the reader called name did not take within max_age.
+func (m *Metrics) OutboxMissed(name string, n int) { m.missed.WithLabelValues(name).Add(float64(n)) }
 
 // DeadLetters counts messages and events that were set aside.
 func (m *Metrics) DeadLetters(reason Failure, n int) {

@@ -185,7 +185,8 @@ func TestDashboardFitsTheMetrics(t *testing.T) {
 		undrawn := []string{"koji_relay_broker_active", "koji_relay_fallback_commits_total",
 			"koji_relay_config_last_reload_successful", "koji_relay_config_last_reload_success_timestamp_seconds",
 			"koji_relay_extra_trimmed_total", "koji_relay_history_gap_messages_total",
-			"koji_relay_log_lines_lost_total", "koji_relay_outbox_only_seconds", "koji_relay_paused",
+			"koji_relay_log_lines_lost_total", "koji_relay_outbox_missed_total", "koji_relay_outbox_only_seconds",
+			"koji_relay_outbox_reader_away", "koji_relay_paused",
 			"koji_relay_queue_expired_total",
 			"koji_relay_queue_max_age_seconds", "koji_relay_queue_usable",
 			"koji_relay_status_age_seconds"}

@@ -100,9 +100,11 @@ type Queue struct {
 // Outbox is the table in the hub's database of events that did not come over the socket.
 type Outbox struct {
 	Known  bool      `json:"known"` // the numbers were read; there is no outbox without the Postgres store
-	Depth  int64     `json:"depth"` // events
+	Depth  int64     `json:"depth"` // events that this relay, or one of its name, is to take
 	Oldest time.Time `json:"oldest,omitzero"`
 	Error  string    `json:"error,omitempty"`
+	// Readers are all readers of the outbox, where there are several.
+	Readers []inspect.Reader `json:"readers,omitempty"`
 	// Reader is who reads it; nil where that is not known.
 	Reader *inspect.Holder `json:"reader,omitempty"`
 }

@@ -149,7 +149,7 @@ func connect(ctx context.Context, cfg *config.Config) *Connections {
 				amqpconn.Probe(ctx, opts.Options, u.Reveal()))
 		})
 	}
-	if cfg.Queue.Enabled && cfg.Queue.Store == config.StorePostgres {
+	if cfg.ReadsOutbox() {
 		wg.Go(func() { found.Database = probeDatabase(ctx, cfg) })
 	}
 	wg.Wait()

@@ -60,6 +60,7 @@ type Daemon struct {
 	postgres *postgres.Store
 	pokes    []net.PacketConn // where the hub says that something is in the outbox
 	outbox   *postgres.Outbox
+	others   atomic.Pointer[[]string] // what the other readers of the outbox want; nil before the first look
 
 	underway underway // the commits of the hub API
 	// The history; both are nil with [history] keep = 0.
@@ -200,12 +201,32 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	d.health = &storeHealth{store: opened}
 	parts.add(part{"queue", 5 * time.Second, func(context.Context) error { return opened.Close() }})
 	d.drainer = drain.New(opened, &d.current, d.drainOptions(c))
+	if pg == nil && c.ReadsOutbox() {
+		if pg, err = OpenOutbox(ctx, c, d.log); err != nil {
+			return err
+		}
+		parts.add(part{"outbox", 5 * time.Second, func(context.Context) error { return pg.Close() }})
+	}
 	if pg != nil {
 		d.postgres = pg
-		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{
+		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{Name: c.Relay.Name,
 			Interval: c.Queue.Interval, Subjects: d.subjects, BeforeDelete: d.flushHistory, Logger: d.log})
 	}
 	return nil
+}
+
+// OpenOutbox opens the database of the outbox, for a relay whose queue is elsewhere.
+func OpenOutbox(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+	conn, err := c.DatabaseConn()
+	if err != nil {
+		return nil, fmt.Errorf("find the database of the outbox: %w", err)
+	}
+	pg, err := postgres.Open(ctx, postgres.Options{ConnString: conn.Reveal(), Application: application(),
+		Limits: limits(c), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("open the outbox: %w", err)
+	}
+	return pg, nil
 }
 
 // OpenStore opens the store of c for serve and for the commands that work on it while the relay is stopped.
@@ -266,7 +287,7 @@ func (d *Daemon) serve(listeners []net.Listener, parts *stops) {
 	server := ingest.New(ingest.Options{
 		Decode:           callbacks.DecodeCommit,
 		Publish:          d.publish,
-		Events:           d.current.events,
+		Events:           d.wanted,
 		MaxRequestBytes:  c.MaxRequestBytes,
 		MaxInflightBytes: c.MaxInflightBytes,
 		Logger:           d.log,

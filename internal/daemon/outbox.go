@@ -3,9 +3,12 @@ package daemon
 import (
 	"context"
 	"net"
+	"strings"
 	"time"
 
 	"koji-relay/internal/ingest"
+	"koji-relay/internal/inspect"
+	"koji-relay/internal/message"
 	"koji-relay/internal/retry"
 )
 
@@ -73,18 +76,23 @@ func (d *Daemon) serveOutbox(parts *stops) {
 	}
 }
 
-// announce writes into the database which callbacks make messages: at once, after a reload and every minute.
+// announce registers the reader, and writes into the database which callbacks make messages: at once, after a
+// reload and every minute. Events that another reader has missed for max_age are given up then.
 func (d *Daemon) announce(ctx context.Context) error {
 	var trouble retry.Trouble
 	for ctx.Err() == nil {
 		changed := d.current.exchanged()
-		err := d.postgres.Announce(ctx, "", d.current.events())
+		others, err := d.postgres.Announce(ctx, d.opts.Config.Relay.Name, d.current.events())
 		switch {
 		case ctx.Err() != nil:
 		case err != nil && trouble.Failed(root(err)):
 			d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error", oneLine(err))
 		case err == nil && trouble.Over():
 			d.log.Info("the hub is told again which callbacks make messages")
+		}
+		if err == nil {
+			d.others.Store(&others)
+			d.giveUp(ctx, others)
 		}
 		select {
 		case <-ctx.Done():
@@ -93,4 +101,45 @@ func (d *Daemon) announce(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// giveUp deletes what another reader has missed for max_age.
+func (d *Daemon) giveUp(ctx context.Context, others []string) {
+	if len(others) == 0 {
+		return
+	}
+	lost, err := d.postgres.ExpireOutbox(ctx, d.opts.Config.Relay.Name, d.effective.Load().config.Queue.MaxAge)
+	for reader, n := range lost {
+		d.watch.metrics.OutboxMissed(reader, int(n))
+		d.log.Warn("events of the outbox given up: a reader did not take them within max_age", "reader",
+			inspect.Reader{Name: reader}.Shown(), "events", n)
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("old events stay in the outbox; tried again in a minute", "error", oneLine(err))
+	}
+}
+
+// wanted are the patterns of the callbacks that make messages: here, or at another reader of the outbox.
+func (d *Daemon) wanted() string {
+	mine := d.current.events()
+	if others := d.others.Load(); others != nil && len(*others) > 0 {
+		return mine + " " + strings.Join(*others, " ")
+	}
+	return mine
+}
+
+// share puts a commit of the socket into the outbox where that has other readers, which know nothing of the
+// socket. It reports whether it did.
+func (d *Daemon) share(ctx context.Context, c message.Commit) bool {
+	if d.postgres == nil || !d.postgres.Shared() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.effective.Load().config.Queue.StoreTimeout)
+	defer cancel()
+	err := d.postgres.AppendOutbox(ctx, c)
+	if err != nil {
+		d.log.Warn("a commit of the socket does not reach the other readers of the outbox; "+
+			"set delivery = outbox in the hub plugin", "commit", c.ID, "events", len(c.Events), "error", oneLine(err))
+	}
+	return err == nil
 }

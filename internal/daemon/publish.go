@@ -41,7 +41,10 @@ type publisher struct {
 	sender    sender
 	queue     putter // nil with [queue] enabled = off
 	// order, when set (preserve_order), says what new messages would overtake.
-	order          *order
+	order *order
+	// share puts a piece into the outbox for all its readers, and reports whether it did; nil for pieces that
+	// come from there.
+	share          func(ctx context.Context, c message.Commit) bool
 	handoffTimeout time.Duration // for all pieces of a commit together
 	storeTimeout   time.Duration // for each piece
 	stored         func()        // called after a put: wakes the drain
@@ -97,6 +100,10 @@ type handover struct {
 
 // piece translates, sends and puts some events of the commit, and adds what became of them to the receipt.
 func (h *handover) piece(ctx context.Context, c message.Commit) {
+	if h.share != nil && h.share(ctx, c) {
+		h.receipt.Queued += len(c.Events)
+		return
+	}
 	t := h.translate(c)
 	for i := range t.Messages {
 		t.Messages[i].Created = h.began

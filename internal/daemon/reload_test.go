@@ -38,7 +38,7 @@ var otherValues = map[string]string{
 	"queue.store_timeout": "0.7", "queue.rate_limit": "5", "history.keep": "8", "history.max_bytes": "2000000",
 	"history.store": "file", "history.path": "DIR/other.history",
 
-	"relay.socket": "DIR/other.sock", "relay.socket_group": "other", "relay.socket_mode": "0600",
+	"relay.name": "other", "relay.socket": "DIR/other.sock", "relay.socket_group": "other", "relay.socket_mode": "0600",
 	"relay.control": "DIR/other-control.sock", "relay.admin": "127.0.0.1:1", "relay.handoff_timeout": "0.9",
 	"relay.max_request_bytes": "2048", "relay.max_inflight_bytes": "100000000", "relay.log_level": "debug",
 	"relay.log_format": "json",
@@ -51,6 +51,9 @@ func baseConfig(dir, name, value string) string {
 		"broker.cert": "/cert", "broker.key": "/key", "broker.user_file": "/user",
 		"broker.password_file": "/password", "message.events": "postTag", "message.extra_limit": "10",
 		"message.extra_keep": "a", "queue.store": "file", "queue.path": dir + "/queue.db",
+		// A name changes what these are by default.
+		"history.path": dir + "/history", "relay.socket": dir + "/hub.sock", "relay.control": dir + "/control.sock",
+		"relay.admin": "127.0.0.1:9763",
 	}
 	if name != "" {
 		values[name] = strings.ReplaceAll(value, "DIR", dir)

@@ -53,6 +53,7 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 	}
 	hub, outbox := p, p
 	hub.via, outbox.via = inspect.ViaSocket, inspect.ViaOutbox
+	hub.share = d.share
 	if d.store != nil && c.Queue.PreserveOrder {
 		hub.order = &order{backlog: d.store.Backlog}
 		outbox.order = &order{backlog: d.store.Backlog}

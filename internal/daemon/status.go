@@ -65,11 +65,36 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		}
 	}
 	d.watch.brokerless.look(names, used, s.Queue.Usable && !s.Queue.Full)
+	d.describeReaders(ctx, &s)
 	d.describeHolders(ctx, &s)
 	if d.outbox != nil {
 		s.Outbox.Error = cmp.Or(d.outbox.Status().Error, s.Outbox.Error)
 	}
 	return s
+}
+
+// describeReaders adds the readers of the outbox, where there are several; and for a relay with a name, whose
+// queue does not know of the outbox, what is in it.
+func (d *Daemon) describeReaders(ctx context.Context, s *admin.Status) {
+	name := d.opts.Config.Relay.Name
+	if d.postgres == nil || name == "" && !d.postgres.Shared() {
+		return
+	}
+	readers, err := d.postgres.Readers(ctx)
+	if err != nil {
+		s.Outbox.Error = err.Error()
+		return
+	}
+	s.Outbox.Known = true
+	for _, r := range readers {
+		if r.Name == name {
+			s.Outbox.Depth, s.Outbox.Oldest = r.Depth, r.Oldest
+			s.Outbox.Reader = &r.Holder
+		}
+	}
+	if len(readers) > 1 {
+		s.Outbox.Readers = readers
+	}
 }
 
 // describeHolders says who drains the queue and who reads the outbox. What this process does it knows by
@@ -85,6 +110,12 @@ func (d *Daemon) describeHolders(ctx context.Context, s *admin.Status) {
 	reading := d.outbox.Status().Reading
 	if reading {
 		s.Outbox.Reader = &this
+	}
+	if d.opts.Config.Relay.Name != "" { // the queue is nobody else's
+		if s.Queue.Drainer == nil {
+			s.Queue.Drainer = &inspect.Holder{}
+		}
+		return
 	}
 	if reading && s.Queue.Drainer != nil || !s.Queue.Known {
 		return

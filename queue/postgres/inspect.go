@@ -106,7 +106,7 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 		return err
 	}
 	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created)
-		FROM koji_relay.outbox`).
+		FROM koji_relay.outbox o WHERE '' <> ALL (`+takenBy+`)`).
 		Scan(&st.DeadLetters, &st.Outbox, &oldest)
 	st.OutboxOldest = timeOf(oldest)
 	return err

@@ -208,25 +208,12 @@ func TestUpgradeGivesTheRolesWhatTheNewTableNeeds(t *testing.T) {
 	}
 	p := open(t, conn, queue.Limits{})
 	for _, events := range []string{"postTag", "post* pre*"} {
-		if err := p.Announce(t.Context(), "", events); err != nil {
+		if _, err := p.Announce(t.Context(), "", events); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := query[string](t, as(hubRole, conn),
 		"SELECT string_agg(name || '=' || events, ',') FROM koji_relay.reader"); got != "=post* pre*" {
 		t.Errorf("the hub reads %q, want what was announced last", got)
-	}
-}
-
-func TestRelayThatIsGoneIsForgottenAfterAWeek(t *testing.T) {
-	t.Parallel()
-	conn := hubDatabase(t)
-	pgtest.SQL(t, conn, `INSERT INTO koji_relay.reader VALUES ('old', '*', now() - interval '8 days'), ('away', '*', now() - interval '6 days')`)
-	if err := open(t, conn, queue.Limits{}).Announce(t.Context(), "new", "*"); err != nil {
-		t.Fatal(err)
-	}
-	if got := query[string](t, conn,
-		"SELECT string_agg(name, ' ' ORDER BY name) FROM koji_relay.reader"); got != "away new" {
-		t.Errorf("the readers are %q, want away and new", got)
 	}
 }

@@ -20,6 +20,7 @@ type Taker interface {
 
 // OutboxOptions configures the outbox reader.
 type OutboxOptions struct {
+	Name     string        // of the reader; empty for the one without a name
 	Interval time.Duration // between looks that no notification caused
 	// Subjects says what a commit is about. Commits that share a subject are taken one after the other, in
 	// their order; others at the same time. Without it all are taken one after the other.
@@ -34,7 +35,7 @@ type OutboxOptions struct {
 
 // Outbox reads the table koji_relay.outbox, into which the hub inserts events within its own transactions, or
 // those that the socket did not take. One process of a fleet reads at a time: the one whose session holds an
-// advisory lock.
+// advisory lock. Relays of another name are a reader of their own (see reader.go).
 //
 // Many commits are under way at once. Those about one subject keep their order, and so do the events of a
 // commit. A commit is taken whole, a large one in pieces. Events are deleted after they were dealt with, many
@@ -66,7 +67,7 @@ type OutboxStatus struct {
 const (
 	// outboxTurn is the time between two tries to become the reader.
 	outboxTurn = 2 * time.Second
-	lockOutbox = `SELECT pg_try_advisory_lock(hashtext('koji_relay'), hashtext('outbox'))`
+	lockOutbox = `SELECT pg_try_advisory_lock(hashtext('koji_relay'), hashtext($1))`
 	// saveTime is what deleting events that were dealt with gets when Run is told to stop.
 	saveTime = 3 * time.Second
 )
@@ -145,7 +146,7 @@ func (b *Outbox) read(ctx context.Context) error {
 	}
 	b.done = nil
 	for {
-		held, err := session.tryLock(ctx)
+		held, err := session.tryLock(ctx, lockOf(b.o.Name))
 		if err != nil {
 			return err
 		}
@@ -188,10 +189,10 @@ func (b *Outbox) deleteRest(ctx context.Context) error {
 	return err
 }
 
-func (l *listener) tryLock(ctx context.Context) (held bool, err error) {
+func (l *listener) tryLock(ctx context.Context, key string) (held bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	return held, l.conn.QueryRow(ctx, lockOutbox).Scan(&held)
+	return held, l.conn.QueryRow(ctx, lockOutbox, key).Scan(&held)
 }
 
 // watch fills wake whenever the session hears of the outbox, until it breaks or ctx ends.
@@ -225,15 +226,16 @@ func (b *Outbox) works() {
 	b.mark(func(st *OutboxStatus) { st.Error = "" })
 }
 
-// Poke says that there is something in the outbox: to the reader in this process, or else, by NOTIFY and at
-// most every 50 ms, to that of another one. It never blocks, and may be called by anyone at any time.
+// Poke says that there is something in the outbox: to the reader in this process, and by NOTIFY, at most every
+// 50 ms, to those of others. It never blocks, and may be called by anyone at any time.
 func (b *Outbox) Poke() {
 	b.mu.Lock()
 	session := b.session
 	b.mu.Unlock()
-	if session == nil {
+	if session == nil || b.store.Shared() {
 		b.store.news.add(notifyOutbox)
-		return
 	}
-	session.poke()
+	if session != nil {
+		session.poke()
+	}
 }

@@ -77,8 +77,9 @@ func (w *window) page(ctx context.Context, most int) ([]outboxEvent, error) {
 	err := w.store.do(ctx, "look into the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		began := time.Now()
 		from, full := w.walk.start(began, born(conn), math.MinInt64)
-		rows, _ := conn.Query(ctx, `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox
-			WHERE id > $1 ORDER BY id LIMIT $2`, from, most) // CollectRows gives the error
+		rows, _ := conn.Query(ctx, `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox o
+			WHERE id > $1 AND $3 <> ALL (`+takenBy+`) ORDER BY id LIMIT $2`,
+			from, most, w.o.Name) // CollectRows gives the error
 		var err error
 		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (outboxEvent, error) {
 			var e outboxEvent
@@ -203,7 +204,8 @@ type doneEvent struct {
 	commit string
 }
 
-// deleteDone deletes events that were dealt with, also when ctx has ended.
+// deleteDone deletes events that were dealt with, or marks them where another reader needs them; also when ctx
+// has ended.
 func (b *Outbox) deleteDone(ctx context.Context, done []doneEvent) error {
 	if len(done) == 0 {
 		return nil
@@ -217,12 +219,7 @@ func (b *Outbox) deleteDone(ctx context.Context, done []doneEvent) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 	defer cancel()
-	err := b.store.do(ctx, "delete events from the outbox", callTimeout,
-		func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, `DELETE FROM koji_relay.outbox
-				WHERE id = ANY($1) AND commit = ANY($2::uuid[])`, ids, slices.Compact(commits))
-			return err
-		})
+	err := b.store.finishOutbox(ctx, b.o.Name, ids, commits)
 	if err == nil {
 		failpoint.Hit("after-outbox-delete")
 	}

@@ -42,6 +42,7 @@ type Store struct {
 	log     *slog.Logger
 	names   atomic.Pointer[names] // set before the first call runs
 	pooled  atomic.Bool           // a pooler stands before the server, in session mode
+	shared  atomic.Bool           // the outbox had other readers at the last Announce
 	limits  atomic.Pointer[queue.Limits]
 	bytes   gauge
 	counted counted

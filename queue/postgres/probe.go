@@ -82,6 +82,7 @@ const neededGrants = `
 		('table', 'koji_relay.delivery', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.dead_letter', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.outbox', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.outbox_taken', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.reader', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.history_message', 'SELECT,INSERT'),
 		('table', 'koji_relay.history_step', 'SELECT,INSERT'),

@@ -309,7 +309,7 @@ func GrantsSQL(relay, hub string) (string, error) {
 GRANT USAGE ON SCHEMA koji_relay TO RELAY;
 GRANT SELECT ON koji_relay.version TO RELAY;
 GRANT SELECT, INSERT, UPDATE, DELETE ON koji_relay.delivery, koji_relay.dead_letter, koji_relay.outbox,
-    koji_relay.reader TO RELAY;
+    koji_relay.outbox_taken, koji_relay.reader TO RELAY;
 GRANT SELECT, INSERT, DELETE ON proton_queue TO RELAY;
 GRANT USAGE, SELECT ON SEQUENCE proton_queue_id_seq, koji_relay.outbox_id_seq TO RELAY;
 GRANT SELECT, INSERT ON koji_relay.history_message, koji_relay.history_step TO RELAY;

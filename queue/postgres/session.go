@@ -19,6 +19,10 @@ import (
 // the path, and statements name the schema of each table: {koji} stands for that of Koji's.
 const pinPath = `SET search_path = pg_catalog, pg_temp;`
 
+// countsReaders says that the session looks for other readers before it deletes events of the outbox: step 5
+// of the schema holds the deletions of relays that do not.
+const countsReaders = `SET koji_relay.counts_readers = 'on';`
+
 // sessionSettings apply to every connection of ours; names that the server does not know are passed over.
 //   - A transaction of ours that idles for long belongs to a frozen process. The server ends it, and with it
 //     the drain lock. This also replaces a shorter timeout of the server, under which the lock could not be
@@ -108,7 +112,7 @@ func prepare(ctx context.Context, conn *pgx.Conn, settings string, pooled bool) 
 		}
 		pooled = true
 	}
-	if _, err := conn.Exec(ctx, pinPath+settings); err != nil {
+	if _, err := conn.Exec(ctx, pinPath+countsReaders+settings); err != nil {
 		return nil, pooled, err
 	}
 	if !n.table {

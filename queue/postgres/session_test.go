@@ -333,7 +333,22 @@ func TestFunctionsOfAStrangerAreNotRun(t *testing.T) {
 	s := open(t, conn, queue.Limits{MaxBytes: 1 << 30})
 	storetest.Put(t, s, append(storetest.Unsent(100, 700), message.Unsent{Message: storetest.Message(800),
 		Outcome: message.Outcome{State: message.Rejected, Next: message.Dead}})...)
-	if err := s.Announce(t.Context(), "", "*"); err != nil {
+	for _, name := range []string{"", "other"} {
+		if _, err := s.Announce(t.Context(), name, "*"); err != nil {
+			t.Error(err)
+		}
+	}
+	pgtest.SQL(t, conn, insertEvents(commitID(90), 0, 3))
+	if err := s.finishOutbox(t.Context(), "", []int64{1, 2}, []string{commitID(90), commitID(90)}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.ExpireOutbox(t.Context(), "", time.Hour); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Readers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := s.ForgetReader(t.Context(), "other"); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.Stats(t.Context()); err != nil {

@@ -1,0 +1,29 @@
+package inspect
+
+import "time"
+
+// Reader is a relay that takes events from the outbox; all relays of one name are one reader.
+type Reader struct {
+	Name   string    `json:"name"`   // empty: the relays without a name
+	Seen   time.Time `json:"seen"`   // when one of them last said that it is there; they do so every minute
+	Depth  int64     `json:"events"` // in the outbox, and not taken by this reader
+	Oldest time.Time `json:"oldest,omitzero"`
+	Holder Holder    `json:"read_by,omitzero"` // the session that reads; zero without one
+}
+
+// Unnamed is how the reader without a name is shown.
+const Unnamed = "(no name)"
+
+// Shown is the name for a person.
+func (r Reader) Shown() string {
+	if r.Name == "" {
+		return Unnamed
+	}
+	return r.Name
+}
+
+// AwayAfter is how long a reader may say nothing before it counts as away.
+const AwayAfter = 3 * time.Minute
+
+// Away reports whether nobody reads for it.
+func (r Reader) Away(now time.Time) bool { return r.Holder.PID == 0 && now.Sub(r.Seen) > AwayAfter }
