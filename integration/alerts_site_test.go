@@ -60,7 +60,7 @@ func newAlertSite(t *testing.T, broker, db *server, name string, more settings) 
 	s.exchange(90)
 	part := newPart()
 	subscribe(t, broker, rabbitmq40, rabbitmq40.sources(part, []string{tagTopic})...)
-	port, _ := freePorts(t)
+	port := freePorts(t)
 	s.admin = "127.0.0.1:" + strconv.Itoa(port)
 	s.settings = forBroker(rabbitmq40, part, broker).with(newDatabase(t, db, name), settings{
 		"broker.urls": strings.Join(urls, " "), "broker.cacert": caPath, "broker.cert": s.clientPath,
@@ -181,7 +181,7 @@ type tlsWay struct {
 
 func newTLSWay(t testing.TB, target string) *tlsWay {
 	w := &tlsWay{TB: t, target: target, open: map[net.Conn]bool{}}
-	w.port, _ = freePorts(t)
+	w.port = freePorts(t)
 	t.Cleanup(w.cut)
 	return w
 }

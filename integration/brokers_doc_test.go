@@ -12,6 +12,8 @@ import (
 var documented = map[string]string{ // heading of docs/brokers.md
 	"rabbitmq-3.10":    "RabbitMQ 3",
 	"rabbitmq-4.0":     "RabbitMQ 4",
+	"rabbitmq-4.3":     "RabbitMQ 4",
+	"activemq-6":       "ActiveMQ Classic",
 	"activemq-classic": "ActiveMQ Classic",
 	"artemis":          "ActiveMQ Artemis",
 }

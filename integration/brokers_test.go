@@ -20,6 +20,7 @@ type brokerKind struct {
 	settings     map[string]string // what else the configuration needs
 	source       string            // where a subscriber finds a topic: prefix part, topic
 	capabilities []string          // of a subscriber's source
+	declared     bool              // its sources are queues, which a subscriber has to declare
 	product      string            // what the broker calls itself
 	tlsPrefix    string            // where the TLS port has other topic names than the plain one
 	tlsLogin     string            // SASL mechanism with a client certificate

@@ -262,7 +262,7 @@ type way struct{ *toxiproxy.Proxy }
 
 func newWay(t testing.TB, name, upstream string) *way {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	port, _ := freePorts(t)
+	port := freePorts(t)
 	w := &way{toxiproxy.NewProxy(server, name, "127.0.0.1:"+strconv.Itoa(port), upstream)}
 	if err := w.Start(); err != nil {
 		t.Fatalf("start a proxy for %s: %v", name, err)

@@ -28,7 +28,7 @@ type readiness struct {
 }
 
 func newWitness(c *chaos, i int) *witness {
-	port, _ := freePorts(c)
+	port := freePorts(c)
 	return &witness{address: "127.0.0.1:" + strconv.Itoa(port), client: &http.Client{Timeout: time.Second,
 		Transport: &http.Transport{DisableKeepAlives: true}}}
 }

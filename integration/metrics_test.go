@@ -28,7 +28,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	const nobody = "repo.done" // no queue is bound to it
 	topics := slices.DeleteFunc(g.topics(), func(topic string) bool { return topic == nobody })
 	open := durable(t, rabbitmq40, broker, part, topics...)
-	port, _ := freePorts(t)
+	port := freePorts(t)
 	set := tlsSettings(t, rabbitmq40, part, broker, "localhost").with(newDatabase(t, postgres, part), settings{
 		"message.durable": "on", "message.extra_limit": "500", "queue.interval": "1",
 		"queue.expired": "dead_letter", "relay.admin": fmt.Sprintf("127.0.0.1:%d", port),

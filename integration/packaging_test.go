@@ -227,7 +227,7 @@ func TestDebOnPlainDebian(t *testing.T) {
 // startPackaged configures and starts the relay that is installed in b, with credentials of systemd.
 func startPackaged(t testing.TB, b *box, webGroup string) *site {
 	t.Helper()
-	port, _ := freePorts(t)
+	port := freePorts(t)
 	s := &site{admin: "127.0.0.1:" + strconv.Itoa(port)}
 	bus := startBus(t, devbroker.Options{Mechanisms: []string{"PLAIN"},
 		Users: map[string]string{"koji": "k0ji-secret"}})

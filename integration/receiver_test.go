@@ -162,6 +162,9 @@ const credit = 20000
 // subscribe attaches a go-amqp receiver to each address; it returns when all links are attached.
 func subscribe(t testing.TB, s *server, b brokerKind, addresses ...string) *inbox {
 	t.Helper()
+	if b.declared {
+		declareSources(t, s, addresses)
+	}
 	return attach(t, s, "", addresses, func(string) *amqp.ReceiverOptions {
 		return &amqp.ReceiverOptions{Credit: credit, SourceCapabilities: b.capabilities}
 	})

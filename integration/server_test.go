@@ -32,8 +32,10 @@ type server struct {
 	service string // the image's name
 	host    string // "": this machine
 	port    int
-	tlsPort int // brokers only
-	machine machine
+	tlsPort int // brokers only, as otherPort
+	// What is not AMQP 1.0: STOMP, and the Java brokers' own protocols.
+	otherPort int
+	machine   machine
 
 	mu      sync.Mutex
 	removed bool
@@ -101,7 +103,8 @@ func newServer(t testing.TB, service string) *server {
 		skipOrFail(t, "%s: %v", service, err)
 	}
 	s := &server{service: service}
-	s.port, s.tlsPort = freePorts(t)
+	s.port = freePorts(t)
+	s.tlsPort, s.otherPort = s.port+1, s.port+4 // RabbitMQ has the two between them
 	tls := certificates(t)
 	switch mode {
 	case "native":
@@ -161,25 +164,29 @@ var ports struct {
 	given      map[int]bool
 }
 
-// freePorts finds two neighbouring free ports, with two more behind them, below those that the system gives
-// to outgoing connections: a restarted server must get the same ones again.
-func freePorts(t testing.TB) (port, tlsPort int) {
+// freePorts finds five neighbouring free ports and gives the first. They are below those that the system
+// gives to outgoing connections: a restarted server must get the same ones again.
+func freePorts(t testing.TB) int {
 	t.Helper()
+	const together = 5
 	ports.Lock()
 	defer ports.Unlock()
 	if ports.given == nil {
 		ports.given = make(map[int]bool)
 	}
+search:
 	for range 1000 {
-		port := 20000 + 4*rand.IntN(3000)
-		if ports.given[port] || !free(port) || !free(port+1) || !free(port+2) || !free(port+3) {
-			continue
+		port := 20000 + together*rand.IntN(2400)
+		for i := range together {
+			if ports.given[port] || !free(port+i) {
+				continue search
+			}
 		}
 		ports.given[port] = true
-		return port, port + 1
+		return port
 	}
 	t.Fatal("found no free ports between 20000 and 32000")
-	return 0, 0
+	return 0
 }
 
 func free(port int) bool {
@@ -207,13 +214,14 @@ func newContainer(ctx context.Context, s *server, files map[string][]byte) (*doc
 			HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(outside),
 		}}
 	}
-	exposed := []string{"5672/tcp", "5671/tcp"}
+	exposed := []string{"5672/tcp", "5671/tcp", "61613/tcp"}
 	if strings.HasPrefix(s.service, "postgres") {
 		exposed = []string{"5432/tcp"}
 		local(5432, s.port)
 	} else {
 		local(5672, s.port)
 		local(5671, s.tlsPort)
+		local(61613, s.otherPort)
 	}
 	request := testcontainers.ContainerRequest{
 		Image:        imageName(s.service),
@@ -340,7 +348,8 @@ func newTree(s *server, files map[string][]byte) (*treeMachine, error) {
 	}
 	m.env = []string{
 		"PATH=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"PORT=" + strconv.Itoa(s.port), "TLS_PORT=" + strconv.Itoa(s.tlsPort), "DATA=" + m.data,
+		"PORT=" + strconv.Itoa(s.port), "TLS_PORT=" + strconv.Itoa(s.tlsPort),
+		"OTHER_PORT=" + strconv.Itoa(s.otherPort), "DATA=" + m.data,
 	}
 	tls := filepath.Join(m.root, m.data, "tls")
 	if err := os.MkdirAll(tls, 0o755); err != nil {

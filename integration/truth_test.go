@@ -104,7 +104,7 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	t.Parallel()
 	db := startPostgres(t)
 	broker := startBroker(t, rabbitmq40)
-	port, _ := freePorts(t)
+	port := freePorts(t)
 	admin := "127.0.0.1:" + strconv.Itoa(port)
 	part := newPart()
 	set := forBroker(rabbitmq40, part, broker).with(newDatabase(t, db, "truth"), settings{"relay.admin": admin})
