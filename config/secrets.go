@@ -7,6 +7,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // exposed warns of secrets that others can read: in files, and on the wire.
@@ -38,7 +39,7 @@ func (v *verification) readable(section, name, path, secret, group string) {
 	}
 	if mode := worldReadable(path); mode != 0 {
 		v.warn(section, name, fmt.Sprintf("every local user can read %s there (mode %04o); %s", secret, mode,
-			narrow(group, path)))
+			narrow(os.Getuid(), group, path)))
 	}
 }
 
@@ -47,7 +48,7 @@ func (v *verification) readableConfig(section, name string) {
 	path := v.config.at(section, name, "").File
 	if mode := worldReadable(path); mode != 0 {
 		v.warn(section, name, fmt.Sprintf(
-			"every local user can read the password in this file (mode %04o); %s", mode, narrow(webGroup(), path)))
+			"every local user can read the password in this file (mode %04o); %s", mode, narrow(os.Getuid(), webGroup(), path)))
 	}
 }
 
@@ -66,8 +67,13 @@ func webGroup() string {
 }
 
 // narrow says how to keep others from a file. To take their right away is not enough: the relay may have
-// read it by that.
-func narrow(group, path string) string {
+// read it by that. Who runs the relay and owns the file needs no group.
+func narrow(uid int, group, path string) string {
+	if info, err := os.Stat(path); err == nil && uid != 0 {
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) == uid {
+			return "chmod 600 " + path
+		}
+	}
 	return fmt.Sprintf("chgrp %s %s; chmod 640 %s", group, path, path)
 }
 

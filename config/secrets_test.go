@@ -43,6 +43,12 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 	const rest = "topic_prefix = topic://koji\n[queue]\nstore = file\npath = DIR/queue.db\n"
 	login := "[broker]\nurls = amqps://b\nuser_file = DIR/user\npassword_file = DIR/password\n" + rest
 	inURL := "[broker]\nurls = amqps://u:sesame@b\n" + rest
+	remedy := func(group, file string) string {
+		if os.Getuid() != 0 {
+			return "chmod 600 " + file
+		}
+		return "chgrp " + group + " " + file + "; chmod 640 " + file
+	}
 	world := func(name string) map[string]os.FileMode { return map[string]os.FileMode{name: 0o644} }
 	for name, tt := range map[string]struct {
 		text  string
@@ -52,7 +58,7 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 	}{
 		"a password file": {login, map[string]string{"user": "u", "password": "p"}, world("password"),
 			"protonmsg.conf:4: [broker] password_file = password: every local user can read a password there (mode " +
-				"0644); chgrp koji-relay password; chmod 640 password"},
+				"0644); " + remedy("koji-relay", "password")},
 		"a user's name": {login, map[string]string{"user": "u", "password": "p"}, world("user"), ""},
 		"a group may": {login, map[string]string{"user": "u", "password": "p"},
 			map[string]os.FileMode{"password": 0o640}, ""},
@@ -66,7 +72,7 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 			"[broker] cert = c: every local user can read a private key"},
 		"a password in a URL": {inURL, map[string]string{}, world("protonmsg.conf"),
 			"protonmsg.conf:2: [broker] urls = amqps://***@b:5671: every local user can read the password in this " +
-				"file (mode 0644); chgrp " + webGroup() + " protonmsg.conf; chmod 640 protonmsg.conf"},
+				"file (mode 0644); " + remedy(webGroup(), "protonmsg.conf")},
 		"no password": {"[broker]\nurls = amqps://b\n" + rest, map[string]string{}, world("protonmsg.conf"),
 			""},
 		"the database's": {"[broker]\nurls = amqps://b\ntopic_prefix = koji\n[queue]\ndatabase = host=db " +
@@ -85,6 +91,25 @@ func TestSecretsThatOthersCanReadAreNamed(t *testing.T) {
 				t.Errorf("warnings:\n%s", got)
 			}
 		})
+	}
+}
+
+func TestRemedyForAReadableSecretLeavesItToTheRelay(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "password")
+	writeFile(t, path, "sesame")
+	owner := os.Getuid()
+	if owner == 0 {
+		owner = 4711
+		if err := os.Chown(path, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group := "chgrp koji-relay " + path + "; chmod 640 " + path
+	for uid, want := range map[int]string{owner: "chmod 600 " + path, owner + 1: group, 0: group} {
+		if got := narrow(uid, "koji-relay", path); got != want {
+			t.Errorf("for user %d: %s", uid, got)
+		}
 	}
 }
 

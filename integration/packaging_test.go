@@ -251,6 +251,21 @@ func startPackaged(t testing.TB, b *box, webGroup string) *site {
 	return s
 }
 
+// relayLooksForOthers: the credentials are systemd's, so that check and tail ask the relay.
+func relayLooksForOthers(t *testing.T, b *box) {
+	const seen = "seen by the running relay, which has the systemd credentials"
+	out := b.run(t, "koji-relay check --connect 2>&1 || true")
+	if !strings.Contains(out, seen) || !strings.Contains(out, ": usable\n") {
+		t.Errorf("check --connect as root:\n%s", out)
+	}
+	out = b.run(t, `koji-relay tail --count 1 >/tmp/shown 2>/tmp/told & tail=$!
+		for n in $(seq 300); do grep -q subscribed /tmp/told && break; sleep 0.1; done
+		timeout 60 koji-relay send-test; timeout 60 tail --pid=$tail -f /dev/null; cat /tmp/shown /tmp/told`)
+	if !strings.Contains(out, "koji_relay.test") || !strings.Contains(out, "subscribed") {
+		t.Errorf("send-test and what tail shows:\n%s", out)
+	}
+}
+
 // site is a relay that an administrator set up, and its broker.
 type site struct {
 	bus   *devbroker.Broker
@@ -296,6 +311,7 @@ func TestDebUnderSystemd(t *testing.T) {
 	// In this order: each step leaves the relay as it found it.
 	t.Run("the hub's user may hand over and no other", func(t *testing.T) { handOverByUser(t, b, bus) })
 	t.Run("journal", func(t *testing.T) { journalHasFields(t, b, bus) })
+	t.Run("the relay shows what only it may log in to", func(t *testing.T) { relayLooksForOthers(t, b) })
 	t.Run("reload", func(t *testing.T) { reloadIsChecked(t, b) })
 	t.Run("ten restarts are unnoticed", func(t *testing.T) {
 		hub := b.hub(t, "www-data", "-workers", "8")

@@ -47,7 +47,7 @@ type depthSample struct {
 	depth int64
 }
 
-// day remembers one day of a relay, of which nothing grows. Its zero value is ready; it is safe for
+// day remembers one day of a relay, in memory that does not grow. Its zero value is ready; it is safe for
 // concurrent use.
 type day struct {
 	mu      sync.Mutex
@@ -137,7 +137,7 @@ func (d *day) outlook(q *Queue) (o Outlook) {
 	return o
 }
 
-// seen gives the slots of the day until now, oldest first; those of which nothing is known have number 0.
+// seen gives the slots of the day until now, oldest first; a slot that nothing is known about has number 0.
 func (d *day) seen(now time.Time) []slot {
 	d.mu.Lock()
 	defer d.mu.Unlock()

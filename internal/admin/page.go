@@ -45,7 +45,7 @@ const shownMessages = 30
 func (s *Server) page(w http.ResponseWriter, status *Status) {
 	var out bytes.Buffer
 	if err := pageTemplate.Execute(&out, newView(status, &s.day, time.Now())); err != nil {
-		s.opts.Logger.Error("render the status page", "error", err)
+		s.opts.Logger.Error("the status page cannot be shown", "error", err)
 		refuse(w, &Error{Code: CodeFailed, Text: "the page could not be made; see the log, and /status"})
 		return
 	}

@@ -72,7 +72,7 @@ func (s *Server) search(w http.ResponseWriter, r *http.Request) {
 	}
 	var out bytes.Buffer
 	if err := searchTemplate.Execute(&out, v); err != nil {
-		s.opts.Logger.Error("render the search page", "error", err)
+		s.opts.Logger.Error("the search page cannot be shown", "error", err)
 		refuse(w, &Error{Code: CodeFailed, Text: "the page could not be made; see the log"})
 		return
 	}

@@ -78,7 +78,11 @@ func (c control) pause(what admin.Pausable, on bool) error {
 	default:
 		c.drainer.Resume()
 	}
-	c.log.Info("paused or resumed by the administrator", "what", string(what), "paused", on)
+	text := "resumed by an administrator"
+	if on {
+		text = "paused by an administrator"
+	}
+	c.log.Info(text, "what", string(what))
 	return nil
 }
 

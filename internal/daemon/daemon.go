@@ -346,7 +346,7 @@ func (d *Daemon) serveOn(l net.Listener, serve func(net.Listener) error) {
 // notify tells systemd; without systemd it does nothing.
 func (d *Daemon) notify(state string) {
 	if _, err := systemd.SdNotify(false, state); err != nil {
-		d.log.Warn("notify systemd", "error", err)
+		d.log.Warn("systemd cannot be told the state", "error", err)
 	}
 }
 

@@ -91,7 +91,7 @@ func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
 	finish, cancel := context.WithTimeout(context.Background(), old.limit)
 	defer cancel()
 	if err := old.stop(finish); err != nil {
-		d.log.Warn("stop what the old configuration ran", "error", err)
+		d.log.Warn("parts of the old configuration did not stop in order", "error", err)
 	}
 	return next, pending, nil
 }

@@ -25,7 +25,7 @@ type watchdog struct {
 func (d *Daemon) startWatchdog(parts *stops) {
 	interval, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
-		d.log.Warn("understand systemd's watchdog", "error", err)
+		d.log.Warn("WATCHDOG_USEC of systemd cannot be read; no watchdog", "error", err)
 	}
 	if interval <= 0 {
 		return
