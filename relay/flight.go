@@ -23,7 +23,7 @@ type flight struct {
 	o       candidate
 	which   []int         // of batch.msgs
 	began   time.Duration // since conn.born
-	next    int           // of which: the first that is not submitted
+	next    int           // index in which: the first that is not submitted
 	results *results
 	sent    []*delivery
 	over    int // of sent: those before it are final
