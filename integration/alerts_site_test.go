@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,6 +102,15 @@ func (s *alertSite) outbox(fallback string, age time.Duration) {
 		uuid.NewString(), age.Seconds(), fallback); err != nil {
 		s.Fatal(err)
 	}
+}
+
+// readers changes the readers of the outbox. A reload makes the relay look at once.
+func (s *alertSite) readers(sql string) {
+	s.Helper()
+	if _, err := s.database.Exec(within(s, time.Minute), sql); err != nil {
+		s.Fatal(err)
+	}
+	s.relay.signal(s, syscall.SIGHUP)
 }
 
 // old puts a message into the queue that came there some time ago.

@@ -120,6 +120,16 @@ var alertCases = map[string]alertCase{
 			s.until("it is given up", is("koji_relay_expired_total", 1))
 		},
 	},
+	"KojiRelayReaderAway": {
+		trouble: func(s *alertSite) {
+			s.readers(`INSERT INTO koji_relay.reader VALUES ('new-bus', '*', now() - interval '1 hour')`)
+			s.until("it is away", is("koji_relay_outbox_reader_away", 1))
+		},
+		end: func(s *alertSite) {
+			s.readers(`DELETE FROM koji_relay.reader WHERE name = 'new-bus'`)
+			s.until("it is forgotten", func(m metrics) bool { return m["koji_relay_outbox_reader_away"] == nil })
+		},
+	},
 	"KojiRelayCertificateExpires": {
 		trouble: func(s *alertSite) { s.certify(s.clientPath, 7); s.until("its end is near", near(fileExpiry)) },
 		end:     func(s *alertSite) { s.certify(s.clientPath, 90); s.until("it is far", far(fileExpiry)) },

@@ -88,6 +88,10 @@ func printStatus(out io.Writer, s *admin.Status) error {
 		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
 			inspect.Age(s.Generated, s.Outbox.Oldest)))
 		t.fact("read by", holderText(s.Outbox.Reader))
+		for _, r := range s.Outbox.Readers {
+			t.row("reader "+r.Shown(), fmt.Sprintf("%d events, oldest %s, seen %s", r.Depth,
+				inspect.Age(s.Generated, r.Oldest), inspect.Time(r.Seen)))
+		}
 	}
 	return t.flush()
 }

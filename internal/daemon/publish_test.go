@@ -257,3 +257,27 @@ func TestCommitsFromTheOutboxStandBehindTheQueueOnly(t *testing.T) {
 		t.Errorf("receipt %+v, want the message sent", got)
 	}
 }
+
+// A commit of the socket goes into the outbox while that has other readers. Where it cannot, this bus has it at
+// the least.
+func TestCommitOfTheSocketIsSharedWithTheOtherReaders(t *testing.T) {
+	t.Parallel()
+	for _, shared := range []bool{true, false} {
+		s := &fakeSender{outcomes: map[string]message.Outcome{"a": done(), "b": done(), "c": done()}}
+		q := &fakeQueue{}
+		p := newPublisher(s, q, fivePart)
+		var got []message.Commit
+		p.share = func(_ context.Context, c message.Commit) bool {
+			got = append(got, c)
+			return shared
+		}
+		events := make([]message.Event, 5)
+		r := p.publish(t.Context(), message.Commit{ID: "id", Events: events}, func() {})
+		if len(got) != 1 || len(got[0].Events) != 5 || len(r.NotTaken) > 0 {
+			t.Fatalf("shared were %v, the receipt is %+v", got, r)
+		}
+		if sent := len(s.got) > 0 || len(q.bad) > 0; sent == shared || shared && r.Queued != 5 {
+			t.Errorf("shared %v: sent %v, the receipt is %+v", shared, s.got, r)
+		}
+	}
+}
