@@ -43,13 +43,8 @@ const (
 	closeTimeout = 4 * time.Second
 )
 
-// Reasons of gaps that others tell apart. After Killed nothing is missing of what came through the outbox: an
-// event leaves that when the history has it.
-const (
-	Killed        = "the relay was killed"
-	KilledBehind  = "the relay was killed while the history could not be written"
-	stoppedBehind = "the relay was stopped while the history could not be written"
-)
+// stoppedBehind is the reason of what an end could not write.
+const stoppedBehind = "the relay was stopped while the history could not be written"
 
 // Recorder takes what happens to messages and writes it to a store. Its methods do not block and may be
 // called concurrently, also before Run and after it: what comes then is a gap.
@@ -270,13 +265,13 @@ func (r *Recorder) begin(ctx context.Context, seen time.Time, gaps []inspect.Gap
 // renewed until seen, also while the store was slow or away. Without a sign the kill may have been at any time
 // until now.
 func killed(alive, seen, now time.Time) inspect.Gap {
-	gap := inspect.Gap{Began: alive, Ended: now, Reason: Killed}
+	gap := inspect.Gap{Began: alive, Ended: now, Reason: inspect.Killed}
 	const stale = 5 * aliveEvery
 	if seen.Before(alive.Add(-stale)) { // also where there is none
 		return gap
 	}
 	if seen.Sub(alive) > 2*aliveEvery {
-		gap.Reason = KilledBehind
+		gap.Reason = inspect.KilledBehind
 	}
 	if seen.Before(alive) {
 		seen = alive

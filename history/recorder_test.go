@@ -211,12 +211,12 @@ func TestTheGapOfAKilledRelayEndsWhenItWasSeenLast(t *testing.T) {
 		atLeast, most time.Duration
 		reason        string
 	}{
-		"the store was prompt":    {time.Second, time.Second, 5 * time.Second, Killed},
-		"the store was slow":      {9 * time.Second, 9 * time.Second, 13 * time.Second, KilledBehind},
-		"the store was away":      {20 * time.Minute, 20 * time.Minute, 20*time.Minute + 4*time.Second, KilledBehind},
-		"nothing tells":           {0, time.Hour, time.Hour + time.Second, Killed},
-		"the sign is an old one":  {-time.Hour, time.Hour, time.Hour + time.Second, Killed},
-		"the sign is a bit older": {-time.Second, 2 * time.Second, 5 * time.Second, Killed},
+		"the store was prompt":    {time.Second, time.Second, 5 * time.Second, inspect.Killed},
+		"the store was slow":      {9 * time.Second, 9 * time.Second, 13 * time.Second, inspect.KilledBehind},
+		"the store was away":      {20 * time.Minute, 20 * time.Minute, 20*time.Minute + 4*time.Second, inspect.KilledBehind},
+		"nothing tells":           {0, time.Hour, time.Hour + time.Second, inspect.Killed},
+		"the sign is an old one":  {-time.Hour, time.Hour, time.Hour + time.Second, inspect.Killed},
+		"the sign is a bit older": {-time.Second, 2 * time.Second, 5 * time.Second, inspect.Killed},
 	} {
 		path := filepath.Join(t.TempDir(), "sign")
 		synctest.Test(t, func(t *testing.T) {
@@ -302,7 +302,7 @@ func TestWhatCannotBeWrittenAtTheEndIsAGapAtTheNextStart(t *testing.T) {
 		}
 		_, gaps := s.told()
 		if len(gaps) != 1 || gaps[0].Messages != 2 || gaps[0].Began.Before(began) || gaps[0].Ended.Before(stopped) ||
-			gaps[0].Ended.Sub(stopped) > 5*time.Second || gaps[0].Reason == Killed {
+			gaps[0].Ended.Sub(stopped) > 5*time.Second || gaps[0].Reason == inspect.Killed {
 			t.Errorf("the gaps are %+v", gaps)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ type auditReport struct {
 
 func auditCommand() *cobra.Command {
 	var since, until string
+	var limit int
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Compare the hub's own tables with the history",
@@ -54,7 +56,11 @@ arguments or configuration.`,
 	cmd.Flags().StringVar(&since, "since", "24h",
 		"from this `time` on: 24h, 7d, 2026-11-26, '2026-11-26 14:00'")
 	cmd.Flags().StringVar(&until, "until", "", "before this `time`; none = a minute ago")
+	cmd.Flags().IntVar(&limit, "limit", 20, "list at most this many holes of each kind; 0 = all, as with --json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if limit < 0 {
+			return usageError{fmt.Errorf("--limit %d: give a number of holes, or 0 for all", limit)}
+		}
 		from, err := parseTime(since)
 		if err != nil {
 			return usageError{fmt.Errorf("--since %s: %w", since, err)}
@@ -78,7 +84,7 @@ arguments or configuration.`,
 			if *asJSON {
 				err = printJSON(cmd.OutOrStdout(), report)
 			} else {
-				err = printAudit(cmd, report)
+				err = printAudit(cmd.OutOrStdout(), report, limit)
 			}
 			if err == nil && report.Holes > 0 {
 				err = errReported
@@ -170,8 +176,8 @@ func auditRules(cfg *config.Config) (audit.Rules, error) {
 	return audit.Rules{Wanted: rules.Wants, Excluded: rules.Excludes}, nil
 }
 
-func printAudit(cmd *cobra.Command, r *auditReport) error {
-	out := cmd.OutOrStdout()
+// printAudit lists up to limit holes of each kind, the oldest, and says how many more there are.
+func printAudit(out io.Writer, r *auditReport, limit int) error {
 	fmt.Fprintf(out, "from %s to %s\n\n", inspect.Time(r.Since), inspect.Time(r.Until))
 	t := newTable(out)
 	t.row("", "HAPPENED", "ANNOUNCED", "WAITING", "EXPLAINED", "HOLES")
@@ -191,16 +197,33 @@ func printAudit(cmd *cobra.Command, r *auditReport) error {
 		}
 	}
 	for _, a := range r.Accounts {
-		for _, hole := range a.Holes {
+		n := listedOf(len(a.Holes), limit)
+		for _, hole := range a.Holes[:n] {
 			t.line("hole: " + strings.TrimSpace(inspect.Time(hole.Time)+"  "+hole.What))
 		}
+		if rest := a.Holes[n:]; len(rest) > 0 {
+			t.line(fmt.Sprintf("holes: %d more of the %s, from %s to %s; --limit 0 lists all", len(rest), a.Kind,
+				inspect.Time(rest[0].Time), inspect.Time(rest[len(rest)-1].Time)))
+		}
 	}
-	for _, g := range r.Gaps {
+	n := listedOf(len(r.Gaps), limit)
+	for _, g := range r.Gaps[:n] {
 		t.line("gap: " + gapText(g))
+	}
+	if rest := len(r.Gaps) - n; rest > 0 {
+		t.line(fmt.Sprintf("gaps: %d more; --limit 0 lists all", rest))
 	}
 	if r.Holes == 0 {
 		t.line("")
 		t.line("no hole")
 	}
 	return t.flush()
+}
+
+// listedOf is how many of n are listed; a limit of 0 is none.
+func listedOf(n, limit int) int {
+	if limit == 0 {
+		return n
+	}
+	return min(n, limit)
 }

@@ -149,7 +149,7 @@ func TestAKillExplainsAbsencesOfWhatCameOverTheSocket(t *testing.T) {
 	now := time.Now()
 	for via, holes := range map[string]int{inspect.ViaSocket: 0, inspect.ViaOutbox: 1} {
 		c := NewComparison(Rules{Wanted: func(string) bool { return true }}, []inspect.Gap{{Began: now,
-			Ended: now}}, nil)
+			Ended: now, Reason: inspect.Killed}}, nil)
 		c.Add(&inspect.HistoryMessage{Via: via, Time: now, Callback: "postTaskStateChange",
 			Address: "task.closed", Task: 1})
 		accounts := c.Judge([]Fact{{Kind: Task, Time: now, Number: 2}})
@@ -171,8 +171,8 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 	c := NewComparison(Rules{
 		Wanted:   func(callback string) bool { return callback != "postRepoInit" },
 		Excluded: excluded.Match,
-	}, []inspect.Gap{{Began: at(31), Ended: at(29), Messages: 5}, {Began: at(6), Ended: at(4)}},
-		map[string]int{"postUntag": 1})
+	}, []inspect.Gap{{Began: at(31), Ended: at(29), Messages: 5}, {Began: at(6), Ended: at(4), Reason: inspect.Killed}},
+		map[string][]time.Time{"postUntag": {at(30)}})
 	tell := func(minutes int, callback, address, build, tag string, task int64, fate inspect.StepKind) {
 		c.Add(&inspect.HistoryMessage{Time: at(minutes), Callback: callback, Address: address, Build: build,
 			Tag: tag, Task: task,
@@ -230,6 +230,94 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 	for i := range want {
 		if got[i] != want[i] {
 			t.Errorf("got  %s\nwant %s", got[i], want[i])
+		}
+	}
+}
+
+// The same build goes into the same tag again and again, in an hour of Koji's. One announcement is missing: the
+// hole is the one that it belongs to.
+func TestOfEqualFactsTheHoleIsTheOneWithoutItsMessage(t *testing.T) {
+	t.Parallel()
+	begin := time.Now().Add(-time.Hour)
+	all := []time.Duration{0, 20 * time.Second, 30 * time.Minute, 40 * time.Minute}
+	for name, delay := range map[string]time.Duration{"at once": 5 * time.Millisecond, "late": 15 * time.Second,
+		"by a clock that is slow": -500 * time.Millisecond} {
+		for missing := range all {
+			c := NewComparison(Rules{Wanted: func(string) bool { return true },
+				Excluded: func(string) bool { return false }}, nil, nil)
+			var facts []Fact
+			for i, at := range all {
+				facts = append(facts, Fact{Kind: Tagging, Time: begin.Add(at), Build: "a-1-1", Tag: "t"},
+					Fact{Kind: Tagging, Time: begin.Add(at), Build: "b-1-1", Tag: "t"}) // nothing misses
+				for _, build := range []string{"a-1-1", "b-1-1"} {
+					if i != missing || build != "a-1-1" {
+						c.Add(&inspect.HistoryMessage{Time: begin.Add(at + delay), Callback: "postTag",
+							Address: "build.tag", Build: build, Tag: "t", Fate: inspect.Accepted})
+					}
+				}
+			}
+			a := c.Judge(facts)[0]
+			if a.Announced != 7 || len(a.Holes) != 1 || !a.Holes[0].Time.Equal(begin.Add(all[missing])) {
+				t.Errorf("told %s, without number %d: %d announced, holes %+v", name, missing, a.Announced, a.Holes)
+			}
+		}
+	}
+}
+
+// A message that came hours late, after an outage, stands for its fact still. An untagging that Koji announces
+// to nobody takes no message from one that it does announce.
+func TestEveryMessageStandsForAFact(t *testing.T) {
+	t.Parallel()
+	begin := time.Now().Add(-10 * time.Hour)
+	c := NewComparison(Rules{Wanted: func(string) bool { return true },
+		Excluded: func(string) bool { return false }}, nil, nil)
+	var facts []Fact
+	for i := range 5 {
+		at := begin.Add(time.Duration(i) * time.Minute)
+		facts = append(facts, Fact{Kind: Untagging, Time: at, Build: "a-1-1", Tag: "t"},
+			Fact{Kind: Untagging, Time: at.Add(time.Millisecond), Build: "a-1-1", Tag: "t", Silent: "the tag was deleted"})
+		c.Add(&inspect.HistoryMessage{Time: begin.Add(5*time.Hour + time.Duration(i)), Callback: "postUntag",
+			Address: "build.untag", Build: "a-1-1", Tag: "t", Fate: inspect.Accepted})
+	}
+	if a := c.Judge(facts)[1]; a.Announced != 5 || len(a.Holes) != 0 || len(a.Explained) != 1 {
+		t.Errorf("got %+v", a)
+	}
+}
+
+// One event waits in the outbox, and another one is lost: the one that waits is not the hole.
+func TestWhatWaitsInTheOutboxIsPairedByItsTime(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for waits := range 3 {
+		at := func(i int) time.Time { return now.Add(time.Duration(i-5) * time.Minute) }
+		c := NewComparison(Rules{Wanted: func(string) bool { return true }}, nil,
+			map[string][]time.Time{"postTaskStateChange": {at(waits)}})
+		var facts []Fact
+		for i := range 3 {
+			facts = append(facts, Fact{Kind: Task, Time: at(i), Number: int64(i)})
+		}
+		a := c.Judge(facts)[3]
+		if a.Waiting != 1 || len(a.Holes) != 2 {
+			t.Fatalf("got %+v", a)
+		}
+		for _, h := range a.Holes {
+			if h.Time.Equal(at(waits)) {
+				t.Errorf("the one that waits is a hole: %+v", h)
+			}
+		}
+	}
+}
+
+// A kill explains what is missing of the outbox's events only where the history was behind.
+func TestAKillWhileTheHistoryWasBehindExplainsAbsences(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for reason, holes := range map[string]int{inspect.Killed: 1, inspect.KilledBehind: 0} {
+		c := NewComparison(Rules{Wanted: func(string) bool { return true }},
+			[]inspect.Gap{{Began: now.Add(-time.Hour), Ended: now, Reason: reason}}, nil)
+		a := c.Judge([]Fact{{Kind: Task, Time: now.Add(-time.Minute), Number: 2}})[3]
+		if len(a.Holes) != holes {
+			t.Errorf("%q: the holes are %+v", reason, a.Holes)
 		}
 	}
 }

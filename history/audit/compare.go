@@ -9,9 +9,12 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// clockSlack is how far the clocks of hub and relay may differ, and how long before its COMMIT a
-// transaction may have taken its time.
-const clockSlack = time.Minute
+const (
+	// clockSlack is how far the clocks of hub and relay may differ at most.
+	clockSlack = time.Minute
+	// clockDrift is how far they usually do.
+	clockDrift = time.Second
+)
 
 // Account is the result for one kind.
 type Account struct {
@@ -39,9 +42,9 @@ type Rules struct {
 type Comparison struct {
 	rules  Rules
 	gaps   []inspect.Gap
-	outbox map[string]int
-	told   map[string][]*telling // by key, oldest first
-	direct bool                  // some messages came over the socket
+	outbox map[string][]time.Time // by callback: when its events that wait were written, oldest first
+	told   map[string][]*telling  // by key, oldest first
+	direct bool                   // some messages came over the socket
 }
 
 // telling is one message, or one event that made none.
@@ -49,11 +52,10 @@ type telling struct {
 	time   time.Time
 	fate   inspect.StepKind
 	reason string
-	used   bool
 }
 
 // NewComparison begins with what explains absences.
-func NewComparison(r Rules, gaps []inspect.Gap, outbox map[string]int) *Comparison {
+func NewComparison(r Rules, gaps []inspect.Gap, outbox map[string][]time.Time) *Comparison {
 	return &Comparison{rules: r, gaps: gaps, outbox: outbox, told: map[string][]*telling{}}
 }
 
@@ -100,16 +102,125 @@ func (c *Comparison) Judge(facts []Fact) []Account {
 	for i, k := range Kinds {
 		accounts[i] = Account{Kind: k.Name, Explained: map[string]int{}}
 	}
+	told := c.pairTold(facts)
+	waiting := c.pairOutbox(facts, told)
 	for i := range facts {
 		f := &facts[i]
-		c.judge(f, &accounts[slices.Index(Kinds, f.Kind)])
+		c.judge(f, told[f], waiting[f], &accounts[slices.Index(Kinds, f.Kind)])
 	}
 	return accounts
 }
 
-func (c *Comparison) judge(f *Fact, a *Account) {
+// pair gives for each telling the number of the fact that it is about, or -1. Both are about the same, and
+// oldest first. A telling is about the last fact before it that is left: so of equal ones the right one stays
+// alone. No other choice pairs more of them.
+func pair(facts, told []time.Time) []int {
+	chosen := make([]int, len(told))
+	var before []int // facts before the telling that are left
+	next := 0
+	for i, t := range told {
+		for next < len(facts) && !facts[next].After(t.Add(clockDrift)) {
+			before = append(before, next)
+			next++
+		}
+		switch {
+		case len(before) > 0:
+			chosen[i] = before[len(before)-1]
+			before = before[:len(before)-1]
+		case next < len(facts) && !facts[next].After(t.Add(clockSlack)):
+			chosen[i] = next
+			next++
+		default:
+			chosen[i] = -1
+		}
+	}
+	return chosen
+}
+
+// pairTold finds what was told of each fact. What Koji announces comes first; the rest stands for facts that it
+// should not have announced.
+func (c *Comparison) pairTold(facts []Fact) map[*Fact]*telling {
+	groups := map[string][]*Fact{} // by key
+	for i := range facts {
+		f := &facts[i]
+		key := keyOf(f.Kind, f.Build, f.Tag, f.Number)
+		groups[key] = append(groups[key], f)
+		if draft := keyOf(f.Kind, f.Draft, f.Tag, f.Number); f.Draft != "" && c.told[draft] != nil {
+			c.told[key] = append(c.told[key], c.told[draft]...)
+			delete(c.told, draft)
+			slices.SortStableFunc(c.told[key], func(a, b *telling) int { return a.time.Compare(b.time) })
+		}
+	}
+	found := map[*Fact]*telling{}
+	for key, group := range groups {
+		left := c.told[key]
+		for _, silent := range []bool{false, true} {
+			some := slices.DeleteFunc(slices.Clone(group), func(f *Fact) bool { return (f.Silent != "") != silent })
+			var rest []*telling
+			for i, n := range pair(timesOf(some), tellingTimes(left)) {
+				if n < 0 {
+					rest = append(rest, left[i])
+				} else {
+					found[some[n]] = left[i]
+				}
+			}
+			left = rest
+		}
+	}
+	return found
+}
+
+// pairOutbox finds the facts that wait in the outbox, of those that no message stands for.
+func (c *Comparison) pairOutbox(facts []Fact, told map[*Fact]*telling) map[*Fact]bool {
+	groups := map[string][]*Fact{} // by callback
+	for i := range facts {
+		if f := &facts[i]; (told[f] == nil || told[f].fate == inspect.Refused) && c.quiet(f) == "" {
+			groups[f.Kind.Callback] = append(groups[f.Kind.Callback], f)
+		}
+	}
+	waiting := map[*Fact]bool{}
+	for callback, group := range groups {
+		for _, n := range pair(timesOf(group), c.outbox[callback]) {
+			if n >= 0 {
+				waiting[group[n]] = true
+			}
+		}
+	}
+	return waiting
+}
+
+func timesOf(facts []*Fact) []time.Time {
+	times := make([]time.Time, len(facts))
+	for i, f := range facts {
+		times[i] = f.Time
+	}
+	return times
+}
+
+func tellingTimes(told []*telling) []time.Time {
+	times := make([]time.Time, len(told))
+	for i, t := range told {
+		times[i] = t.time
+	}
+	return times
+}
+
+// quiet is why a fact is not announced; empty where it should be.
+func (c *Comparison) quiet(f *Fact) string {
+	switch {
+	case f.Silent != "":
+		return f.Silent + "; Koji announces nothing"
+	case !c.rules.Wanted(f.Kind.Callback):
+		return "[message] events does not ask for it"
+	case (f.Kind == Tagging || f.Kind == Untagging) && c.rules.Excluded(f.Tag):
+		return "[message] exclude_tags names its tag"
+	}
+	return ""
+}
+
+func (c *Comparison) judge(f *Fact, t *telling, waits bool, a *Account) {
 	a.Happened++
-	t := c.find(f)
+	quiet := c.quiet(f)
 	switch {
 	case t != nil && t.fate == inspect.Accepted:
 		a.Announced++
@@ -119,14 +230,9 @@ func (c *Comparison) judge(f *Fact, a *Account) {
 		a.Explained[t.reason]++
 	case t != nil && t.fate != inspect.Refused:
 		a.Explained[string(t.fate)+": see koji-relay history --fate "+string(t.fate)]++
-	case f.Silent != "":
-		a.Explained[f.Silent+"; Koji announces nothing"]++
-	case !c.rules.Wanted(f.Kind.Callback):
-		a.Explained["[message] events does not ask for it"]++
-	case (f.Kind == Tagging || f.Kind == Untagging) && c.rules.Excluded(f.Tag):
-		a.Explained["[message] exclude_tags names its tag"]++
-	case c.outbox[f.Kind.Callback] > 0:
-		c.outbox[f.Kind.Callback]--
+	case quiet != "":
+		a.Explained[quiet]++
+	case waits:
 		a.Waiting++
 	case c.inGap(f.Time):
 		a.Explained["in a gap of the history"]++
@@ -135,29 +241,13 @@ func (c *Comparison) judge(f *Fact, a *Account) {
 	}
 }
 
-// find takes the first message about a fact that is not taken.
-func (c *Comparison) find(f *Fact) *telling {
-	for _, build := range []string{f.Build, f.Draft} {
-		if build == "" && f.Build != "" {
-			continue
-		}
-		for _, t := range c.told[keyOf(f.Kind, build, f.Tag, f.Number)] {
-			if !t.used && !t.time.Before(f.Time.Add(-clockSlack)) {
-				t.used = true
-				return t
-			}
-		}
-	}
-	return nil
-}
-
 // inGap reports whether a gap explains that there is no message about something of the time t. A relay that
 // was killed explains nothing where all came through the outbox: an event is recorded before it leaves
 // that.
 func (c *Comparison) inGap(t time.Time) bool {
 	const slack = 2 * time.Second
 	return slices.ContainsFunc(c.gaps, func(g inspect.Gap) bool {
-		killed := g.Messages == 0
+		killed := g.Reason == inspect.Killed
 		return (c.direct || !killed) && !t.Before(g.Began.Add(-slack)) && !t.After(g.Ended.Add(slack))
 	})
 }

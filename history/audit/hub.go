@@ -229,25 +229,25 @@ func (h *Hub) Begins(ctx context.Context) (began time.Time, err error) {
 	return began, err
 }
 
-// Outbox counts the events that wait in the outbox for the relay called reader (empty: the one without a name),
-// by callback.
-func (h *Hub) Outbox(ctx context.Context, reader string) (map[string]int, error) {
-	waiting := map[string]int{}
+// Outbox gives the events that wait in the outbox for the relay called reader (empty: the one without a name): by
+// callback, when they were written, oldest first.
+func (h *Hub) Outbox(ctx context.Context, reader string) (map[string][]time.Time, error) {
+	waiting := map[string][]time.Time{}
 	var there, shared bool
 	if err := h.conn.QueryRow(ctx, `SELECT to_regclass('koji_relay.outbox') IS NOT NULL,
 		to_regclass('koji_relay.outbox_taken') IS NOT NULL`).Scan(&there, &shared); err != nil || !there {
 		return waiting, err
 	}
-	sql := `SELECT callback, count(*) FROM koji_relay.outbox o WHERE $1::text IS NOT NULL GROUP BY 1`
+	sql := `SELECT callback, created FROM koji_relay.outbox o WHERE $1::text IS NOT NULL ORDER BY created`
 	if shared {
-		sql = `SELECT callback, count(*) FROM koji_relay.outbox o WHERE NOT EXISTS (SELECT
-			FROM koji_relay.outbox_taken t WHERE t.id = o.id AND t.reader = $1 AND t.commit = o.commit) GROUP BY 1`
+		sql = `SELECT callback, created FROM koji_relay.outbox o WHERE NOT EXISTS (SELECT
+			FROM koji_relay.outbox_taken t WHERE t.id = o.id AND t.reader = $1 AND t.commit = o.commit) ORDER BY created`
 	}
 	rows, _ := h.conn.Query(ctx, sql, reader)
 	var callback string
-	var n int
-	_, err := pgx.ForEachRow(rows, []any{&callback, &n}, func() error {
-		waiting[callback] = n
+	var created time.Time
+	_, err := pgx.ForEachRow(rows, []any{&callback, &created}, func() error {
+		waiting[callback] = append(waiting[callback], created)
 		return nil
 	})
 	return waiting, err
