@@ -48,6 +48,8 @@ type Store struct {
 	counted counted
 	news    *news
 
+	together together
+
 	// mu guards the fields below: what this process knows about positions in the queue between passes.
 	mu      sync.Mutex
 	walks   marks[places]

@@ -62,9 +62,10 @@ const insertDead = `
 	ORDER BY message_id
 	ON CONFLICT (message_id) DO NOTHING`
 
-// Put implements Store. It takes one round trip however many messages there are. The exception is a body that
-// is JSON but that this server refuses all the same (nested too deep, or a character that the database's
-// encoding lacks): then the messages are stored one by one, to find it.
+// Put implements Store. It takes one round trip however many messages there are, and shares it with other puts
+// that come at the same time. The exception is a body that is JSON but that this server refuses all the same
+// (nested too deep, or a character that the database's encoding lacks): then the messages are stored one by
+// one, to find it.
 func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 	undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := p.limits.Load()
@@ -77,13 +78,15 @@ func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 	}
 	what := queue.PutText(len(in.Rows), len(in.Dead))
 	stored := in
-	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		err := p.putAll(ctx, conn, in)
-		if !refusedData(err) {
+	err := p.together.put(ctx, in, func(all queue.Incoming) error {
+		return p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+			err := p.putAll(ctx, conn, all)
+			if !refusedData(err) || len(all.Rows) != len(in.Rows) {
+				return err
+			}
+			stored, err = p.putEach(ctx, conn, in)
 			return err
-		}
-		stored, err = p.putEach(ctx, conn, in)
-		return err
+		})
 	})
 	if err != nil {
 		return queue.Stored{}, err
