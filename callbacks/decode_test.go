@@ -29,11 +29,13 @@ func TestCommitIsDecodedWithRawKwargs(t *testing.T) {
 	}{
 		"no events": {withEvents(``), nil},
 		"numbers given": {withEvents(
-			`{"event": 4, "callback": "a", "kwargs": {}}, {"event": 9, "callback": "b", "kwargs": {}}`), []message.Event{event(4, "a", `{}`), event(9, "b", `{}`)}},
+			`{"event": 4, "callback": "a", "kwargs": {}}, {"event": 9, "callback": "b", "kwargs": {}}`),
+			[]message.Event{event(4, "a", `{}`), event(9, "b", `{}`)}},
 		"numbers absent": {withEvents(`{"callback": "a", "kwargs": {}}, {"callback": "b", "kwargs": {}}`),
 			[]message.Event{event(0, "a", `{}`), event(1, "b", `{}`)}},
 		"numbers descending": {withEvents(
-			`{"event": 9, "callback": "a", "kwargs": {}}, {"event": 0, "callback": "b", "kwargs": {}}`), []message.Event{event(9, "a", `{}`), event(0, "b", `{}`)}},
+			`{"event": 9, "callback": "a", "kwargs": {}}, {"event": 0, "callback": "b", "kwargs": {}}`),
+			[]message.Event{event(9, "a", `{}`), event(0, "b", `{}`)}},
 		"keys in any order": {`{"events": [{"kwargs": {}, "callback": "a"}], "commit": "` + commitID + `"}`,
 			[]message.Event{event(0, "a", `{}`)}},
 		"unknown keys": {
@@ -49,7 +51,10 @@ func TestCommitIsDecodedWithRawKwargs(t *testing.T) {
 			`", "events": [{"callb\u0061ck": "post\u0054ag", "kwargs": {"\u0061": 1}}]}`,
 			[]message.Event{event(0, "postTag", `{"\u0061": 1}`)}},
 		"kwargs of any kind": {withEvents(
-			`{"callback": "a", "kwargs": null}, {"callback": "a", "kwargs": [1, "x"]}, {"callback": "a", "kwargs": "s"}, {"callback": "a", "kwargs": -1.5e3}`), []message.Event{event(0, "a", `null`), event(1, "a", `[1, "x"]`), event(2, "a", `"s"`), event(3, "a", `-1.5e3`)}},
+			`{"callback": "a", "kwargs": null}, {"callback": "a", "kwargs": [1, "x"]}, ` +
+				`{"callback": "a", "kwargs": "s"}, {"callback": "a", "kwargs": -1.5e3}`),
+			[]message.Event{event(0, "a", `null`), event(1, "a", `[1, "x"]`), event(2, "a", `"s"`),
+				event(3, "a", `-1.5e3`)}},
 		"kwargs not UTF-8": {withEvents("{\"callback\": \"a\", \"kwargs\": {\"\xff\": \"\xc3\"}}"),
 			[]message.Event{event(0, "a", "{\"\xff\": \"\xc3\"}")}},
 		"kwargs nested deeply": {withEvents(`{"callback": "a", "kwargs": ` + deep + `}`),
@@ -57,7 +62,8 @@ func TestCommitIsDecodedWithRawKwargs(t *testing.T) {
 		"callback not of a hub": {withEvents(`{"callback": "é😀", "kwargs": {}}`),
 			[]message.Event{event(0, "é😀", `{}`)}},
 		"numbers in their bounds": {withEvents(
-			`{"event": 2147483647, "callback": "a", "kwargs": {}}, {"event": -0, "callback": "a", "kwargs": {}}`), []message.Event{event(2147483647, "a", `{}`), event(0, "a", `{}`)}},
+			`{"event": 2147483647, "callback": "a", "kwargs": {}}, {"event": -0, "callback": "a", "kwargs": {}}`),
+			[]message.Event{event(2147483647, "a", `{}`), event(0, "a", `{}`)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -142,9 +148,12 @@ func TestWhatIsNotACommitIsRefusedByFieldOrOffset(t *testing.T) {
 		"number taken": {e(`"event": 0, "callback": "a", "kwargs": {}`),
 			"events[1].event is 0, the number of events[0] already"},
 		"position taken": {withEvents(
-			`{"event": 1, "callback": "a", "kwargs": {}}, {"callback": "b", "kwargs": {}}`), "events[1].event is 1, the number of events[0] already"},
+			`{"event": 1, "callback": "a", "kwargs": {}}, {"callback": "b", "kwargs": {}}`),
+			"events[1].event is 1, the number of events[0] already"},
 		"taken after a fall": {withEvents(
-			`{"event": 5, "callback": "a", "kwargs": {}}, {"event": 3, "callback": "a", "kwargs": {}}, {"event": 9, "callback": "a", "kwargs": {}}, {"event": 9, "callback": "a", "kwargs": {}}`), "events[3].event is 9, the number of events[2] already"},
+			`{"event": 5, "callback": "a", "kwargs": {}}, {"event": 3, "callback": "a", "kwargs": {}}, ` +
+				`{"event": 9, "callback": "a", "kwargs": {}}, {"event": 9, "callback": "a", "kwargs": {}}`),
+			"events[3].event is 9, the number of events[2] already"},
 		"text behind":          {withEvents(``) + ` x`, "byte 65: text after the end of the JSON value"},
 		"two commits":          {withEvents(``) + withEvents(``), "byte 64: text after the end of the JSON value"},
 		"cut off":              {`{"commit": "7f3c`, "byte 16: the text ends inside a string"},

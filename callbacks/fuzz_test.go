@@ -19,7 +19,8 @@ const fuzzCommit = "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55"
 func FuzzDecodeCommit(f *testing.F) {
 	for _, seed := range []string{
 		`{"commit": "` + fuzzCommit +
-			`", "events": [{"event": 0, "callback": "postTag", "kwargs": {"a": [1, -2.5e+3, "\u00e9\\", null, true]}}]}`,
+			`", "events": [{"event": 0, "callback": "postTag", "kwargs": {"a": [1, -2.5e+3, "\u00e9\\", null, ` +
+			`true]}}]}`,
 		`{"events": [{"kwargs": [], "callback": "x", "y": {}}], "commit": "` + strings.ToUpper(fuzzCommit) +
 			`", "z": {"": [[]]}}`,
 		`{"commit": "` + fuzzCommit +

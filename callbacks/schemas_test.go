@@ -110,7 +110,8 @@ func promotions(t testing.TB, tag goldenMessage) (made []goldenMessage) {
 	line := fmt.Appendf(nil, `{"commit": %q, "events": [`, tag.Commit)
 	for i, callback := range []string{"preBuildPromote", "postBuildPromote", "postNewThing"} {
 		line = fmt.Appendf(line,
-			`%s{"callback": %q, "kwargs": {"draft_release": "2,draft_7", "target_release": "2", "build": %s, "user": %s}}`, strings.Repeat(", ", min(i, 1)), callback, body.Build, body.User)
+			`%s{"callback": %q, "kwargs": {"draft_release": "2,draft_7", "target_release": "2", "build": %s, `+
+				`"user": %s}}`, strings.Repeat(", ", min(i, 1)), callback, body.Build, body.User)
 	}
 	c, err := callbacks.DecodeCommit(append(line, "]}"...))
 	if err != nil {

@@ -47,7 +47,8 @@ func describe(m message.Message) string {
 var rows = []struct{ callback, kwargs, want string }{
 	{
 		"postPackageListChange",
-		`{"action": "block", "tag": {"id": 1, "name": "f39"}, "package": {"id": 3, "name": "bash"}, "owner": 1, "block": true, "user": {"id": 1, "name": "mike"}}`,
+		`{"action": "block", "tag": {"id": 1, "name": "f39"}, "package": {"id": 3, "name": "bash"}, "owner": 1, ` +
+			`"block": true, "user": {"id": 1, "name": "mike"}}`,
 		`package.block type="PackageListChange" tag="f39" package="bash" action="block" user="mike"`,
 	},
 	{
@@ -57,62 +58,80 @@ var rows = []struct{ callback, kwargs, want string }{
 	},
 	{
 		"postTaskStateChange",
-		`{"attribute": "state", "old": "OPEN", "new": "CLOSED", "info": {"id": 7, "parent": 6, "method": "build", "state": 2, "extra": {"x": 1}}}`,
-		`task.closed type="TaskStateChange" id=int64(7) parent=int64(6) method="build" attribute="state" old="OPEN" new="CLOSED"`,
+		`{"attribute": "state", "old": "OPEN", "new": "CLOSED", "info": {"id": 7, "parent": 6, ` +
+			`"method": "build", "state": 2, "extra": {"x": 1}}}`,
+		`task.closed type="TaskStateChange" id=int64(7) parent=int64(6) method="build" attribute="state" ` +
+			`old="OPEN" new="CLOSED"`,
 	},
 	{ // make_task: no id yet, and for a top level task no parent
 		"preTaskStateChange",
 		`{"attribute": "state", "old": null, "new": "FREE", "info": {"method": "build", "request": "<xml/>"}}`,
-		`pre.task.free type="preTaskStateChange" id=<nil>(<nil>) parent=<nil>(<nil>) method="build" attribute="state" old=<nil>(<nil>) new="FREE"`,
+		`pre.task.free type="preTaskStateChange" id=<nil>(<nil>) parent=<nil>(<nil>) method="build" ` +
+			`attribute="state" old=<nil>(<nil>) new="FREE"`,
 	},
 	{
 		"postBuildStateChange",
-		`{"attribute": "state", "old": 0, "new": 1, "info": {"name": "bash", "version": "5.2", "release": "1.fc39", "extra": null}, "btypes": {"rpm": null}}`,
-		`build.complete type="BuildStateChange" name="bash" version="5.2" release="1.fc39" attribute="state" old="BUILDING" new="COMPLETE"`,
+		`{"attribute": "state", "old": 0, "new": 1, "info": {"name": "bash", "version": "5.2", ` +
+			`"release": "1.fc39", "extra": null}, "btypes": {"rpm": null}}`,
+		`build.complete type="BuildStateChange" name="bash" version="5.2" release="1.fc39" attribute="state" ` +
+			`old="BUILDING" new="COMPLETE"`,
 	},
 	{
 		"preBuildStateChange",
 		`{"attribute": "state", "old": null, "new": 0, "info": {"name": "bash", "version": "5.2", "release": "1"}}`,
-		`pre.build.building type="preBuildStateChange" name="bash" version="5.2" release="1" attribute="state" old=<nil>(<nil>) new="BUILDING"`,
+		`pre.build.building type="preBuildStateChange" name="bash" version="5.2" release="1" attribute="state" ` +
+			`old=<nil>(<nil>) new="BUILDING"`,
 	},
 	{
 		"postImport",
-		`{"type": "archive", "archive": {"name": "x"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "build_type": "image", "filepath": "/f", "fileinfo": {"type": "no"}}`,
+		`{"type": "archive", "archive": {"name": "x"}, "build": {"name": "bash", "version": "5.2", ` +
+			`"release": "1"}, "build_type": "image", "filepath": "/f", "fileinfo": {"type": "no"}}`,
 		`import.archive type="Import" importType="archive" name="bash" version="5.2" release="1"`,
 	},
 	{ // import_build of a new build
 		"preImport",
-		`{"type": "build", "srpm": "a.src.rpm", "rpms": [], "brmap": {}, "task_id": 1, "build_id": null, "build": null, "logs": null}`,
-		`pre.import.build type="preImport" importType="build" name=<nil>(<nil>) version=<nil>(<nil>) release=<nil>(<nil>)`,
+		`{"type": "build", "srpm": "a.src.rpm", "rpms": [], "brmap": {}, "task_id": 1, "build_id": null, ` +
+			`"build": null, "logs": null}`,
+		`pre.import.build type="preImport" importType="build" name=<nil>(<nil>) version=<nil>(<nil>) ` +
+			`release=<nil>(<nil>)`,
 	},
 	{ // a content generator's import has no build before it is imported
 		"preImport", `{"type": "cg", "metadata": {"build": {"name": "no"}}, "directory": "d"}`,
-		`pre.import.cg type="preImport" importType="cg" name=<nil>(<nil>) version=<nil>(<nil>) release=<nil>(<nil>)`,
+		`pre.import.cg type="preImport" importType="cg" name=<nil>(<nil>) version=<nil>(<nil>) ` +
+			`release=<nil>(<nil>)`,
 	},
 	{
 		"postRPMSign",
-		`{"sigkey": "abcd1234", "sighash": "ff", "build": {"name": "bash", "version": "5.2", "release": "1"}, "rpm": {"name": "bash-doc", "version": "5.3", "release": "2", "arch": "noarch"}}`,
-		`sign.rpm type="RPMSign" sigkey="abcd1234" name="bash" version="5.2" release="1" rpm_name="bash-doc" rpm_version="5.3" rpm_release="2" rpm_arch="noarch"`,
+		`{"sigkey": "abcd1234", "sighash": "ff", "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"rpm": {"name": "bash-doc", "version": "5.3", "release": "2", "arch": "noarch"}}`,
+		`sign.rpm type="RPMSign" sigkey="abcd1234" name="bash" version="5.2" release="1" rpm_name="bash-doc" ` +
+			`rpm_version="5.3" rpm_release="2" rpm_arch="noarch"`,
 	},
 	{
 		"preRPMSign",
-		`{"sigkey": "abcd1234", "sighash": "ff", "build": {"name": "bash", "version": "5.2", "release": "1"}, "rpm": {"name": "b", "version": "5", "release": "2", "arch": "src"}}`,
-		`pre.sign.rpm type="preRPMSign" sigkey="abcd1234" name="bash" version="5.2" release="1" rpm_name="b" rpm_version="5" rpm_release="2" rpm_arch="src"`,
+		`{"sigkey": "abcd1234", "sighash": "ff", "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"rpm": {"name": "b", "version": "5", "release": "2", "arch": "src"}}`,
+		`pre.sign.rpm type="preRPMSign" sigkey="abcd1234" name="bash" version="5.2" release="1" rpm_name="b" ` +
+			`rpm_version="5" rpm_release="2" rpm_arch="src"`,
 	},
 	{
-		"postTag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "mike"}, "force": null}`,
+		"postTag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"user": {"name": "mike"}, "force": null}`,
 		`build.tag type="Tag" tag="f39" name="bash" version="5.2" release="1" user="mike"`,
 	},
 	{
-		"preTag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "mike"}, "force": true}`,
+		"preTag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"user": {"name": "mike"}, "force": true}`,
 		`pre.build.tag type="preTag" tag="f39" name="bash" version="5.2" release="1" user="mike"`,
 	},
 	{
-		"postUntag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "mike"}, "force": null, "strict": true}`,
+		"postUntag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"user": {"name": "mike"}, "force": null, "strict": true}`,
 		`build.untag type="Untag" tag="f39" name="bash" version="5.2" release="1" user="mike"`,
 	},
 	{
-		"preUntag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "mike"}}`,
+		"preUntag", `{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, ` +
+			`"user": {"name": "mike"}}`,
 		`pre.build.untag type="preUntag" tag="f39" name="bash" version="5.2" release="1" user="mike"`,
 	},
 	{
@@ -120,26 +139,33 @@ var rows = []struct{ callback, kwargs, want string }{
 		`repo.init type="RepoInit" tag="f39" repo_id=int64(12) task_id=int64(5)`,
 	},
 	{ // dist repo: no task_id; the pre event has no repo yet
-		"preRepoInit", `{"tag": {"name": "f39"}, "with_src": false, "event": null, "repo_id": null, "dist": true, "keys": []}`,
+		"preRepoInit", `{"tag": {"name": "f39"}, "with_src": false, "event": null, "repo_id": null, ` +
+			`"dist": true, "keys": []}`,
 		`pre.repo.init type="preRepoInit" tag="f39" repo_id=<nil>(<nil>) task_id=<nil>(<nil>)`,
 	},
 	{
-		"postRepoDone", `{"repo": {"id": 12, "tag_name": "f39", "task_id": 5}, "data": {"x86_64": ["p", ["f"]]}, "expire": false}`,
+		"postRepoDone", `{"repo": {"id": 12, "tag_name": "f39", "task_id": 5}, "data": {"x86_64": ["p", ` +
+			`["f"]]}, "expire": false}`,
 		`repo.done type="RepoDone" tag="f39" repo_id=int64(12) task_id=int64(5) expire=bool(false)`,
 	},
 	{
-		"preRepoDone", `{"repo": {"id": 12, "tag_name": "f39", "task_id": null}, "data": {}, "expire": true, "task_id": 9}`,
+		"preRepoDone", `{"repo": {"id": 12, "tag_name": "f39", "task_id": null}, "data": {}, "expire": true, ` +
+			`"task_id": 9}`,
 		`pre.repo.done type="preRepoDone" tag="f39" repo_id=int64(12) task_id=<nil>(<nil>) expire=bool(true)`,
 	},
 	{
 		"postBuildPromote",
-		`{"draft_release": "1,draft_77", "target_release": "1", "build": {"id": 77, "name": "bash", "version": "5.2", "release": "1", "draft": false}, "user": {"name": "mike"}}`,
-		`build.promote type="BuildPromote" build_id=int64(77) name="bash" version="5.2" release="1" draft_release="1,draft_77" target_release="1" user="mike"`,
+		`{"draft_release": "1,draft_77", "target_release": "1", "build": {"id": 77, "name": "bash", ` +
+			`"version": "5.2", "release": "1", "draft": false}, "user": {"name": "mike"}}`,
+		`build.promote type="BuildPromote" build_id=int64(77) name="bash" version="5.2" release="1" ` +
+			`draft_release="1,draft_77" target_release="1" user="mike"`,
 	},
 	{
 		"preBuildPromote",
-		`{"draft_release": "1,draft_77", "target_release": "1", "build": {"id": 77, "name": "bash", "version": "5.2", "release": "1,draft_77", "draft": true}, "user": {"name": "mike"}}`,
-		`pre.build.promote type="preBuildPromote" build_id=int64(77) name="bash" version="5.2" release="1,draft_77" draft_release="1,draft_77" target_release="1" user="mike"`,
+		`{"draft_release": "1,draft_77", "target_release": "1", "build": {"id": 77, "name": "bash", ` +
+			`"version": "5.2", "release": "1,draft_77", "draft": true}, "user": {"name": "mike"}}`,
+		`pre.build.promote type="preBuildPromote" build_id=int64(77) name="bash" version="5.2" ` +
+			`release="1,draft_77" draft_release="1,draft_77" target_release="1" user="mike"`,
 	},
 	{"postNewThing", `{"a": 1}`, `other.postNewThing type="NewThing"`},
 	{"preNewThing", `{}`, `other.preNewThing type="preNewThing"`},
@@ -277,7 +303,8 @@ func TestSkippedEventCanBeFoundByItsBuildAndTag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const kwargs = `{"tag": {"name": "f40-rebuild"}, "build": {"name": "n", "version": "1", "release": "2"}, "user": {"name": "u"}}`
+	const kwargs = `{"tag": {"name": "f40-rebuild"}, "build": {"name": "n", "version": "1", "release": "2"}, ` +
+		`"user": {"name": "u"}}`
 	for callback, reason := range map[string]string{"postTag": callbacks.Excluded,
 		"postUntag": callbacks.NotAskedFor} {
 		got := rules.Translate(message.Commit{ID: commitID,
@@ -430,8 +457,10 @@ func TestOldStateWithoutNameIsNull(t *testing.T) {
 func TestLastOfARepeatedKeyCounts(t *testing.T) {
 	t.Parallel()
 	got := translate(t, "postTag",
-		`{"tag": {"name": "a", "name": "b"}, "tag": {"id": 1}, "build": {"name": "x"}, "build": {"name": "y", "n\u0061me": "z"}}`)
-	want := `build.tag type="Tag" tag=<nil>(<nil>) name="z" version=<nil>(<nil>) release=<nil>(<nil>) user=<nil>(<nil>)`
+		`{"tag": {"name": "a", "name": "b"}, "tag": {"id": 1}, "build": {"name": "x"}, "build": {"name": "y", `+
+			`"n\u0061me": "z"}}`)
+	want := `build.tag type="Tag" tag=<nil>(<nil>) name="z" version=<nil>(<nil>) release=<nil>(<nil>) ` +
+		`user=<nil>(<nil>)`
 	if diff := cmp.Diff(want, describe(got.Messages[0])); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -68,7 +68,8 @@ func BenchmarkGoldenValid(b *testing.B) {
 func BenchmarkOneTag(b *testing.B) {
 	line := []byte(withEvents(
 		`{"event": 0, "callback": "preTag", "kwargs": {}}, {"event": 1, "callback": "postTag", "kwargs": ` +
-			`{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1", "extra": {"source": {"original_url": "` +
+			`{"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1", ` +
+			`"extra": {"source": {"original_url": "` +
 			strings.Repeat("x", 700) + `"}}}, "user": {"name": "mike"}, "force": null}}`))
 	rules := newRules(b, callbacks.Options{})
 	b.ReportAllocs()

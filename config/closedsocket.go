@@ -110,7 +110,8 @@ func (a accounts) closed(info fs.FileInfo) string {
 				return "" // the hub runs as the relay's own user
 			}
 		case u.uid == 0:
-		case mode&0o020 != 0 && owner.Gid != 0 && (u.group == int(owner.Gid) || slices.Contains(group.members, u.name)):
+		case mode&0o020 != 0 && owner.Gid != 0 &&
+			(u.group == int(owner.Gid) || slices.Contains(group.members, u.name)):
 			return ""
 		}
 	}

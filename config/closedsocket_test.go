@@ -23,8 +23,9 @@ func TestSocketThatTheHubCannotOpenIsNamed(t *testing.T) {
 	}
 	t.Cleanup(func() { l.Close() })
 	writeFile(t, path("hub.conf"), "")
-	writeFile(t, path("protonmsg.conf"), "[broker]\nurls = amqp://b\ntopic_prefix = koji\n[queue]\nenabled = off\n"+
-		"[relay]\nsocket = "+path("hub.sock")+"\n")
+	writeFile(t, path("protonmsg.conf"),
+		"[broker]\nurls = amqp://b\ntopic_prefix = koji\n[queue]\nenabled = off\n"+
+			"[relay]\nsocket = "+path("hub.sock")+"\n")
 	c, err := Load(path("protonmsg.conf"))
 	if err != nil {
 		t.Fatal(err)

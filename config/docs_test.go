@@ -198,8 +198,8 @@ func TestExampleLoadsWithoutComplaint(t *testing.T) {
 	}
 }
 
-// Removing any # of the example, or all of them, leaves a file that loads. A name is for another file than one
-// that names proton_queue.
+// Removing any # of the example, or all of them, leaves a file that loads. A name is for another file than
+// one that names proton_queue.
 func TestExampleLoadsWithEverythingInForce(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(examplePath)

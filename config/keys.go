@@ -205,8 +205,8 @@ var keys = []key{
 		access: into(func(c *Config) *string { return &c.History.Path }, someFilePath)},
 
 	{section: "relay", name: "name", restart: true, sample: "new-bus",
-		doc: "makes the relay a reader of the outbox of its own, for a second bus beside that of the relay without " +
-			"a name: with a queue and a history in files below /var/lib/koji-relay-NAME, sockets below " +
+		doc: "makes the relay a reader of the outbox of its own, for a second bus beside that of the relay " +
+			"without a name: with a queue and a history in files below /var/lib/koji-relay-NAME, sockets below " +
 			"/run/koji-relay-NAME, and no `admin` port unless one is set. It needs `delivery = outbox` in the hub " +
 			"plugin; `[queue] database` says where the outbox is",
 		access: into(func(c *Config) *string { return &c.Relay.Name }, readerName)},

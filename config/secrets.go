@@ -48,7 +48,8 @@ func (v *verification) readableConfig(section, name string) {
 	path := v.config.at(section, name, "").File
 	if mode := worldReadable(path); mode != 0 {
 		v.warn(section, name, fmt.Sprintf(
-			"every local user can read the password in this file (mode %04o); %s", mode, narrow(os.Getuid(), webGroup(), path)))
+			"every local user can read the password in this file (mode %04o); %s", mode,
+			narrow(os.Getuid(), webGroup(), path)))
 	}
 }
 

@@ -209,8 +209,8 @@ func (r *Recorder) miss(e entry, reason string) {
 	}
 }
 
-// Run writes until ctx ends, then what is left, and returns nil. All together ends within 4 s of ctx, as far as
-// the store keeps its promise. What is not written then is a gap, which the next start tells.
+// Run writes until ctx ends, then what is left, and returns nil. All together ends within 4 s of ctx, as far
+// as the store keeps its promise. What is not written then is a gap, which the next start tells.
 func (r *Recorder) Run(ctx context.Context) error {
 	// A write under way is not cut off: the store might have it all the same.
 	finish, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -262,8 +262,8 @@ func (r *Recorder) begin(ctx context.Context, seen time.Time, gaps []inspect.Gap
 }
 
 // killed is the gap of a relay that was killed. The store heard of it last at the time alive; its sign was
-// renewed until seen, also while the store was slow or away. Without a sign the kill may have been at any time
-// until now.
+// renewed until seen, also while the store was slow or away. Without a sign the kill may have been at any
+// time until now.
 func killed(alive, seen, now time.Time) inspect.Gap {
 	gap := inspect.Gap{Began: alive, Ended: now, Reason: inspect.Killed}
 	const stale = 5 * aliveEvery

@@ -211,9 +211,10 @@ func TestTheGapOfAKilledRelayEndsWhenItWasSeenLast(t *testing.T) {
 		atLeast, most time.Duration
 		reason        string
 	}{
-		"the store was prompt":    {time.Second, time.Second, 5 * time.Second, inspect.Killed},
-		"the store was slow":      {9 * time.Second, 9 * time.Second, 13 * time.Second, inspect.KilledBehind},
-		"the store was away":      {20 * time.Minute, 20 * time.Minute, 20*time.Minute + 4*time.Second, inspect.KilledBehind},
+		"the store was prompt": {time.Second, time.Second, 5 * time.Second, inspect.Killed},
+		"the store was slow":   {9 * time.Second, 9 * time.Second, 13 * time.Second, inspect.KilledBehind},
+		"the store was away": {20 * time.Minute, 20 * time.Minute, 20*time.Minute + 4*time.Second,
+			inspect.KilledBehind},
 		"nothing tells":           {0, time.Hour, time.Hour + time.Second, inspect.Killed},
 		"the sign is an old one":  {-time.Hour, time.Hour, time.Hour + time.Second, inspect.Killed},
 		"the sign is a bit older": {-time.Second, 2 * time.Second, 5 * time.Second, inspect.Killed},
@@ -237,7 +238,8 @@ func TestTheGapOfAKilledRelayEndsWhenItWasSeenLast(t *testing.T) {
 			if len(gaps) != 1 || !gaps[0].Began.Equal(alive) || gaps[0].Writer != "hub1" {
 				t.Fatalf("%s: gaps %+v", name, gaps)
 			}
-			if took := gaps[0].Ended.Sub(alive); took < test.atLeast || took > test.most || gaps[0].Reason != test.reason {
+			if took := gaps[0].Ended.Sub(alive); took < test.atLeast || took > test.most ||
+				gaps[0].Reason != test.reason {
 				t.Errorf("%s: a gap of %v, %q", name, took, gaps[0].Reason)
 			}
 			if _, err := os.Stat(path); err == nil {
@@ -264,8 +266,8 @@ func TestTheSignIsRenewedWhileTheStoreIsAway(t *testing.T) {
 	})
 }
 
-// A relay is stopped while its store does not answer. It ends in time all the same, and the next start records
-// what is missing: once.
+// A relay is stopped while its store does not answer. It ends in time all the same, and the next start
+// records what is missing: once.
 func TestWhatCannotBeWrittenAtTheEndIsAGapAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "sign")
@@ -301,7 +303,8 @@ func TestWhatCannotBeWrittenAtTheEndIsAGapAtTheNextStart(t *testing.T) {
 			s.alive = time.Time{} // it ended
 		}
 		_, gaps := s.told()
-		if len(gaps) != 1 || gaps[0].Messages != 2 || gaps[0].Began.Before(began) || gaps[0].Ended.Before(stopped) ||
+		if len(gaps) != 1 || gaps[0].Messages != 2 || gaps[0].Began.Before(began) ||
+			gaps[0].Ended.Before(stopped) ||
 			gaps[0].Ended.Sub(stopped) > 5*time.Second || gaps[0].Reason == inspect.Killed {
 			t.Errorf("the gaps are %+v", gaps)
 		}

@@ -220,7 +220,8 @@ func (c *chaos) command(i int, args ...string) {
 func (c *chaos) history(id string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, c.binary, "history", "show", id, "--config", c.relays[0].conf).CombinedOutput()
+	out, err := exec.CommandContext(ctx, c.binary, "history", "show", id, "--config",
+		c.relays[0].conf).CombinedOutput()
 	if err != nil {
 		return err.Error() + ": " + string(out)
 	}

@@ -71,8 +71,10 @@ func (l *ledger) announce(build, n int) (id string, numbers []int, request []byt
 		if number%50 == 0 {
 			filler = strings.Repeat("x", 100_000)
 		}
-		body := fmt.Sprintf(`{"tag": {"id": 7, "name": "f39-candidate"}, "build": {"build_id": %d, "name": "pkg-%d", "version": "1.0", `+
-			`"release": "%d.fc39", "extra": {"note": "Žluťoučký \u65e5\u672c %s"}}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`,
+		body := fmt.Sprintf(`{"tag": {"id": 7, "name": "f39-candidate"}, "build": {"build_id": %d, `+
+			`"name": "pkg-%d", "version": "1.0", `+
+			`"release": "%d.fc39", "extra": {"note": "Žluťoučký \u65e5\u672c %s"}}, "user": {"id": 1, `+
+			`"name": "kojiadmin"}, "force": false}`,
 			number, build, number, filler)
 		l.events[number] = &numbered{id: messageID(id, event), build: build, topic: k.topic, body: body,
 			props: ledgerProps(build, number, k.kind)}

@@ -109,8 +109,8 @@ func (l *load) await(t testing.TB, n int) {
 	}
 }
 
-// promptly is how long something may take that takes d on a quiet machine: more, in proportion, once more than
-// two processes for each processor want to run. The kernel's average of a minute says how many.
+// promptly is how long something may take that takes d on a quiet machine: more, in proportion, once more
+// than two processes for each processor want to run. The kernel's average of a minute says how many.
 func promptly(d time.Duration) time.Duration {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

@@ -39,7 +39,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	r := newRelay(t, set)
 	since := time.Now().Add(-30 * time.Hour).Format(time.RFC3339)
 	r.command(t, fmt.Sprintf(
-		`{"kind": "message", "message_id": %q, "address": "build.tag", "props": "{}", "body": "{}", "created": %q, "queued": %q}`,
+		`{"kind": "message", "message_id": %q, "address": "build.tag", "props": "{}", "body": "{}", `+
+			`"created": %q, "queued": %q}`,
 		uuid.NewString(), since, since)+"\n", "queue", "import")
 	other, err := pgx.Connect(t.Context(), postgres.connString(part))
 	if err != nil {
@@ -51,7 +52,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		t.Fatal(err)
 	}
 	const outbox = 8 // events
-	if _, err := other.Exec(t.Context(), `INSERT INTO koji_relay.outbox (commit, event, callback, fallback, kwargs)
+	if _, err := other.Exec(t.Context(),
+		`INSERT INTO koji_relay.outbox (commit, event, callback, fallback, kwargs)
 		SELECT $1, n, 'postTag', 'PermissionError',
 			'{"tag": {"name": "f39"}, "build": {"name": "pkg"}, "user": {"name": "kojiadmin"}, "force": false}'
 		FROM generate_series(1, $2) n`, uuid.NewString(), outbox); err != nil {

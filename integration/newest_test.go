@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The newest servers that can be had, beside those of the suite, run a short core of the suite. Where one of them could not be had,
-// .ci/test leaves its subtest out and says so.
+// The newest servers that can be had, beside those of the suite, run a short core of the suite. Where one of
+// them could not be had, .ci/test leaves its subtest out and says so.
 
 var (
 	// rabbitmq43 takes no addresses of version 1, unless its administrator permits them.

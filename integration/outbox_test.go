@@ -155,9 +155,11 @@ func (h *outboxHub) deadLetters(t testing.TB, s *server, database string) {
 	t.Helper()
 	var n, kept, reasons int
 	for sql, result := range map[string]*int{
-		"SELECT count(*) FROM koji_relay.dead_letter WHERE callback = 'postPackageListChange' AND address IS NULL":                     &n,
-		`SELECT count(*) FROM koji_relay.dead_letter WHERE convert_from(body, 'UTF8') = '{"action":  {}, "note": "kept to the byte"}'`: &kept,
-		"SELECT count(*) FROM koji_relay.dead_letter WHERE reason LIKE '%action%'":                                                     &reasons,
+		"SELECT count(*) FROM koji_relay.dead_letter WHERE callback = 'postPackageListChange' " +
+			"AND address IS NULL": &n,
+		`SELECT count(*) FROM koji_relay.dead_letter WHERE convert_from(body, 'UTF8') = '{"action":  {}, ` +
+			`"note": "kept to the byte"}'`: &kept,
+		"SELECT count(*) FROM koji_relay.dead_letter WHERE reason LIKE '%action%'": &reasons,
 	} {
 		if err := s.query(t, database, sql, result); err != nil {
 			t.Fatal(err)

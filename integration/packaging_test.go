@@ -98,7 +98,8 @@ func TestPackagesAreReproducible(t *testing.T) {
 func copySources(t testing.TB, top string) {
 	t.Helper()
 	script := `mkdir -p "$1/.cache/bin"; cp .cache/bin/nfpm-* "$1/.cache/bin/" || true
-	git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c 'for f; do [ ! -e "$f" ] || printf "%s\0" "$f"; done' - |
+	git ls-files -z --cached --others --exclude-standard |
+	xargs -0 sh -c 'for f; do [ ! -e "$f" ] || printf "%s\0" "$f"; done' - |
 		tar --null -T - -c | (umask 077; tar -x --no-same-permissions -C "$1")`
 	cmd := exec.Command("sh", "-ec", script, "-", top)
 	cmd.Dir = ".."
@@ -238,7 +239,8 @@ func startPackaged(t testing.TB, b *box, webGroup string) *site {
 	b.write(t, "/etc/koji-relay/broker.user", "600", []byte("koji\n"))
 	b.write(t, "/etc/koji-relay/broker.password", "600", []byte("k0ji-secret\n"))
 	b.write(t, "/etc/systemd/system/koji-relay.service.d/credentials.conf", "644", []byte(
-		"[Service]\nLoadCredential=broker.user:/etc/koji-relay/broker.user\nLoadCredential=broker.password:/etc/koji-relay/broker.password\n"))
+		"[Service]\nLoadCredential=broker.user:/etc/koji-relay/broker.user\n"+
+			"LoadCredential=broker.password:/etc/koji-relay/broker.password\n"))
 	b.run(t, "systemctl daemon-reload; systemctl enable --now koji-relay 2>&1 || { journalctl -n 50 "+
 		"--no-pager; false; }")
 	b.prints(t, "active\nactive", "systemctl is-active koji-relay.socket koji-relay.service")

@@ -10,9 +10,9 @@ import (
 // busEvents is how many events the hub inserts while the relay of the second bus is frozen.
 const busEvents = 5_000
 
-// TestTwoBusesFromOneOutbox: a relay without a name and one with a name read the same outbox, each for a broker
-// of its own. The second one is frozen under load, and each is killed. Nothing is lost on either bus, and what
-// the first one gets does not depend on the second.
+// TestTwoBusesFromOneOutbox: a relay without a name and one with a name read the same outbox, each for a
+// broker of its own. The second one is frozen under load, and each is killed. Nothing is lost on either bus,
+// and what the first one gets does not depend on the second.
 func TestTwoBusesFromOneOutbox(t *testing.T) {
 	t.Parallel()
 	var brokers [2]*server
@@ -24,7 +24,8 @@ func TestTwoBusesFromOneOutbox(t *testing.T) {
 	postgres := startPostgres(t)
 	part := newPart()
 	database := newDatabase(t, postgres, part)
-	named := settings{"queue.database": postgres.connString(part), "queue.interval": "1", "relay.name": "new-bus"}
+	named := settings{"queue.database": postgres.connString(part), "queue.interval": "1",
+		"relay.name": "new-bus"}
 	var sets [2]settings
 	var boxes [2]*inbox
 	var relays [2]*relay
@@ -92,7 +93,8 @@ func TestTwoBusesFromOneOutbox(t *testing.T) {
 	}
 	commits(busEvents)
 	if v := arrives("the second is frozen", 0); v.duplicates > 0 || v.arrived != 1000+busEvents {
-		t.Errorf("the first bus got %d events and %d twice while the second relay was frozen", v.arrived, v.duplicates)
+		t.Errorf("the first bus got %d events and %d twice while the second relay was frozen", v.arrived,
+			v.duplicates)
 	}
 	if n := left(); n != busEvents {
 		t.Errorf("%d events are held for the frozen relay, want %d", n, busEvents)

@@ -70,7 +70,8 @@ func kept(t testing.TB, r *relay) []string {
 func expire(t *testing.T, open func(*testing.T) *lane) {
 	item := func(kind, name string, since time.Duration) string {
 		at := time.Now().Add(-since).Format(time.RFC3339)
-		return fmt.Sprintf(`{"kind": %q, "message_id": %q, "address": "build.tag", "props": "{}", "body": "\"%s\"", "created": %q, "queued": %q}`,
+		return fmt.Sprintf(`{"kind": %q, "message_id": %q, "address": "build.tag", "props": "{}", `+
+			`"body": "\"%s\"", "created": %q, "queued": %q}`,
 			kind, uuid.NewString(), name, at, at) + "\n"
 	}
 	const hour = time.Hour
@@ -114,7 +115,8 @@ func difficult(t *testing.T, l *lane) {
 	r.start(t)
 	commit := uuid.NewString()
 	tagged := func(extra string) string {
-		return `{"tag": {"id": 7, "name": "f39"}, "build": {"build_id": 1, "name": "pkg", "version": "1", "release": "1", "extra": ` + extra +
+		return `{"tag": {"id": 7, "name": "f39"}, "build": {"build_id": 1, "name": "pkg", "version": "1", ` +
+			`"release": "1", "extra": ` + extra +
 			`}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`
 	}
 	bodies := []string{
@@ -222,8 +224,10 @@ func idleTransactions(t *testing.T, l *lane) {
 	longest, seen := 0.0, 0
 	for began := time.Now(); time.Since(began) < 14*time.Second; <-time.After(100 * time.Millisecond) {
 		var idle *float64
-		if err := l.postgres.query(t, l.database, `SELECT max(extract(epoch FROM clock_timestamp() - state_change))::float8
-			FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'`, &idle); err != nil {
+		if err := l.postgres.query(t, l.database,
+			`SELECT max(extract(epoch FROM clock_timestamp() - state_change))::float8
+			FROM pg_stat_activity WHERE datname = current_database()
+			AND state LIKE 'idle in transaction%'`, &idle); err != nil {
 			t.Fatal(err)
 		}
 		if idle != nil {

@@ -46,7 +46,8 @@ func TestFunctionsOfAStrangerNeverRun(t *testing.T) {
 		}
 		return n
 	}
-	postgres.execute(t, part, `CREATE SEQUENCE public.tried; SELECT 'a'::text || 1, nextval('public.tried'::text)`)
+	postgres.execute(t, part,
+		`CREATE SEQUENCE public.tried; SELECT 'a'::text || 1, nextval('public.tried'::text)`)
 	before := ran()
 	if before != 2 {
 		t.Fatalf("a careless session ran the planted functions %d times, want 2", before)

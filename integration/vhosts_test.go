@@ -47,9 +47,10 @@ func TestVirtualHosts(t *testing.T) {
 				`"virtual_host": "one"`) {
 				t.Errorf("check does not name the virtual host:\n%s", text)
 			}
+			const refused = "the broker took the login and refused the virtual host "
 			for urls, want := range map[string]string{
-				brokerURL(s) + "/closed":                    `the broker took the login and refused the virtual host "closed"`,
-				brokerURL(s) + "/missing":                   `the broker took the login and refused the virtual host "missing"`,
+				brokerURL(s) + "/closed":                    refused + `"closed"`,
+				brokerURL(s) + "/missing":                   refused + `"missing"`,
 				"amqp://koji:wrong@" + s.addr() + "/one":    "the broker refused the credentials",
 				"amqp://koji:wrong@" + s.addr() + "/closed": "the broker refused the credentials",
 			} {

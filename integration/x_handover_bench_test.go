@@ -108,7 +108,8 @@ func throughputs(t *table) {
 	raw := rawSender(t, t.broker40, fmt.Sprintf(rabbitmq40.prefix, "bench")+"."+tagTopic)
 	single := t.row("messages a second, 16 clients x 1", "1/s", ceiling, atLeast(0.4))
 	hundred := t.row("messages a second, 4 clients x 100", "1/s", ceiling, atLeast(0.9))
-	cpu := t.row("processor time for each message, 4 clients x 100", "µs", "a process with the pipelined sender",
+	cpu := t.row("processor time for each message, 4 clients x 100", "µs",
+		"a process with the pipelined sender",
 		atMost(3, 0))
 	full := t.row("memory at full load, RssAnon", "MiB", "", below(64))
 	messages := t.n(40_000, 1600)

@@ -24,7 +24,8 @@ func (h *heap) Add(_ context.Context, box inspect.Box, items []Item) (int, error
 // FuzzImport: an import of whatever text stores whole items or names the line, and what it stored exports to
 // lines that import to the same items.
 func FuzzImport(f *testing.F) {
-	const line = `{"kind": "message", "message_id": "2b53e448-91ec-5132-8b6f-8078aa6cb1a3", "address": "build.tag", ` +
+	const line = `{"kind": "message", "message_id": "2b53e448-91ec-5132-8b6f-8078aa6cb1a3", ` +
+		`"address": "build.tag", ` +
 		`"props": "{}", "body": "{\"a\": \"é\"}", "created": "2026-01-02T03:04:05Z", ` +
 		`"queued": "2026-01-02T03:04:05Z"}`
 	for _, text := range []string{line, line + "\n" + line,

@@ -142,8 +142,8 @@ func (f *flight) submit(within any) {
 	f.sent = append(f.sent, d)
 }
 
-// await submits, and returns when all results are in. It sees to that when the time is over: each message of a
-// patient call has wait for itself, others have it together.
+// await submits, and returns when all results are in. It sees to that when the time is over: each message of
+// a patient call has wait for itself, others have it together.
 func (f *flight) await(ctx context.Context, wait time.Duration) {
 	end := time.NewTimer(wait)
 	defer end.Stop()
@@ -181,8 +181,8 @@ func (f *flight) await(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// giveUp ends the wait for messages that were submitted that long ago. It gives the time until the next of them
-// is that old.
+// giveUp ends the wait for messages that were submitted that long ago. It gives the time until the next of
+// them is that old.
 func (f *flight) giveUp(after time.Duration, reason string) (next time.Duration) {
 	now := f.o.c.now()
 	next = after

@@ -87,8 +87,8 @@ func TestDrainGoesOnBesideAMessageWithoutAnswer(t *testing.T) {
 	wantAll(t, outs, message.Accepted, message.Done)
 }
 
-// RabbitMQ deals with a session in order, so that a message need not wait for the settlement of one to another
-// address.
+// RabbitMQ deals with a session in order, so that a message need not wait for the settlement of one to
+// another address.
 func TestDrainInOrderKeepsAWindowAcrossAddressesOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 	o := devbroker.Options{Product: "RabbitMQ", Version: "4.0.5"}

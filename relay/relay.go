@@ -59,8 +59,8 @@ type Options struct {
 	URLOrder   string
 	Unroutable string
 	// PreserveOrder keeps the order of the messages of one call also where they go to different addresses.
-	// Each change of address costs a round trip then, but for a patient call on RabbitMQ. A message that a broker may or may not have stops those
-	// behind it: they are reported as not sent.
+	// Each change of address costs a round trip then, but for a patient call on RabbitMQ. A message that a
+	// broker may or may not have stops those behind it: they are reported as not sent.
 	PreserveOrder bool
 	TTL           time.Duration // 0 = messages do not expire
 	Durable       bool

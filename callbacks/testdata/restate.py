@@ -2,9 +2,9 @@
 
     python3 restate.py SEED COUNT EXTRA_LIMIT
 
-Prints COUNT lines of JSON: {"callback", "kwargs" (the text that a hub would hand over), "want"}. What is wanted is
-null (no message), "undeliverable", or {"address", "props": {key: value}, "body"}. It shares nothing with the
-relay's code, not even the language.
+Prints COUNT lines of JSON: {"callback", "kwargs" (the text that a hub would hand over), "want"}. What is
+wanted is null (no message), "undeliverable", or {"address", "props": {key: value}, "body"}. It shares nothing
+with the relay's code, not even the language.
 """
 import json
 import random
@@ -72,7 +72,8 @@ def task_state_change(kwargs, limit):
     new = kwargs.get('new')
     return 'task.', new.lower() if isinstance(new, str) else new, {
         'id': pick(kwargs, 'info', 'id'), 'parent': pick(kwargs, 'info', 'parent'),
-        'method': pick(kwargs, 'info', 'method'), 'attribute': 'state', 'old': kwargs.get('old'), 'new': new}, kwargs
+        'method': pick(kwargs, 'info', 'method'), 'attribute': 'state', 'old': kwargs.get('old'),
+        'new': new}, kwargs
 
 
 def build_state_change(kwargs, limit):
@@ -119,7 +120,8 @@ def repo_done(kwargs, limit):
 
 
 def build_promote(kwargs, limit):
-    props = dict(nvr(kwargs, 'build'), build_id=pick(kwargs, 'build', 'id'), user=pick(kwargs, 'user', 'name'),
+    props = dict(nvr(kwargs, 'build'), build_id=pick(kwargs, 'build', 'id'),
+                 user=pick(kwargs, 'user', 'name'),
                  draft_release=kwargs.get('draft_release'), target_release=kwargs.get('target_release'))
     return 'build.promote', '', props, trim(kwargs, 'build', limit)
 
@@ -134,7 +136,8 @@ def make(dice, event):
     """The kwargs of a callback, most of the time whole."""
     build = some(dice, 'id', 'name', 'version', 'release')
     parts = {
-        'PackageListChange': dict(action=dice.choice(['add', 'block', 'set owners']), package=some(dice, 'name')),
+        'PackageListChange': dict(action=dice.choice(['add', 'block', 'set owners']),
+                                  package=some(dice, 'name')),
         'TaskStateChange': dict(attribute=dice.choice(['state', 'state', 'weight']), old='FREE',
                                 new=dice.choice(['OPEN', 'CLOSED', 'FAILED', 'Žluť']),
                                 info=some(dice, 'id', 'parent', 'method')),

@@ -89,7 +89,8 @@ unusable arguments or configuration, nothing was done.`,
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
 	root.AddCommand(serveCommand(), checkCommand(), statusCommand(), translateCommand(), tailCommand(),
-		dbCommand(), demoCommand(), queueCommand(), deadCommand(), outboxCommand(), historyCommand(), replayCommand(),
+		dbCommand(), demoCommand(), queueCommand(), deadCommand(), outboxCommand(), historyCommand(),
+		replayCommand(),
 		auditCommand(), pauseCommand(), resumeCommand(), reloadCommand(), logLevelCommand(), completionCommand(),
 		sendTestCommand())
 	root.CompletionOptions.DisableDefaultCmd = true

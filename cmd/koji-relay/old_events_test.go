@@ -23,7 +23,8 @@ func TestOldEventsOfTheOutboxAreNamed(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	conf := filepath.Join(dir, "protonmsg.conf")
-	text := fmt.Sprintf("[broker]\nurls = amqp://%s\ntopic_prefix = /topic/koji\n[queue]\ndatabase = %s\n[relay]\n"+
+	text := fmt.Sprintf("[broker]\nurls = amqp://%s\ntopic_prefix = /topic/koji\n[queue]\n"+
+		"database = %s\n[relay]\n"+
 		"socket = %s/hub.sock\ncontrol = %s/control.sock\nadmin =\nlog_format = text\n",
 		startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "4.0.5"}).Addr(), conn, dir, dir)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {

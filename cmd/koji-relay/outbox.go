@@ -141,7 +141,7 @@ func forgetReader(cmd *cobra.Command, p *postgres.Store, name string, yes bool) 
 	case !known && deleted == 0:
 		return fmt.Errorf("there is no reader %s; 'koji-relay outbox readers' lists them", shown)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "Forgot reader %s; %d events that it alone held are deleted.\n", shown,
-		deleted)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "Forgot reader %s; %d events that it alone held are deleted.\n",
+		shown, deleted)
 	return err
 }

@@ -22,7 +22,8 @@ import (
 func postTopics(t *testing.T, s relaySite, number int) {
 	t.Helper()
 	s.post(t, fmt.Sprintf(`{"commit": "6f1f2b6e-3f0d-4d9c-9a4e-%012d", "events": [
-		{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
+		{"callback": "postUntag",
+			"kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
 		{"callback": "postTag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
 		{"callback": "postTag", "kwargs": {"tag": {"name": "f40"}, "build": {"name": "b"}, "user": {"name": "u"}}},
 		{"callback": "postPackageListChange", "kwargs": {"action": null}}]}`, number))

@@ -103,7 +103,8 @@ func (s relaySite) command(t *testing.T, want int, args ...string) string {
 
 const (
 	untagCommit = `{"commit": "6f1f2b6e-3f0d-4d9c-9a4e-0d3f2f3f4a5b", "events": [
-		{"callback": "postUntag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
+		{"callback": "postUntag",
+			"kwargs": {"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}},
 		{"callback": "postPackageListChange", "kwargs": {"action": null}}]}`
 	untagID   = "c0ffee00"
 	untagBody = `{"tag": {"name": "f39"}, "build": {"name": "b"}, "user": {"name": "u"}}`

@@ -33,7 +33,8 @@ func commitLine(events string) string {
 	return `{"commit": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "events": [` + events + `]}` + "\n"
 }
 
-const oneTag = `{"callback": "postTag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "bash", "version": "5.2", "release": "1", "extra": {"a": "é"}}, "user": {"name": "mike"}}}`
+const oneTag = `{"callback": "postTag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "bash", ` +
+	`"version": "5.2", "release": "1", "extra": {"a": "é"}}, "user": {"name": "mike"}}}`
 
 func TestTranslatePrintsProtonmsgsMessagesForTheGoldenCommits(t *testing.T) {
 	t.Parallel()
@@ -74,11 +75,14 @@ func TestTranslatePrintsProtonmsgsMessagesForTheGoldenCommits(t *testing.T) {
 func TestTranslateLineIsExact(t *testing.T) {
 	t.Parallel()
 	code, got, stderr := translateRun(t, commitLine(oneTag))
-	want := `{"commit": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "event": 0, "callback": "postTag", "address": "build.tag", ` +
+	want := `{"commit": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "event": 0, "callback": "postTag", ` +
+		`"address": "build.tag", ` +
 		`"target": "topic://koji.build.tag", "message_id": "92be4b02-b526-50cc-b361-39279f625586", ` +
-		`"props": [["type", "string", "Tag"], ["tag", "string", "f39"], ["name", "string", "bash"], ["version", "string", "5.2"], ` +
+		`"props": [["type", "string", "Tag"], ["tag", "string", "f39"], ["name", "string", "bash"], ["version", ` +
+		`"string", "5.2"], ` +
 		`["release", "string", "1"], ["user", "string", "mike"]], ` +
-		`"body": "{\"tag\": {\"name\": \"f39\"}, \"build\": {\"name\": \"bash\", \"version\": \"5.2\", \"release\": \"1\", \"extra\": {\"a\": \"\u00e9\"}}, \"user\": {\"name\": \"mike\"}}"}` + "\n"
+		`"body": "{\"tag\": {\"name\": \"f39\"}, \"build\": {\"name\": \"bash\", \"version\": \"5.2\", ` +
+		`\"release\": \"1\", \"extra\": {\"a\": \"\u00e9\"}}, \"user\": {\"name\": \"mike\"}}"}` + "\n"
 	if diff := cmp.Diff(want, got); code != exitOK || stderr != "" || diff != "" {
 		t.Errorf("exit code %d, standard error %q, output (-want +got):\n%s", code, stderr, diff)
 	}
@@ -139,7 +143,8 @@ func TestTranslateReportsBadLinesAndGoesOn(t *testing.T) {
 		t.Errorf("exit code %d, %d messages, want %d and 4", code, n, exitFailure)
 	}
 	want := `koji-relay: line 4: byte 0: found "g" where a commit, which is a JSON object, should be
-koji-relay: line 6: event 1 (postImport) of commit 7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55 is undeliverable: no address: "type" is null, not a string
+koji-relay: line 6: event 1 (postImport) of commit 7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55 is undeliverable: ` +
+		`no address: "type" is null, not a string
 koji-relay: line 7: commit "abc" is not a UUID such as 7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55
 `
 	if diff := cmp.Diff(want, stderr); diff != "" {
@@ -163,7 +168,8 @@ func TestTranslateTakesRulesFromConfigAndFlags(t *testing.T) {
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	input := commitLine(`{"callback": "preTag", "kwargs": {"build": {"extra": {"keep": 1, "drop": 2}}}}, {"callback": "postUntag", "kwargs": {"build": {}}}`)
+	input := commitLine(`{"callback": "preTag", "kwargs": {"build": {"extra": {"keep": 1, "drop": 2}}}}, ` +
+		`{"callback": "postUntag", "kwargs": {"build": {}}}`)
 	for name, row := range map[string]struct {
 		args []string
 		want string // targets and bodies
@@ -172,7 +178,8 @@ func TestTranslateTakesRulesFromConfigAndFlags(t *testing.T) {
 		"config":   {[]string{"--config", path}, `/topic/site.pre.build.tag {"build": {"extra": {"keep": 1}}};`},
 		"flags over config": {
 			[]string{"--config", path, "--events", "post* pre*", "--extra-limit", "0", "--topic-prefix", "koji"},
-			`topic://koji.pre.build.tag {"build": {"extra": {"keep": 1, "drop": 2}}};topic://koji.build.untag {"build": {}};`,
+			`topic://koji.pre.build.tag {"build": {"extra": {"keep": 1, ` +
+				`"drop": 2}}};topic://koji.build.untag {"build": {}};`,
 		},
 		"flags": {[]string{"--events", "pre*", "--extra-limit", "-5"}, `topic://koji.pre.build.tag {"build": {}};`},
 	} {

@@ -171,7 +171,8 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 	c := NewComparison(Rules{
 		Wanted:   func(callback string) bool { return callback != "postRepoInit" },
 		Excluded: excluded.Match,
-	}, []inspect.Gap{{Began: at(31), Ended: at(29), Messages: 5}, {Began: at(6), Ended: at(4), Reason: inspect.Killed}},
+	}, []inspect.Gap{{Began: at(31), Ended: at(29), Messages: 5},
+		{Began: at(6), Ended: at(4), Reason: inspect.Killed}},
 		map[string][]time.Time{"postUntag": {at(30)}})
 	tell := func(minutes int, callback, address, build, tag string, task int64, fate inspect.StepKind) {
 		c.Add(&inspect.HistoryMessage{Time: at(minutes), Callback: callback, Address: address, Build: build,
@@ -234,8 +235,8 @@ func TestHolesAreToldApartFromWhatIsExplained(t *testing.T) {
 	}
 }
 
-// The same build goes into the same tag again and again, in an hour of Koji's. One announcement is missing: the
-// hole is the one that it belongs to.
+// The same build goes into the same tag again and again, in an hour of Koji's. One announcement is missing:
+// the hole is the one that it belongs to.
 func TestOfEqualFactsTheHoleIsTheOneWithoutItsMessage(t *testing.T) {
 	t.Parallel()
 	begin := time.Now().Add(-time.Hour)
@@ -264,8 +265,8 @@ func TestOfEqualFactsTheHoleIsTheOneWithoutItsMessage(t *testing.T) {
 	}
 }
 
-// A message that came hours late, after an outage, stands for its fact still. An untagging that Koji announces
-// to nobody takes no message from one that it does announce.
+// A message that came hours late, after an outage, stands for its fact still. An untagging that Koji
+// announces to nobody takes no message from one that it does announce.
 func TestEveryMessageStandsForAFact(t *testing.T) {
 	t.Parallel()
 	begin := time.Now().Add(-10 * time.Hour)
@@ -275,7 +276,8 @@ func TestEveryMessageStandsForAFact(t *testing.T) {
 	for i := range 5 {
 		at := begin.Add(time.Duration(i) * time.Minute)
 		facts = append(facts, Fact{Kind: Untagging, Time: at, Build: "a-1-1", Tag: "t"},
-			Fact{Kind: Untagging, Time: at.Add(time.Millisecond), Build: "a-1-1", Tag: "t", Silent: "the tag was deleted"})
+			Fact{Kind: Untagging, Time: at.Add(time.Millisecond), Build: "a-1-1", Tag: "t",
+				Silent: "the tag was deleted"})
 		c.Add(&inspect.HistoryMessage{Time: begin.Add(5*time.Hour + time.Duration(i)), Callback: "postUntag",
 			Address: "build.untag", Build: "a-1-1", Tag: "t", Fate: inspect.Accepted})
 	}

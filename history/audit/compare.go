@@ -137,8 +137,8 @@ func pair(facts, told []time.Time) []int {
 	return chosen
 }
 
-// pairTold finds what was told of each fact. What Koji announces comes first; the rest stands for facts that it
-// should not have announced.
+// pairTold finds what was told of each fact. What Koji announces comes first; the rest stands for facts that
+// it should not have announced.
 func (c *Comparison) pairTold(facts []Fact) map[*Fact]*telling {
 	groups := map[string][]*Fact{} // by key
 	for i := range facts {

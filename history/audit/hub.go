@@ -229,8 +229,8 @@ func (h *Hub) Begins(ctx context.Context) (began time.Time, err error) {
 	return began, err
 }
 
-// Outbox gives the events that wait in the outbox for the relay called reader (empty: the one without a name): by
-// callback, when they were written, oldest first.
+// Outbox gives the events that wait in the outbox for the relay called reader (empty: the one without a
+// name): by callback, when they were written, oldest first.
 func (h *Hub) Outbox(ctx context.Context, reader string) (map[string][]time.Time, error) {
 	waiting := map[string][]time.Time{}
 	var there, shared bool
@@ -241,7 +241,8 @@ func (h *Hub) Outbox(ctx context.Context, reader string) (map[string][]time.Time
 	sql := `SELECT callback, created FROM koji_relay.outbox o WHERE $1::text IS NOT NULL ORDER BY created`
 	if shared {
 		sql = `SELECT callback, created FROM koji_relay.outbox o WHERE NOT EXISTS (SELECT
-			FROM koji_relay.outbox_taken t WHERE t.id = o.id AND t.reader = $1 AND t.commit = o.commit) ORDER BY created`
+			FROM koji_relay.outbox_taken t WHERE t.id = o.id AND t.reader = $1 AND t.commit = o.commit)
+			ORDER BY created`
 	}
 	rows, _ := h.conn.Query(ctx, sql, reader)
 	var callback string

@@ -145,8 +145,8 @@ func (s *Store) update(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) erro
 	return db.Update(f)
 }
 
-// write is update for the recorder, which must come to its end on a disk that does not answer. f may go on after
-// ctx has ended, so it sets nothing of the caller. There is one such f at a time.
+// write is update for the recorder, which must come to its end on a disk that does not answer. f may go on
+// after ctx has ended, so it sets nothing of the caller. There is one such f at a time.
 func (s *Store) write(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err

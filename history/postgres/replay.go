@@ -71,7 +71,8 @@ func (s *Store) ClaimReplay(ctx context.Context, writer string,
 	return claimed, err
 }
 
-// SaveReplay implements history.ReplayStore. The messages of a file and the password of a URL go when it ends.
+// SaveReplay implements history.ReplayStore. The messages of a file and the password of a URL go when it
+// ends.
 func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string,
 	lease time.Duration) (runs bool, err error) {
 	saved := *r

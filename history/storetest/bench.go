@@ -85,7 +85,8 @@ func siteUser(i int) string    { return fmt.Sprintf("user-%d", i) }
 
 // Fill stores the n messages of a site through add, oldest first. Of a hundred one is queued first; of
 // those most are accepted a minute later, and some are dead, expired, dropped or still queued. One in ten
-// is an event that nobody asked for. In the third hour of the fifth day no broker was up, and all were queued.
+// is an event that nobody asked for. In the third hour of the fifth day no broker was up, and all were
+// queued.
 func Fill(tb testing.TB, repository string, n int, add func(*history.Batch) error) {
 	tb.Helper()
 	templates := Golden(tb, repository)
@@ -167,7 +168,8 @@ func questions(n int, now time.Time) []question {
 		ask("newest", func(int) inspect.HistoryQuery { return inspect.HistoryQuery{} }),
 		ask("--build NVR", func(i int) inspect.HistoryQuery {
 			k := some(i)
-			return inspect.HistoryQuery{Build: fmt.Sprintf("%s-1.0-%d.fc40", sitePackage(uneven(k, sitePackages)), k/50)}
+			return inspect.HistoryQuery{Build: fmt.Sprintf("%s-1.0-%d.fc40", sitePackage(uneven(k, sitePackages)),
+				k/50)}
 		}),
 		ask("--build NVR that is not there", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Build: fmt.Sprintf("%s-9.9-%d.fc40", sitePackage(i), i)}
@@ -188,8 +190,10 @@ func questions(n int, now time.Time) []question {
 			return inspect.HistoryQuery{User: siteUser(uneven(some(i), siteUsers))}
 		}),
 		ask("--user nobody", func(i int) inspect.HistoryQuery { return inspect.HistoryQuery{User: "nobody"} }),
-		ask("--address build.tag", func(int) inspect.HistoryQuery { return inspect.HistoryQuery{Address: "build.tag"} }),
-		ask("--address build.*", func(int) inspect.HistoryQuery { return inspect.HistoryQuery{Address: "build.*"} }),
+		ask("--address build.tag",
+			func(int) inspect.HistoryQuery { return inspect.HistoryQuery{Address: "build.tag"} }),
+		ask("--address build.*",
+			func(int) inspect.HistoryQuery { return inspect.HistoryQuery{Address: "build.*"} }),
 		ask("--id", func(i int) inspect.HistoryQuery { return inspect.HistoryQuery{ID: siteID(some(i))} }),
 		ask("--since 2h", func(int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Since: now.Add(-2 * time.Hour)}

@@ -386,7 +386,8 @@ func testHostile(t *testing.T, s history.Store) {
 }
 
 func testReplays(t *testing.T, s history.Store) {
-	const withPassword, without = "amqp://koji:secret@mq.example.com:5672", "amqp://koji:xxxxx@mq.example.com:5672"
+	const withPassword, without = "amqp://koji:secret@mq.example.com:5672",
+		"amqp://koji:xxxxx@mq.example.com:5672"
 	ctx, lease := t.Context(), time.Minute
 	first := inspect.Replay{Query: inspect.HistoryQuery{Tag: "f40-*"}, Rate: 7, State: inspect.ReplayRuns,
 		Total: 3, URL: withPassword}

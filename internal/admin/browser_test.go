@@ -160,9 +160,16 @@ func (b *browser) screenshot(name string) {
 // contrasts lists texts that stand out too little from their ground for WCAG 2 AA (4.5 to 1).
 const contrasts = `(() => {
 	const parse = c => (c.match(/[\d.]+/g) || []).map(Number);
-	const luminance = c => { const f = c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+	const luminance = c => { const f = c.slice(0, 3).map(v =>
+		(v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
 		return .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; };
-	const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+	const ground = e => {
+		for (; e; e = e.parentElement) {
+			const c = parse(getComputedStyle(e).backgroundColor);
+			if (c.length < 4 || c[3] > 0) return c;
+		}
+		return [255, 255, 255];
+	};
 	const bad = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 	for (let n; n = walk.nextNode();) {
 		const e = n.parentElement;
@@ -358,7 +365,8 @@ func TestPageInChromium(t *testing.T) {
 			t.Errorf("the page is %d pixels wide on a phone of 375", w)
 		}
 		if size := eval[float64](b,
-			`Math.min(...[...document.querySelectorAll("main *")].filter(e => e.checkVisibility() && e.innerText?.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)))`); size < 11 {
+			`Math.min(...[...document.querySelectorAll("main *")].filter(e => e.checkVisibility() && `+
+				`e.innerText?.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)))`); size < 11 {
 			t.Errorf("the smallest text has %v pixels", size)
 		}
 	})
@@ -376,8 +384,10 @@ func TestPageInChromium(t *testing.T) {
 		b.clean()
 		server.Config.Handler = nil // the default mux knows no path
 		eval[any](b, `document.dispatchEvent(new Event("visibilitychange"))`)
-		b.await(`!document.getElementById("connection").hidden && document.getElementById("connection").innerText.includes("No answer since")`)
-		b.await(`document.title.startsWith("No answer") && document.querySelector("#state .bad .word").innerText == "No answer"`)
+		b.await(`!document.getElementById("connection").hidden && ` +
+			`document.getElementById("connection").innerText.includes("No answer since")`)
+		b.await(`document.title.startsWith("No answer") && document.querySelector("#state .bad ` +
+			`.word").innerText == "No answer"`)
 		server.Config.Handler = s.Handler()
 		eval[any](b, `document.dispatchEvent(new Event("visibilitychange"))`)
 		b.await(`document.getElementById("connection").hidden && !document.title.startsWith("No answer")`)

@@ -39,7 +39,8 @@ func TestDayKeepsTheWorstOfEachFiveMinutesAndNothingOlder(t *testing.T) {
 	if known != 2 || worst.queue != 70 || worst.oldest != 10*time.Minute || last.queue != 3 {
 		t.Errorf("%d slots are known, %+v and %+v among them", known, worst, last)
 	}
-	if states[slotsKept-3] != inspect.Stalled || states[slotsKept-2] != "" || states[slotsKept-1] != inspect.Up ||
+	if states[slotsKept-3] != inspect.Stalled || states[slotsKept-2] != "" ||
+		states[slotsKept-1] != inspect.Up ||
 		states[0] != "" {
 		t.Errorf("the states are %q", states[slotsKept-3:])
 	}
@@ -60,7 +61,8 @@ func TestOutlookOfTheQueue(t *testing.T) {
 		text      string
 		forbidden string
 	}{
-		{"shrinks", func(s int64) int64 { return 10_000 - 10*s }, "shrinks by 600 a minute, empty in 6 min", "grows"},
+		{"shrinks", func(s int64) int64 { return 10_000 - 10*s }, "shrinks by 600 a minute, empty in 6 min",
+			"grows"},
 		{"grows", func(s int64) int64 { return 1000 + 5*s }, "grows by 300 a minute", "empty"},
 		{"stands", func(int64) int64 { return 77 }, "the oldest is given up in 22 h", "empty"},
 	} {
@@ -95,7 +97,8 @@ func TestOutlookOfTheQueue(t *testing.T) {
 func TestExpiryIsAReasonInTime(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	for age, want := range map[time.Duration]bool{17 * time.Hour: false, 19 * time.Hour: true, 25 * time.Hour: true} {
+	for age, want := range map[time.Duration]bool{17 * time.Hour: false, 19 * time.Hour: true,
+		25 * time.Hour: true} {
 		s := runningStatus()
 		s.Generated = now
 		s.Queue.MaxAge, s.Queue.Depth, s.Queue.Oldest = 24*time.Hour, 1, now.Add(-age)

@@ -194,7 +194,8 @@ func NewMetrics(version string) *Metrics {
 	build.Set(1)
 	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess,
 		m.failed,
-		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.missed, m.dead, m.extraTrimmed, m.reconnects, m.historyGap,
+		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.missed, m.dead, m.extraTrimmed, m.reconnects,
+		m.historyGap,
 		build, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "log_lines_lost_total",
 			Help: "Lines of the log that nobody took."}, m.countLostLog),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -82,16 +82,22 @@ func TestEndOfAConnectionIsBounded(t *testing.T) {
 
 func TestCauseDoesNotNamePortsOfOurs(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]string{
-		"read SASL header: read tcp 127.0.0.1:44290->127.0.0.1:31351: i/o timeout":                   "read SASL header: i/o timeout",
-		"received flow frame with unknown link handle 824635392112":                                  "received flow frame with unknown link handle",
-		"disposition for deliveries 0 to 4294967295, and 10 were sent":                               "disposition for deliveries 0 to 4294967295, and 10 were sent",
-		"write tcp [::1]:39818->[::1]:5671: write: broken pipe":                                      "write: broken pipe",
-		"connect: lookup bus on 10.0.0.2:53: read udp 10.0.0.9:43311->10.0.0.2:53: i/o timeout":      "connect: lookup bus on 10.0.0.2:53: i/o timeout",
-		"closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either": "closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either",
+	for _, row := range []struct{ text, want string }{
+		{"read SASL header: read tcp 127.0.0.1:44290->127.0.0.1:31351: i/o timeout",
+			"read SASL header: i/o timeout"},
+		{"received flow frame with unknown link handle 824635392112",
+			"received flow frame with unknown link handle"},
+		{"disposition for deliveries 0 to 4294967295, and 10 were sent",
+			"disposition for deliveries 0 to 4294967295, and 10 were sent"},
+		{"write tcp [::1]:39818->[::1]:5671: write: broken pipe",
+			"write: broken pipe"},
+		{"connect: lookup bus on 10.0.0.2:53: read udp 10.0.0.9:43311->10.0.0.2:53: i/o timeout",
+			"connect: lookup bus on 10.0.0.2:53: i/o timeout"},
+		{"closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either",
+			"closed by the broker: amqp:connection:forced: read tcp is no address -> this is not either"},
 	} {
-		if got := CauseText(errors.New(text)); got != want {
-			t.Errorf("%q, want %q", got, want)
+		if got := CauseText(errors.New(row.text)); got != row.want {
+			t.Errorf("%q, want %q", got, row.want)
 		}
 	}
 }

@@ -189,7 +189,8 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	d.Remedy = r.Remedy()
 	d.Usable = d.Remedy == ""
 	if outboxIsOld(r.Outbox, r.OutboxOldest) {
-		d.Warning = fmt.Sprintf("the outbox holds %d events, the oldest of %s UTC; a relay publishes them; to drop "+
+		d.Warning = fmt.Sprintf("the outbox holds %d events, the oldest of %s UTC; a relay publishes them; "+
+			"to drop "+
 			"the old ones: %s", r.Outbox, r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)
 	}
 	return d
@@ -208,5 +209,6 @@ func (c *Connections) usable() bool {
 // clean reports whether there is nothing to complain about either.
 func (c *Connections) clean() bool {
 	warned := func(b BrokerReport) bool { return len(b.Warnings) > 0 }
-	return c.usable() && !slices.ContainsFunc(c.Brokers, warned) && (c.Database == nil || c.Database.Warning == "")
+	return c.usable() && !slices.ContainsFunc(c.Brokers, warned) &&
+		(c.Database == nil || c.Database.Warning == "")
 }

@@ -107,7 +107,8 @@ func within(t *testing.T, what string, reached func() bool) {
 // post hands over a commit of one event, and gives the account and the events that the hub is to collect.
 func (s *site) post(t *testing.T, callback string) (account map[string]int, events string) {
 	t.Helper()
-	body := fmt.Sprintf(`{"commit": %q, "events": [{"callback": %q, "kwargs": {"tag": {"name": "f39"}, "build": {}}}]}`,
+	body := fmt.Sprintf(`{"commit": %q, "events": [{"callback": %q, "kwargs": {"tag": {"name": "f39"}, `+
+		`"build": {}}}]}`,
 		uuid.NewString(), callback)
 	resp, err := s.hub.Post("http://hub/v1/commits", "application/json", strings.NewReader(body))
 	if err != nil {

@@ -258,8 +258,8 @@ func TestCommitsFromTheOutboxStandBehindTheQueueOnly(t *testing.T) {
 	}
 }
 
-// A commit of the socket goes into the outbox while that has other readers. Where it cannot, this bus has it at
-// the least.
+// A commit of the socket goes into the outbox while that has other readers. Where it cannot, this bus has it
+// at the least.
 func TestCommitOfTheSocketIsSharedWithTheOtherReaders(t *testing.T) {
 	t.Parallel()
 	for _, shared := range []bool{true, false} {

@@ -38,8 +38,9 @@ var otherValues = map[string]string{
 	"queue.store_timeout": "0.7", "queue.rate_limit": "5", "history.keep": "8", "history.max_bytes": "2000000",
 	"history.store": "file", "history.path": "DIR/other.history",
 
-	"relay.name": "other", "relay.socket": "DIR/other.sock", "relay.socket_group": "other", "relay.socket_mode": "0600",
-	"relay.control": "DIR/other-control.sock", "relay.admin": "127.0.0.1:1", "relay.handoff_timeout": "0.9",
+	"relay.name": "other", "relay.socket": "DIR/other.sock", "relay.socket_group": "other",
+	"relay.socket_mode": "0600",
+	"relay.control":     "DIR/other-control.sock", "relay.admin": "127.0.0.1:1", "relay.handoff_timeout": "0.9",
 	"relay.max_request_bytes": "2048", "relay.max_inflight_bytes": "100000000", "relay.log_level": "debug",
 	"relay.log_format": "json",
 }

@@ -65,7 +65,8 @@ func TestTrimmedExtraIsCounted(t *testing.T) {
 	p := newPublisher(&fakeSender{}, &fakeQueue{}, callbacks.Translation{})
 	p.translate = rules.Translate
 	kwargs := func(extra string) []byte {
-		return []byte(`{"tag": {"name": "f43"}, "build": {"name": "bash", "version": "5", "release": "1", "extra": ` + extra +
+		return []byte(`{"tag": {"name": "f43"}, "build": {"name": "bash", "version": "5", "release": "1", ` +
+			`"extra": ` + extra +
 			`}, "user": {"name": "me"}, "force": false}`)
 	}
 	p.publish(t.Context(), message.Commit{ID: deadCommit, Events: []message.Event{

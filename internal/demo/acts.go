@@ -232,7 +232,8 @@ func (d *demo) keep(ctx context.Context) {
 // commitFile is a file with a commit to post by hand, and tagCommit what is in it.
 const (
 	commitFile = "commit.json"
-	tagCommit  = `{"commit": "7f3c0000-0000-4000-8000-000000000001", "events": [{"callback": "postTag", "kwargs":
- {"tag": {"name": "f42"}, "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "you"}}}]}
+	tagCommit  = `{"commit": "7f3c0000-0000-4000-8000-000000000001", "events": [{
+ "callback": "postTag", "kwargs": {"tag": {"name": "f42"},
+ "build": {"name": "bash", "version": "5.2", "release": "1"}, "user": {"name": "you"}}}]}
 `
 )

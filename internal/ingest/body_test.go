@@ -264,7 +264,8 @@ func TestTooManyEventsAreRefusedWithTheRemedy(t *testing.T) {
 	client := serveUnix(t, newServer(t, nil, func(o *Options) {
 		o.Decode = func([]byte) (message.Commit, error) { return message.Commit{}, message.ErrTooManyEvents }
 	}))
-	want := `{"code":"TOO_LARGE","error":"the request holds more than 100000 events; post the commit in several requests with event numbers"}`
+	want := `{"code":"TOO_LARGE","error":"the request holds more than 100000 events; post the commit in ` +
+		`several requests with event numbers"}`
 	if status, text := post(t, client, strings.NewReader("{}")); status != 413 || text != want {
 		t.Errorf("%d %s, want 413 %s", status, text, want)
 	}

@@ -19,7 +19,8 @@ import (
 func FuzzCommits(f *testing.F) {
 	const commit = `{"commit": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "events": [`
 	for _, body := range []string{
-		commit + `{"event": 0, "callback": "postTag", "kwargs": {"a": "é"}}, {"callback": "postTag", "kwargs": {}}]}`,
+		commit + `{"event": 0, "callback": "postTag", "kwargs": {"a": "é"}}, {"callback": "postTag", ` +
+			`"kwargs": {}}]}`,
 		commit + `{"event": 4294967296, "callback": "x", "kwargs": {}}]}`, commit + `]}`, commit, "", "null",
 		"[[[[", "\xff",
 		commit + `{"event": 3, "callback": "a", "kwargs": 0}, {"event": 3, "callback": "b", "kwargs": {}}]}`,

@@ -109,9 +109,9 @@ func (s *Server) SetMaxInflightBytes(n int64) { s.account.setLimit(n) }
 // Close drops every connection at once; their hub workers read no answer and use the outbox.
 func (s *Server) Close() error { return s.http.Close() }
 
-// commits takes one commit (POST), or says only which callbacks make messages (GET). The order of its steps is
-// its guarantee: nothing is done before the whole body is read and decoded, and nothing but the receipt makes
-// the answer a 200.
+// commits takes one commit (POST), or says only which callbacks make messages (GET). The order of its steps
+// is its guarantee: nothing is done before the whole body is read and decoded, and nothing but the receipt
+// makes the answer a 200.
 func (s *Server) commits(w http.ResponseWriter, r *http.Request) {
 	if s.opts.Events != nil {
 		w.Header().Set("Koji-Relay-Events", s.opts.Events())

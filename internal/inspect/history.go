@@ -97,8 +97,8 @@ type Gap struct {
 	Writer   string    `json:"writer,omitempty"` // the relay
 }
 
-// Reasons of gaps that are told apart. After Killed nothing is missing of what came through the outbox: an event
-// leaves that when the history has it.
+// Reasons of gaps that are told apart. After Killed nothing is missing of what came through the outbox: an
+// event leaves that when the history has it.
 const (
 	Killed       = "the relay was killed"
 	KilledBehind = "the relay was killed while the history could not be written"

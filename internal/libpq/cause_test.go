@@ -49,10 +49,12 @@ func TestPlainTexts(t *testing.T) {
 	_, gone, _ := net.SplitHostPort(l.Addr().String())
 	l.Close()
 	for _, c := range []struct{ name, conn, want string }{
-		{"nobody listens, with TLS and without", "host=127.0.0.1 sslmode=prefer port=" + gone, "connection refused"},
+		{"nobody listens, with TLS and without", "host=127.0.0.1 sslmode=prefer port=" + gone,
+			"connection refused"},
 		{"on either of two", "host=127.0.0.1,127.0.0.1 sslmode=disable port=" + gone, "connection refused"},
 		{"two causes", "host=127.0.0.1,/nonexistent sslmode=disable port=" + gone,
-			"127.0.0.1:" + gone + ": connection refused; /nonexistent/.s.PGSQL." + gone + ": no such file or directory"},
+			"127.0.0.1:" + gone + ": connection refused; /nonexistent/.s.PGSQL." + gone + ": no such file or " +
+				"directory"},
 		{"the server's words", "host=127.0.0.1 sslmode=disable port=" + refusing,
 			"FATAL: too many clients (SQLSTATE 53300)"},
 		{"silence", "host=127.0.0.1 sslmode=disable connect_timeout=30 port=" + silent, "no answer in time"},

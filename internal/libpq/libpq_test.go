@@ -105,8 +105,9 @@ func TestWhatCannotBeMeantIsRefusedByName(t *testing.T) {
 func TestServiceAndPassfileAreRead(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"pg_service.conf": "[koji]\nhost=db.example.com\nhostaddr=192.0.2.7\ndbname=hub\nuser=koji\n[odd]\nhost=db\nsslcrl=x\n",
-		"pass":            "db.example.com:5432:hub:koji:sesame\n",
+		"pg_service.conf": "[koji]\nhost=db.example.com\nhostaddr=192.0.2.7\ndbname=hub\nuser=koji\n" +
+			"[odd]\nhost=db\nsslcrl=x\n",
+		"pass": "db.example.com:5432:hub:koji:sesame\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

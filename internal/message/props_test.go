@@ -106,7 +106,8 @@ func TestFlatPropsAreReadAsAllOthers(t *testing.T) {
 }
 
 func BenchmarkDecodeProps(b *testing.B) {
-	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira", "n": 7}`)
+	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", ` +
+		`"user": "kojira", "n": 7}`)
 	for b.Loop() {
 		if _, err := DecodeProps(text); err != nil {
 			b.Fatal(err)
@@ -115,7 +116,8 @@ func BenchmarkDecodeProps(b *testing.B) {
 }
 
 func BenchmarkDecodePropsWhateverTheyAre(b *testing.B) {
-	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira", "n": 7}`)
+	text := []byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", ` +
+		`"user": "kojira", "n": 7}`)
 	for b.Loop() {
 		if _, err := decodeProps(text); err != nil {
 			b.Fatal(err)

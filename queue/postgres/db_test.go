@@ -35,7 +35,8 @@ var relaySchema = func() string {
 func createRoles() string {
 	var b strings.Builder
 	for _, role := range []string{relayRole, hubRole} {
-		fmt.Fprintf(&b, `DO $$ BEGIN CREATE ROLE %q LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`, role)
+		fmt.Fprintf(&b, `DO $$ BEGIN CREATE ROLE %q LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation `+
+			`THEN NULL; END $$;`, role)
 	}
 	return b.String()
 }

@@ -226,8 +226,8 @@ func (b *Outbox) works() {
 	b.mark(func(st *OutboxStatus) { st.Error = "" })
 }
 
-// Poke says that there is something in the outbox: to the reader in this process, and by NOTIFY, at most every
-// 50 ms, to those of others. It never blocks, and may be called by anyone at any time.
+// Poke says that there is something in the outbox: to the reader in this process, and by NOTIFY, at most
+// every 50 ms, to those of others. It never blocks, and may be called by anyone at any time.
 func (b *Outbox) Poke() {
 	b.mu.Lock()
 	session := b.session

@@ -204,8 +204,8 @@ type doneEvent struct {
 	commit string
 }
 
-// deleteDone deletes events that were dealt with, or marks them where another reader needs them; also when ctx
-// has ended.
+// deleteDone deletes events that were dealt with, or marks them where another reader needs them; also when
+// ctx has ended.
 func (b *Outbox) deleteDone(ctx context.Context, done []doneEvent) error {
 	if len(done) == 0 {
 		return nil

@@ -191,7 +191,8 @@ func TestEventTakenIsNotTakenAgainWhenItsDeletionFailed(t *testing.T) {
 	var once sync.Once
 	taker.during = func() {
 		once.Do(func() {
-			pgtest.SQL(t, conn, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no deletion today''; END';
+			pgtest.SQL(t, conn,
+				`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no deletion today''; END';
 				CREATE TRIGGER refuse BEFORE DELETE ON koji_relay.outbox EXECUTE FUNCTION refuse()`)
 		})
 	}
@@ -248,7 +249,8 @@ func TestLargeCommitIsHandedOverInPieces(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
-		SELECT '`+commitID(1)+`', e, 'postTag', json_build_object('log', repeat('x', 1000)) FROM generate_series(0, 9) e`)
+		SELECT '`+commitID(1)+`', e, 'postTag', json_build_object('log', repeat('x', 1000))
+		FROM generate_series(0, 9) e`)
 	taker := &fakeTaker{}
 	p := open(t, conn, queue.Limits{})
 	b := NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 3500})

@@ -29,7 +29,8 @@ func builds(c message.Commit) []string {
 }
 
 func insertAbout(commit, about string) string {
-	return fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES ('%s', 0, 'postTag', '{"about": "%s"}');`,
+	return fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES ('%s', 0, `+
+		`'postTag', '{"about": "%s"}');`,
 		commit, about)
 }
 
@@ -193,7 +194,8 @@ func TestHugeCommitIsTakenInPiecesWhoseProgressIsKept(t *testing.T) {
 	conn := hubDatabase(t)
 	const events = 20_000
 	pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
-		SELECT '%s', e, 'postTag', '{}' FROM generate_series(0, %d) e;`, commitID(1), events-1)+insertEvents(commitID(2), 0, 1))
+		SELECT '%s', e, 'postTag', '{}' FROM generate_series(0, %d) e;`,
+		commitID(1), events-1)+insertEvents(commitID(2), 0, 1))
 	taker := &fakeTaker{}
 	most, refused := 0, 0
 	taker.refuse = func(c message.Commit) []int {
@@ -228,7 +230,8 @@ func TestEventsInHandAreBoundedInBytes(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
-		SELECT md5(c::text)::uuid, 0, 'postTag', json_build_object('about', c::text, 'log', repeat('x', 10000)) FROM generate_series(1, 200) c`)
+		SELECT md5(c::text)::uuid, 0, 'postTag', json_build_object('about', c::text, 'log', repeat('x', 10000))
+		FROM generate_series(1, 200) c`)
 	var mu sync.Mutex
 	bytes, peak := 0, 0
 	taker := &fakeTaker{hold: func(c message.Commit) {

@@ -244,7 +244,8 @@ func TestRelaysShareAnAdvisoryLockWhereKojiHasNone(t *testing.T) {
 func TestLockOutlivesAShortIdleTimeoutOfTheServer(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	pgtest.SQL(t, conn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout = ''100ms''', current_database()); END $$`)
+	pgtest.SQL(t, conn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET `+
+		`idle_in_transaction_session_timeout = ''100ms''', current_database()); END $$`)
 	s := open(t, conn, queue.Limits{})
 	pass, err := s.BeginDrain(t.Context())
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 //
 //   - An event that the hub commits after a reader was registered stays until that reader has taken it, was
 //     forgotten, or was away for longer than another reader's max_age (ExpireOutbox counts that by name).
-//   - Where there is one reader only, its events are deleted at once. The deletion and the look for others are
-//     one statement: whoever sees an event sees each reader that was registered before it.
+//   - Where there is one reader only, its events are deleted at once. The deletion and the look for others
+//     are one statement: whoever sees an event sees each reader that was registered before it.
 //   - Else what a reader took is marked in koji_relay.outbox_taken. It marks under the lock of the events'
 //     rows, and only then looks who else has: of two readers that finish the same event, the second one
 //     deletes it.
@@ -28,7 +28,8 @@ import (
 
 // takenBy gives those who have taken the event o. It is written so that a planner which believes the table to
 // be empty looks into its index for each event all the same.
-const takenBy = `ARRAY(SELECT t.reader FROM koji_relay.outbox_taken t WHERE t.id = o.id AND t.commit = o.commit)`
+const takenBy = `ARRAY(SELECT t.reader FROM koji_relay.outbox_taken t ` +
+	`WHERE t.id = o.id AND t.commit = o.commit)`
 
 // takenByAll is true where each reader has taken o.
 const takenByAll = `NOT EXISTS (SELECT FROM koji_relay.reader r WHERE r.name <> ALL (` + takenBy + `))`
@@ -44,9 +45,9 @@ func lockOf(name string) string {
 }
 
 // Announce registers the reader called name (empty: the one without a name), and says which callbacks make
-// messages there, as patterns between spaces. It gives what the others want. The hub's plugin collects what any
-// reader asks for, and everything while there is none. Call it when the relay starts, after a reload, and every
-// minute.
+// messages there, as patterns between spaces. It gives what the others want. The hub's plugin collects what
+// any reader asks for, and everything while there is none. Call it when the relay starts, after a reload, and
+// every minute.
 func (p *Store) Announce(ctx context.Context, name, events string) (others []string, err error) {
 	err = p.do(ctx, "announce what is read from the outbox", callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
@@ -70,19 +71,20 @@ func (p *Store) Shared() bool { return p.shared.Load() }
 // finishOutbox notes that name has taken events, and deletes those that nobody else needs. ids and commits
 // belong together.
 func (p *Store) finishOutbox(ctx context.Context, name string, ids []int64, commits []string) error {
-	return p.do(ctx, "delete events from the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		var others int
-		err := conn.QueryRow(ctx, `WITH others AS MATERIALIZED (
+	return p.do(ctx, "delete events from the outbox", callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			var others int
+			err := conn.QueryRow(ctx, `WITH others AS MATERIALIZED (
 				SELECT name FROM koji_relay.reader WHERE name <> $3),
 			gone AS (DELETE FROM koji_relay.outbox WHERE id = ANY($1) AND commit = ANY($2::uuid[])
 				AND NOT EXISTS (SELECT FROM others))
 			SELECT count(*) FROM others`, ids, slices.Compact(slices.Clone(commits)), name).Scan(&others)
-		if err != nil || others == 0 {
-			return err
-		}
-		failpoint.Hit("before-outbox-mark")
-		return markTaken(ctx, conn, name, ids, commits)
-	})
+			if err != nil || others == 0 {
+				return err
+			}
+			failpoint.Hit("before-outbox-mark")
+			return markTaken(ctx, conn, name, ids, commits)
+		})
 }
 
 // markTaken is finishOutbox where there are other readers.
@@ -108,9 +110,10 @@ func markTaken(ctx context.Context, conn *pgx.Conn, name string, ids []int64, co
 // outboxChunk is how many events a call of ExpireOutbox or ForgetReader deletes in one transaction.
 const outboxChunk = 1000
 
-// ExpireOutbox deletes events that name has taken and that are older than maxAge. It gives how many each of the
-// other readers did not take, by name. After an error it gives what was deleted before it.
-func (p *Store) ExpireOutbox(ctx context.Context, name string, maxAge time.Duration) (map[string]int64, error) {
+// ExpireOutbox deletes events that name has taken and that are older than maxAge. It gives how many each of
+// the other readers did not take, by name. After an error it gives what was deleted before it.
+func (p *Store) ExpireOutbox(ctx context.Context, name string,
+	maxAge time.Duration) (map[string]int64, error) {
 	lost := map[string]int64{}
 	for {
 		var gone int
@@ -193,25 +196,26 @@ var ErrReading = errors.New("a relay reads for it; stop that relay first")
 // number. known is false where there was none of that name; what an earlier call left is deleted then.
 // ErrReading says that a relay reads for it. After an error it may be called again.
 func (p *Store) ForgetReader(ctx context.Context, name string) (known bool, deleted int64, err error) {
-	err = p.do(ctx, "forget a reader of the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-			var free bool
-			err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock(hashtext('koji_relay'), hashtext($1))`,
-				lockOf(name)).Scan(&free)
-			if err != nil {
+	err = p.do(ctx, "forget a reader of the outbox", callTimeout,
+		func(ctx context.Context, conn *pgx.Conn) error {
+			return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+				var free bool
+				err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock(hashtext('koji_relay'), hashtext($1))`,
+					lockOf(name)).Scan(&free)
+				if err != nil {
+					return err
+				}
+				if !free {
+					return ErrReading
+				}
+				if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(`+lockReaders+`)`); err != nil {
+					return err
+				}
+				tag, err := tx.Exec(ctx, `DELETE FROM koji_relay.reader WHERE name = $1`, name)
+				known = known || tag.RowsAffected() > 0
 				return err
-			}
-			if !free {
-				return ErrReading
-			}
-			if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(`+lockReaders+`)`); err != nil {
-				return err
-			}
-			tag, err := tx.Exec(ctx, `DELETE FROM koji_relay.reader WHERE name = $1`, name)
-			known = known || tag.RowsAffected() > 0
-			return err
+			})
 		})
-	})
 	if err != nil {
 		return known, 0, err
 	}

@@ -337,10 +337,12 @@ func TestReaderIsRegisteredWithWhatItWants(t *testing.T) {
 	if others, err := p.Announce(t.Context(), "", "postTag"); err != nil || len(others) != 0 || p.Shared() {
 		t.Errorf("the only reader has the others %q (%v)", others, err)
 	}
-	if others, err := p.Announce(t.Context(), "new", "*"); err != nil || !slices.Equal(others, []string{"postTag"}) {
+	if others, err := p.Announce(t.Context(), "new", "*"); err != nil ||
+		!slices.Equal(others, []string{"postTag"}) {
 		t.Errorf("the others want %q (%v), want postTag", others, err)
 	}
-	if others, err := p.Announce(t.Context(), "", "postTag"); err != nil || !slices.Equal(others, []string{"*"}) ||
+	if others, err := p.Announce(t.Context(), "", "postTag"); err != nil ||
+		!slices.Equal(others, []string{"*"}) ||
 		!p.Shared() {
 		t.Errorf("the others want %q (%v), want *", others, err)
 	}

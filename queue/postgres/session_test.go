@@ -397,7 +397,8 @@ func TestUsedUpNumbersMakeTheStoreUnusableByName(t *testing.T) {
 	t.Parallel()
 	for name, plant := range map[string]string{
 		"the sequence": `ALTER SEQUENCE proton_queue_id_seq RESTART WITH 2147483646`,
-		"the column":   `ALTER SEQUENCE proton_queue_id_seq AS bigint MAXVALUE 9223372036854775807 RESTART WITH 2147483646`,
+		"the column": `ALTER SEQUENCE proton_queue_id_seq AS bigint MAXVALUE 9223372036854775807 RESTART WITH ` +
+			`2147483646`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -437,7 +438,8 @@ func TestRowsWithTimesWithoutAFormAreListed(t *testing.T) {
 		FROM generate_series(1, 400) n, unnest(ARRAY['infinity', '-infinity', 'now']) WITH ORDINALITY AS v(d, i)
 			WHERE n % 3 = i - 1;
 		INSERT INTO koji_relay.outbox (commit, event, created, callback, kwargs)
-		VALUES ('`+commitID(1)+`', 0, '-infinity', 'postTag', '{}'), ('`+commitID(2)+`', 0, 'infinity', 'postTag', '{}')`)
+		VALUES ('`+commitID(1)+`', 0, '-infinity', 'postTag', '{}'),
+			('`+commitID(2)+`', 0, 'infinity', 'postTag', '{}')`)
 	for _, newest := range []bool{false, true} {
 		if got := storetest.List(t, s, inspect.QueueBox, inspect.ListOptions{Newest: newest}); len(got) != 6 {
 			t.Errorf("the list has %d items, want 6", len(got))
@@ -475,7 +477,8 @@ func TestProbeNoticesThatNothingCanBeWritten(t *testing.T) {
 		"ALTER DATABASE " + name +
 			" SET default_transaction_read_only = on": "ALTER DATABASE " + name +
 			" RESET default_transaction_read_only",
-		"ALTER SEQUENCE proton_queue_id_seq RESTART WITH 2147483647; SELECT nextval('proton_queue_id_seq')": "ALTER SEQUENCE proton_queue_id_seq RESTART",
+		"ALTER SEQUENCE proton_queue_id_seq RESTART WITH 2147483647; " +
+			"SELECT nextval('proton_queue_id_seq')": "ALTER SEQUENCE proton_queue_id_seq RESTART",
 		fmt.Sprintf("REVOKE INSERT ON proton_queue FROM %q",
 			relayRole): fmt.Sprintf("GRANT INSERT ON proton_queue TO %q", relayRole),
 	} {

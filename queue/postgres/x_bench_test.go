@@ -23,7 +23,8 @@ func fill(tb testing.TB, conn string, first, last int, next string) {
 				next_attempt)
 			SELECT md5(i::text)::uuid::text, id, now(), now(), 'build.tag', 1300, 'postTag', %s FROM n ORDER BY id
 		) INSERT INTO proton_queue (id, address, props, body)
-		SELECT id, 'build.tag', '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1", "user": "kojira"}',
+		SELECT id, 'build.tag', '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2",
+			"release": "1", "user": "kojira"}',
 			json_build_object('n', i, 'build', repeat('0123456789', 85)) FROM n ORDER BY id;
 		ANALYZE koji_relay.delivery; ANALYZE proton_queue;`, first, last, next))
 }

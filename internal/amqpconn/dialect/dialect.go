@@ -57,9 +57,9 @@ func (p Peer) IsRabbitMQ() bool { return p.Product == "RabbitMQ" }
 // come.
 func (p Peer) SettlesRanges() bool { return p.IsRabbitMQ() && p.major() < 4 }
 
-// KeepsSessionOrder reports whether the broker deals with all messages of a session in the order in which they
-// come, whatever their links. RabbitMQ does: a session is one Erlang process there. AMQP promises it of a link
-// alone.
+// KeepsSessionOrder reports whether the broker deals with all messages of a session in the order in which
+// they come, whatever their links. RabbitMQ does: a session is one Erlang process there. AMQP promises it of
+// a link alone.
 func (p Peer) KeepsSessionOrder() bool { return p.IsRabbitMQ() }
 
 // major is the first number of the version, 0 if there is none.

@@ -1,5 +1,5 @@
-// Package frame reads the encoded values and performatives of AMQP 1.0, as far as the login and the guard need
-// them. It promises bounded time for any input. It copies nothing.
+// Package frame reads the encoded values and performatives of AMQP 1.0, as far as the login and the guard
+// need them. It promises bounded time for any input. It copies nothing.
 package frame
 
 import (

@@ -1,6 +1,6 @@
 // Package guard stands between the AMQP driver and the socket, since the driver trusts its peer. It promises
-// that a peer costs bounded memory and time whatever it sends, and tells what the peer allows. It never changes
-// what a message says.
+// that a peer costs bounded memory and time whatever it sends, and tells what the peer allows. It never
+// changes what a message says.
 package guard
 
 import (
@@ -376,8 +376,8 @@ func isOutcome(state []byte) bool {
 	return err == nil && p.Code >= frame.Accepted && p.Code <= frame.Modified
 }
 
-// WriteOn has frames written on goroutines that spawn makes, where it reports true. Call it before anything is
-// written.
+// WriteOn has frames written on goroutines that spawn makes, where it reports true. Call it before anything
+// is written.
 func (g *Guard) WriteOn(spawn func(func()) bool) { g.out.spawn = spawn }
 
 // WriteError is how writing ended; nil while it works.

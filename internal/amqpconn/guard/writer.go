@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// writer gathers frames on their way to the socket. The driver writes each frame by itself; under load that is
-// a system call, a packet and a wake-up of the peer for each message. Frames that come while others are being
-// written go together.
+// writer gathers frames on their way to the socket. The driver writes each frame by itself; under load that
+// is a system call, a packet and a wake-up of the peer for each message. Frames that come while others are
+// being written go together.
 //
 //	driver --> Write: copies, returns --> flush, while there is anything: socket
 //
