@@ -188,7 +188,8 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	}
 	d.Remedy = r.Remedy()
 	d.Usable = d.Remedy == ""
-	if outboxIsOld(r.Outbox, r.OutboxOldest) {
+	// Another reader began with its first start.
+	if cfg.Relay.Name == "" && outboxIsOld(r.Outbox, r.OutboxOldest) {
 		d.Warning = fmt.Sprintf("the outbox holds %d events, the oldest of %s UTC; a relay publishes them; "+
 			"to drop "+
 			"the old ones: %s", r.Outbox, r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)

@@ -23,7 +23,8 @@ type ProbeReport struct {
 	// Pooler says what stands between us and the server: empty, "session" or "transaction". Through the
 	// last one neither LISTEN nor advisory locks work.
 	Pooler string
-	// Outbox counts the events in the outbox, and OutboxOldest is when the first of them was inserted.
+	// Outbox counts the events in the outbox that wait for the reader without a name, and OutboxOldest is when
+	// the first of them was inserted.
 	Outbox       int64
 	OutboxOldest time.Time
 }
@@ -61,11 +62,12 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	if len(r.Missing) > 0 {
 		return r, nil // what follows would fail for want of them
 	}
-	if r.SchemaStatus, err = s.Status(ctx); err != nil || r.Version == 0 {
+	if r.SchemaStatus, err = s.Status(ctx); err != nil || r.Version != schema.Version() {
 		return r, err
 	}
 	var oldest pgtype.Timestamptz
-	err = s.conn.QueryRow(ctx, `SELECT count(*), min(created) FROM koji_relay.outbox`).Scan(&r.Outbox, &oldest)
+	err = s.conn.QueryRow(ctx, `SELECT count(*), min(created) FROM koji_relay.outbox o
+		WHERE '' <> ALL (`+takenBy+`)`).Scan(&r.Outbox, &oldest)
 	if err != nil {
 		return r, fmt.Errorf("look into the outbox of %s: %w", s.name, libpq.Plain(err))
 	}
