@@ -209,7 +209,7 @@ func (d *Daemon) openQueue(ctx context.Context, parts *stops) error {
 	}
 	if pg != nil {
 		d.postgres = pg
-		d.outbox = postgres.NewOutbox(pg, outboxTaker{&d.current}, postgres.OutboxOptions{Name: c.Relay.Name,
+		d.outbox = postgres.NewOutbox(pg, outboxPublisher{&d.current}, postgres.OutboxOptions{Name: c.Relay.Name,
 			Interval: c.Queue.Interval, Subjects: d.subjects, BeforeDelete: d.flushHistory, Logger: d.log})
 	}
 	return nil

@@ -174,10 +174,10 @@ func (d *Daemon) publish(ctx context.Context, commit message.Commit) message.Rec
 	return s.hub.publish(ctx, commit, work.progress)
 }
 
-// outboxTaker is the outbox reader's way in.
-type outboxTaker struct{ *current }
+// outboxPublisher is the outbox reader's way in.
+type outboxPublisher struct{ *current }
 
-func (c outboxTaker) Take(ctx context.Context, commit message.Commit) message.Receipt {
+func (c outboxPublisher) Publish(ctx context.Context, commit message.Commit) message.Receipt {
 	s := c.acquire()
 	defer s.users.Done()
 	return s.outbox.publish(ctx, commit, func() {})

@@ -37,7 +37,7 @@ func TestHoldersAreNamed(t *testing.T) {
 			if drain, outbox := look(); drain.String() != "nobody at the moment" || outbox != drain {
 				t.Errorf("before anybody works it is %v and %v", drain, outbox)
 			}
-			b := readingOutbox(t, other, &fakeTaker{})
+			b := readingOutbox(t, other, &fakePublisher{})
 			storetest.Eventually(t, "it reads", func() bool { return b.Status().Reading })
 			pass, err := other.BeginDrain(t.Context())
 			if err != nil {

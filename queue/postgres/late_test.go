@@ -82,18 +82,18 @@ func TestEventCommittedLateIsTakenBeforeThoseInsertedAfterIt(t *testing.T) {
 	conn := hubDatabase(t)
 	commit := uncommitted(t, conn, insertEvents(commitID(1), 0, 1))
 	pgtest.SQL(t, conn, insertEvents(commitID(2), 0, 1))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	var once sync.Once
-	taker.during = func() { // the reader has passed the first one
+	publisher.during = func() { // the reader has passed the first one
 		once.Do(func() {
 			commit()
 			pgtest.SQL(t, conn, insertEvents(commitID(3), 0, 1))
 		})
 	}
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	want := []string{commitID(2) + "/0", commitID(1) + "/0", commitID(3) + "/0"}
-	if got := taker.taken(); !slices.Equal(got, want) {
+	if got := publisher.taken(); !slices.Equal(got, want) {
 		t.Errorf("taken\n%v, want\n%v", got, want)
 	}
 }

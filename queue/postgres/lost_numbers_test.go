@@ -73,21 +73,21 @@ func TestEventWithTheIDOfOneThatIsDoneIsTaken(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, insertEvents(commitID(1), 0, 2))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	var once sync.Once
-	taker.during = func() {
+	publisher.during = func() {
 		once.Do(func() {
 			pgtest.SQL(t, conn, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
 				'BEGIN RAISE ''no deletion today''; END';
 				CREATE TRIGGER refuse BEFORE DELETE ON koji_relay.outbox EXECUTE FUNCTION refuse()`)
 		})
 	}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the deletion failed", func() bool { return reader.Status().Error != "" })
 	pgtest.SQL(t, conn, `BEGIN; TRUNCATE koji_relay.outbox RESTART IDENTITY;`+insertEvents(commitID(2), 0, 3)+
 		`; DROP TRIGGER refuse ON koji_relay.outbox; COMMIT`)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if got := taker.count(); got != 5 {
-		t.Errorf("%d events were taken, want all 5: %v", got, taker.taken())
+	if got := publisher.count(); got != 5 {
+		t.Errorf("%d events were taken, want all 5: %v", got, publisher.taken())
 	}
 }

@@ -137,8 +137,8 @@ func TestPutThatNobodyWasToldOfIsNoticedSoon(t *testing.T) {
 func TestEventThatNobodyWasToldOfIsTakenSoon(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	taker := &fakeTaker{}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "it reads", func() bool { return reader.Status().Reading })
 	// its number is drawn, and seen, long before it
 	commit := uncommitted(t, conn, insertEvents(commitID(1), 0, 1))
@@ -146,20 +146,20 @@ func TestEventThatNobodyWasToldOfIsTakenSoon(t *testing.T) {
 	storetest.Eventually(t, "the reader looked at the sequence",
 		func() bool { return time.Since(drawn) > keepAlive+keepAlive/4 })
 	commit()
-	storetest.Eventually(t, "the event was taken", func() bool { return taker.count() == 1 })
+	storetest.Eventually(t, "the event was taken", func() bool { return publisher.count() == 1 })
 }
 
 func TestPokeWakesTheReaderOfThisProcess(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	heard := listenTo(t, conn)
-	taker := &fakeTaker{}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "it reads", func() bool { return reader.Status().Reading })
 	for n := range 20 {
 		pgtest.SQL(t, conn, insertEvents(commitID(n), 0, 1))
 		reader.Poke()
-		storetest.Eventually(t, "the event was taken", func() bool { return taker.count() == n+1 })
+		storetest.Eventually(t, "the event was taken", func() bool { return publisher.count() == n+1 })
 	}
 	if n := heard.count(notifyOutbox); n != 0 {
 		t.Errorf("%d notifications, want none: the reader is in this process", n)
@@ -169,13 +169,13 @@ func TestPokeWakesTheReaderOfThisProcess(t *testing.T) {
 func TestPokeIsPassedOnToTheReaderOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	taker := &fakeTaker{}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "it reads", func() bool { return reader.Status().Reading })
 	heard := listenTo(t, conn)
 	other := open(t, conn, queue.Limits{})
 	wakeUps(t, other)
-	poked := NewOutbox(other, &fakeTaker{}, OutboxOptions{Interval: 30 * time.Second})
+	poked := NewOutbox(other, &fakePublisher{}, OutboxOptions{Interval: 30 * time.Second})
 	began := time.Now()
 	for range 1000 {
 		poked.Poke()

@@ -11,11 +11,11 @@ import (
 	"koji-relay/internal/retry"
 )
 
-// Taker deals with commits. It is what publishes those that come over the socket, too.
-type Taker interface {
-	// Take returns which events were neither sent nor stored (nor made dead letters); these stay in the
+// Publisher publishes commits: the same that publishes those of the socket.
+type Publisher interface {
+	// Publish returns which events were neither sent nor stored (nor made dead letters); these stay in the
 	// outbox. It is called by many goroutines at once.
-	Take(ctx context.Context, c message.Commit) message.Receipt
+	Publish(ctx context.Context, c message.Commit) message.Receipt
 }
 
 // OutboxOptions configures the outbox reader.
@@ -41,9 +41,9 @@ type OutboxOptions struct {
 // commit. A commit is taken whole, a large one in pieces. Events are deleted after they were dealt with, many
 // at a time: killed in between, they are taken again, under the same message-ids.
 type Outbox struct {
-	store *Store
-	taker Taker
-	o     OutboxOptions
+	store     *Store
+	publisher Publisher
+	o         OutboxOptions
 	// intervals has a new Options.Interval that Run has not seen.
 	intervals chan time.Duration
 
@@ -73,7 +73,7 @@ const (
 )
 
 // NewOutbox prepares a reader; it starts nothing.
-func NewOutbox(p *Store, t Taker, o OutboxOptions) *Outbox {
+func NewOutbox(p *Store, t Publisher, o OutboxOptions) *Outbox {
 	if o.Interval <= 0 {
 		panic("postgres: OutboxOptions.Interval must be above 0")
 	}
@@ -86,7 +86,7 @@ func NewOutbox(p *Store, t Taker, o OutboxOptions) *Outbox {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Outbox{store: p, taker: t, o: o, intervals: make(chan time.Duration, 1)}
+	return &Outbox{store: p, publisher: t, o: o, intervals: make(chan time.Duration, 1)}
 }
 
 // SetInterval changes OutboxOptions.Interval, and lets the reader look at once. It never blocks. One

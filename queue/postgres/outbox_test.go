@@ -30,8 +30,8 @@ func insertEvents(commit string, first, last int) string {
 	return "INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES " + strings.Join(values, ", ")
 }
 
-// fakeTaker takes everything, unless told otherwise.
-type fakeTaker struct {
+// fakePublisher takes everything, unless told otherwise.
+type fakePublisher struct {
 	// mu guards the fields below.
 	mu      sync.Mutex
 	commits []message.Commit
@@ -41,7 +41,7 @@ type fakeTaker struct {
 	queued  bool                 // nothing is sent, all is queued
 }
 
-func (f *fakeTaker) Take(_ context.Context, c message.Commit) message.Receipt {
+func (f *fakePublisher) Publish(_ context.Context, c message.Commit) message.Receipt {
 	if f.hold != nil {
 		f.hold(c)
 	}
@@ -63,7 +63,7 @@ func (f *fakeTaker) Take(_ context.Context, c message.Commit) message.Receipt {
 }
 
 // count is the number of events taken.
-func (f *fakeTaker) count() int {
+func (f *fakePublisher) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := 0
@@ -73,7 +73,7 @@ func (f *fakeTaker) count() int {
 	return n
 }
 
-func (f *fakeTaker) taken() []string {
+func (f *fakePublisher) taken() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var list []string
@@ -86,9 +86,9 @@ func (f *fakeTaker) taken() []string {
 }
 
 // readingOutbox runs a reader until the test ends.
-func readingOutbox(tb testing.TB, p *Store, taker Taker) *Outbox {
+func readingOutbox(tb testing.TB, p *Store, publisher Publisher) *Outbox {
 	tb.Helper()
-	b := NewOutbox(p, taker, OutboxOptions{Interval: time.Minute})
+	b := NewOutbox(p, publisher, OutboxOptions{Interval: time.Minute})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- b.Run(ctx) }()
@@ -115,11 +115,11 @@ func TestOutboxIsTakenByWholeCommitsInOrder(t *testing.T) {
 		pgtest.SQL(t, conn, insertEvents(commitID(n), 0, size))
 		want = append(want, commitID(n))
 	}
-	taker := &fakeTaker{}
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	var got []string
-	for _, c := range taker.commits {
+	for _, c := range publisher.commits {
 		got = append(got, c.ID)
 		for i, e := range c.Events {
 			if e.Number != i || e.Callback != "postTag" ||
@@ -136,12 +136,12 @@ func TestOutboxIsTakenByWholeCommitsInOrder(t *testing.T) {
 func TestOutboxIsReadOnNotificationWithoutDelay(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	taker := &fakeTaker{}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "it reads", func() bool { return reader.Status().Reading })
 	pgtest.SQL(t, conn, "BEGIN;"+insertEvents(commitID(1), 0, 1)+"; SELECT pg_notify('koji_relay', ''); COMMIT")
 	began := time.Now()
-	storetest.Eventually(t, "the event was taken", func() bool { return taker.count() == 1 })
+	storetest.Eventually(t, "the event was taken", func() bool { return publisher.count() == 1 })
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("it took %v; the interval is a minute", took)
 	}
@@ -151,14 +151,14 @@ func TestOutboxIsReadOnNotificationWithoutDelay(t *testing.T) {
 func TestOutboxLooksAtOnceAndAsOftenAsANewIntervalSays(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
-	taker := &fakeTaker{}
-	b := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	b := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "it is the reader", func() bool { return b.Status().Reading })
 	b.SetInterval(time.Hour)
 	b.SetInterval(50 * time.Millisecond)
 	for n := range 3 {
 		pgtest.SQL(t, conn, insertEvents(commitID(n), 0, 1))
-		storetest.Eventually(t, "the commit is taken", func() bool { return taker.count() == n+1 })
+		storetest.Eventually(t, "the commit is taken", func() bool { return publisher.count() == n+1 })
 	}
 }
 
@@ -166,19 +166,19 @@ func TestEventsNotTakenStayAndAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, insertEvents(commitID(1), 0, 4)+";"+insertEvents(commitID(2), 0, 1))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	tries := 0
-	taker.refuse = func(message.Commit) []int {
+	publisher.refuse = func(message.Commit) []int {
 		if tries++; tries == 1 {
 			return []int{1, 3}
 		}
 		return nil
 	}
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	c1, c2 := commitID(1), commitID(2)
 	want := []string{c1 + "/0", c1 + "/1", c1 + "/2", c1 + "/3", c1 + "/1", c1 + "/3", c2 + "/0"}
-	if got := taker.taken(); !slices.Equal(got, want) {
+	if got := publisher.taken(); !slices.Equal(got, want) {
 		t.Errorf("taken\n%v, want\n%v", got, want)
 	}
 }
@@ -187,21 +187,21 @@ func TestEventTakenIsNotTakenAgainWhenItsDeletionFailed(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, insertEvents(commitID(1), 0, 3))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	var once sync.Once
-	taker.during = func() {
+	publisher.during = func() {
 		once.Do(func() {
 			pgtest.SQL(t, conn,
 				`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no deletion today''; END';
 				CREATE TRIGGER refuse BEFORE DELETE ON koji_relay.outbox EXECUTE FUNCTION refuse()`)
 		})
 	}
-	reader := readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	reader := readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the deletion failed",
 		func() bool { return strings.Contains(reader.Status().Error, "no deletion") })
 	pgtest.SQL(t, conn, `DROP TRIGGER refuse ON koji_relay.outbox`)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if got := taker.count(); got != 3 {
+	if got := publisher.count(); got != 3 {
 		t.Errorf("%d events were taken, want 3 once each", got)
 	}
 }
@@ -211,10 +211,10 @@ func TestCommitSaysWhyItDidNotComeByTheSocket(t *testing.T) {
 	conn := hubDatabase(t)
 	pgtest.SQL(t, conn, `BEGIN; SELECT set_config('koji_relay.fallback', 'timed out', true);`+
 		insertEvents(commitID(1), 0, 2)+`; COMMIT; `+insertEvents(commitID(2), 0, 1))
-	taker := &fakeTaker{}
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
+	publisher := &fakePublisher{}
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	for _, c := range taker.commits {
+	for _, c := range publisher.commits {
 		if want := map[string]string{commitID(1): "timed out"}[c.ID]; c.Fallback != want {
 			t.Errorf("commit %s came for the reason %q, want %q", c.ID, c.Fallback, want)
 		}
@@ -228,17 +228,17 @@ func TestTwoReadersTakeEachEventOnce(t *testing.T) {
 	pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 		SELECT md5(c::text)::uuid, e, 'postTag', '{}' FROM generate_series(1, %d) c, generate_series(0, %d) e
 			ORDER BY c, e`, commits, size-1))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	ctx, cancel := context.WithCancel(t.Context())
 	var first sync.WaitGroup
-	a := NewOutbox(open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second})
+	a := NewOutbox(open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second})
 	first.Go(func() { _ = a.Run(ctx) })
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
-	storetest.Eventually(t, "a part was taken", func() bool { return taker.count() > commits*size/4 })
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
+	storetest.Eventually(t, "a part was taken", func() bool { return publisher.count() > commits*size/4 })
 	cancel() // an orderly stop: the other one goes on
 	first.Wait()
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	got := taker.taken()
+	got := publisher.taken()
 	slices.Sort(got)
 	if n := len(got); n != commits*size || len(slices.Compact(got)) != n {
 		t.Errorf("%d events were taken, want %d, each once", n, commits*size)
@@ -251,17 +251,17 @@ func TestLargeCommitIsHandedOverInPieces(t *testing.T) {
 	pgtest.SQL(t, conn, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 		SELECT '`+commitID(1)+`', e, 'postTag', json_build_object('log', repeat('x', 1000))
 		FROM generate_series(0, 9) e`)
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	p := open(t, conn, queue.Limits{})
-	b := NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 3500})
+	b := NewOutbox(p, publisher, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 3500})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = b.Run(ctx) })
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	cancel()
 	wg.Wait()
-	if len(taker.commits) != 4 || taker.count() != 10 {
-		t.Errorf("%d pieces with %d events, want 4 with 10", len(taker.commits), taker.count())
+	if len(publisher.commits) != 4 || publisher.count() != 10 {
+		t.Errorf("%d pieces with %d events, want 4 with 10", len(publisher.commits), publisher.count())
 	}
 }
 
@@ -283,14 +283,14 @@ func TestAppendedCommitIsBehindTheOthersAndCountsAsBacklog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	taker := &fakeTaker{}
-	readingOutbox(t, p, taker)
+	publisher := &fakePublisher{}
+	readingOutbox(t, p, publisher)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if got, want := taker.taken(), []string{commitID(1) + "/0", commitID(1) + "/1",
+	if got, want := publisher.taken(), []string{commitID(1) + "/0", commitID(1) + "/1",
 		commitID(2) + "/4"}; !slices.Equal(got, want) {
 		t.Errorf("taken %v, want %v", got, want)
 	}
-	if got := string(taker.commits[1].Events[0].Kwargs); got != `{"a":  1}` {
+	if got := string(publisher.commits[1].Events[0].Kwargs); got != `{"a":  1}` {
 		t.Errorf("kwargs came back as %s", got)
 	}
 	if b := storetest.Backlog(t, p); b.Any() {

@@ -163,7 +163,7 @@ func (w *window) begin(ctx context.Context) {
 		go func() {
 			failpoint.Hit("before-outbox-take")
 			// What was begun is finished, as for a commit of the socket: cut short, it would be sent again.
-			p.receipt = w.taker.Take(context.WithoutCancel(ctx), p.commit)
+			p.receipt = w.publisher.Publish(context.WithoutCancel(ctx), p.commit)
 			failpoint.Hit("after-outbox-take")
 			w.over <- p
 		}()

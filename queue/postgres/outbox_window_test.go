@@ -35,9 +35,9 @@ func insertAbout(commit, about string) string {
 }
 
 // reads runs a reader with options until the test ends, or until the function that it gives is called.
-func reads(t *testing.T, p *Store, taker Taker, o OutboxOptions) (stop func()) {
+func reads(t *testing.T, p *Store, publisher Publisher, o OutboxOptions) (stop func()) {
 	t.Helper()
-	b := NewOutbox(p, taker, o)
+	b := NewOutbox(p, publisher, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- b.Run(ctx) }()
@@ -62,7 +62,7 @@ func TestCommitsAboutDifferentBuildsAreTakenAtOnce(t *testing.T) {
 	var under, peak atomic.Int64
 	all := make(chan struct{})
 	reached := sync.OnceFunc(func() { close(all) })
-	taker := &fakeTaker{hold: func(message.Commit) {
+	publisher := &fakePublisher{hold: func(message.Commit) {
 		n := under.Add(1)
 		defer under.Add(-1)
 		for old := peak.Load(); n > old && !peak.CompareAndSwap(old, n); old = peak.Load() {
@@ -72,7 +72,8 @@ func TestCommitsAboutDifferentBuildsAreTakenAtOnce(t *testing.T) {
 		}
 		<-all // which takes as many at once
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
+		Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if peak.Load() != mostUnderWay {
 		t.Errorf("%d commits were taken at once, want %d", peak.Load(), mostUnderWay)
@@ -90,7 +91,7 @@ func TestFewCommitsAreQueuedAtOnce(t *testing.T) {
 	pgtest.SQL(t, conn, sql.String())
 	var mu sync.Mutex
 	under, taken, peak := 0, 0, 0
-	taker := &fakeTaker{queued: true, hold: func(message.Commit) {
+	publisher := &fakePublisher{queued: true, hold: func(message.Commit) {
 		mu.Lock()
 		under++
 		taken++
@@ -103,7 +104,8 @@ func TestFewCommitsAreQueuedAtOnce(t *testing.T) {
 		under--
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
+		Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	if peak > mostIntoQueue {
 		t.Errorf("%d commits were put at once, want at most %d", peak, mostIntoQueue)
@@ -132,7 +134,7 @@ func TestCommitsAboutOneBuildKeepTheirOrder(t *testing.T) {
 	var mu sync.Mutex
 	under := map[string]string{} // by build: the commit that is being taken
 	began := map[string][]string{}
-	taker := &fakeTaker{hold: func(c message.Commit) {
+	publisher := &fakePublisher{hold: func(c message.Commit) {
 		mu.Lock()
 		for _, b := range builds(c) {
 			if other := under[b]; other != "" {
@@ -149,7 +151,8 @@ func TestCommitsAboutOneBuildKeepTheirOrder(t *testing.T) {
 		}
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
+		Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
 	for b, commits := range want {
 		if !slices.Equal(began[b], commits) {
@@ -165,16 +168,17 @@ func TestCommitHeldBackStopsThoseAboutTheSameBuildOnly(t *testing.T) {
 	pgtest.SQL(t, conn, insertAbout(commitID(1), "1")+insertAbout(commitID(2), "1")+
 		insertAbout(commitID(3), "3"))
 	var refused atomic.Int64
-	taker := &fakeTaker{}
-	taker.refuse = func(c message.Commit) []int {
+	publisher := &fakePublisher{}
+	publisher.refuse = func(c message.Commit) []int {
 		if c.ID == commitID(1) && refused.Add(1) <= 2 {
 			return []int{0}
 		}
 		return nil
 	}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, Subjects: builds})
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
+		Subjects: builds})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	got := taker.taken()
+	got := publisher.taken()
 	first := slices.Index(got, commitID(2)+"/0")
 	tries := 0
 	for _, id := range got[:max(0, first)] {
@@ -196,12 +200,12 @@ func TestHugeCommitIsTakenInPiecesWhoseProgressIsKept(t *testing.T) {
 	pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 		SELECT '%s', e, 'postTag', '{}' FROM generate_series(0, %d) e;`,
 		commitID(1), events-1)+insertEvents(commitID(2), 0, 1))
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	most, refused := 0, 0
-	taker.refuse = func(c message.Commit) []int {
+	publisher.refuse = func(c message.Commit) []int {
 		most = max(most, len(c.Events))
-		if n := len(taker.commits); n == 30 || n == 60 { // the store is full for a moment
-			taker.commits[n-1].Events = nil // it counts what is taken
+		if n := len(publisher.commits); n == 30 || n == 60 { // the store is full for a moment
+			publisher.commits[n-1].Events = nil // it counts what is taken
 			var all []int
 			for _, e := range c.Events {
 				all = append(all, e.Number)
@@ -211,9 +215,9 @@ func TestHugeCommitIsTakenInPiecesWhoseProgressIsKept(t *testing.T) {
 		}
 		return nil
 	}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second})
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	got := taker.taken()
+	got := publisher.taken()
 	var want []string
 	for n := range events {
 		want = append(want, fmt.Sprintf("%s/%d", commitID(1), n))
@@ -234,7 +238,7 @@ func TestEventsInHandAreBoundedInBytes(t *testing.T) {
 		FROM generate_series(1, 200) c`)
 	var mu sync.Mutex
 	bytes, peak := 0, 0
-	taker := &fakeTaker{hold: func(c message.Commit) {
+	publisher := &fakePublisher{hold: func(c message.Commit) {
 		n := len(c.Events[0].Kwargs)
 		mu.Lock()
 		bytes += n
@@ -245,10 +249,11 @@ func TestEventsInHandAreBoundedInBytes(t *testing.T) {
 		bytes -= n
 		mu.Unlock()
 	}}
-	reads(t, open(t, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second, MaxBytes: 50_000,
+	reads(t, open(t, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
+		MaxBytes: 50_000,
 		Subjects: func(c message.Commit) []string { return []string{c.ID} }})
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if peak > 50_000 || taker.count() != 200 {
-		t.Errorf("%d bytes were in hand at once, want at most 50000; %d events were taken", peak, taker.count())
+	if peak > 50_000 || publisher.count() != 200 {
+		t.Errorf("%d bytes were in hand at once, want at most 50000; %d events were taken", peak, publisher.count())
 	}
 }

@@ -104,11 +104,11 @@ func workOnQueue(t *testing.T, p *Store) {
 	_, err = p.Drop(ctx, inspect.QueueBox, inspect.Selection{IDs: aside[20:]})
 	must(err)
 
-	taker := &fakeTaker{}
+	publisher := &fakePublisher{}
 	reading, cancel := context.WithCancel(ctx)
 	var reader sync.WaitGroup
-	reader.Go(func() { _ = NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second}).Run(reading) })
-	storetest.Eventually(t, "events were read", func() bool { return taker.count() > 100 })
+	reader.Go(func() { _ = NewOutbox(p, publisher, OutboxOptions{Interval: 30 * time.Second}).Run(reading) })
+	storetest.Eventually(t, "events were read", func() bool { return publisher.count() > 100 })
 	cancel()
 	reader.Wait()
 	must(p.Close())

@@ -62,10 +62,10 @@ const insertDead = `
 	ORDER BY message_id
 	ON CONFLICT (message_id) DO NOTHING`
 
-// Put implements Store. It takes one round trip however many messages there are, and shares it with other puts
-// that come at the same time. The exception is a body that is JSON but that this server refuses all the same
-// (nested too deep, or a character that the database's encoding lacks): then the messages are stored one by
-// one, to find it.
+// Put implements Store. It takes one round trip however many messages there are, and shares it with other
+// puts that come at the same time. The exception is a body that is JSON but that this server refuses all the
+// same (nested too deep, or a character that the database's encoding lacks): then the messages are stored one
+// by one, to find it.
 func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 	undeliverable []message.Undeliverable) (queue.Stored, error) {
 	limits := p.limits.Load()

@@ -26,9 +26,9 @@ func announce(tb testing.TB, p *Store, names ...string) {
 }
 
 // readingAs runs a reader called name until stop is called, or the test ends.
-func readingAs(tb testing.TB, p *Store, name string, taker Taker) (b *Outbox, stop func()) {
+func readingAs(tb testing.TB, p *Store, name string, publisher Publisher) (b *Outbox, stop func()) {
 	tb.Helper()
-	b = NewOutbox(p, taker, OutboxOptions{Name: name, Interval: 100 * time.Millisecond,
+	b = NewOutbox(p, publisher, OutboxOptions{Name: name, Interval: 100 * time.Millisecond,
 		Subjects: func(c message.Commit) []string { return []string{c.ID} }})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -59,16 +59,16 @@ func TestEachReaderTakesEachEventOnceAndTheLastDeletesIt(t *testing.T) {
 	conn := hubDatabase(t)
 	stores := map[string]*Store{"": open(t, conn, queue.Limits{}), "new": open(t, conn, queue.Limits{}),
 		"third-1": open(t, conn, queue.Limits{})}
-	takers := map[string]*fakeTaker{}
+	takers := map[string]*fakePublisher{}
 	for name, p := range stores {
 		announce(t, p, name)
-		takers[name] = &fakeTaker{}
+		takers[name] = &fakePublisher{}
 		readingAs(t, p, name, takers[name])
 	}
 	insertCommits(t, conn, 0, 300)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	for name, taker := range takers {
-		got := taker.taken()
+	for name, publisher := range takers {
+		got := publisher.taken()
 		slices.Sort(got)
 		if n := len(got); n != 900 || len(slices.Compact(got)) != n {
 			t.Errorf("reader %q took %d events, want 900, each once", name, n)
@@ -118,7 +118,7 @@ func TestReaderThatIsAwayGetsWhatCameMeanwhile(t *testing.T) {
 	conn := hubDatabase(t)
 	p := open(t, conn, queue.Limits{})
 	announce(t, p, "", "new")
-	here, away := &fakeTaker{}, &fakeTaker{}
+	here, away := &fakePublisher{}, &fakePublisher{}
 	_, stop := readingAs(t, p, "new", away)
 	readingAs(t, p, "", here)
 	insertCommits(t, conn, 0, 10)
@@ -163,7 +163,7 @@ func TestForgottenReaderHoldsNothingAndTheOthersKeepTheirs(t *testing.T) {
 		t.Fatalf("%d events are there, want all 2100", n)
 	}
 	release := make(chan struct{})
-	reading, stop := readingAs(t, p, "new", &fakeTaker{hold: func(message.Commit) { <-release },
+	reading, stop := readingAs(t, p, "new", &fakePublisher{hold: func(message.Commit) { <-release },
 		refuse: func(message.Commit) []int { return []int{0, 1, 2} }})
 	storetest.Eventually(t, "it reads", func() bool { return reading.Status().Reading })
 	if _, _, err := p.ForgetReader(t.Context(), "new"); !errors.Is(err, ErrReading) {
@@ -231,8 +231,8 @@ func TestOldEventsGoAndWhoMissedThemIsNamed(t *testing.T) {
 	pgtest.SQL(t, conn, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs, created)
 		SELECT md5(i::text)::uuid, 0, 'postTag', '{}', now() - interval '2 days' FROM generate_series(1, 2500) i`)
 	insertCommits(t, conn, 5000, 5002)
-	taker := &fakeTaker{}
-	readingAs(t, p, "", taker)
+	publisher := &fakePublisher{}
+	readingAs(t, p, "", publisher)
 	storetest.Eventually(t, "it took and marked", func() bool { return marksLeft(t, conn) == 2506 })
 	lost, err := p.ExpireOutbox(t.Context(), "new", 24*time.Hour)
 	if err != nil || len(lost) != 0 || outboxLeft(t, conn) != 2506 {
@@ -264,13 +264,13 @@ func TestDeletionOfAnOldRelayIsHeld(t *testing.T) {
 	if n := outboxLeft(t, conn); n != 6 {
 		t.Errorf("an old relay deleted what another reader needs: %d events are left, want 6", n)
 	}
-	taker, unnamed := &fakeTaker{}, &fakeTaker{}
-	readingAs(t, p, "new", taker)
+	publisher, unnamed := &fakePublisher{}, &fakePublisher{}
+	readingAs(t, p, "new", publisher)
 	storetest.Eventually(t, "what the old one took is gone", func() bool { return outboxLeft(t, conn) == 3 })
 	readingAs(t, p, "", unnamed)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	if taker.count() != 6 || unnamed.count() != 3 || marksLeft(t, conn) != 0 {
-		t.Errorf("%d and %d events were taken, %d marks left; want 6, 3, 0", taker.count(), unnamed.count(),
+	if publisher.count() != 6 || unnamed.count() != 3 || marksLeft(t, conn) != 0 {
+		t.Errorf("%d and %d events were taken, %d marks left; want 6, 3, 0", publisher.count(), unnamed.count(),
 			marksLeft(t, conn))
 	}
 }
@@ -284,7 +284,7 @@ func TestMarkOfAnEarlierEventOfTheSameIDIsNone(t *testing.T) {
 	pgtest.SQL(t, conn, insertEvents(commitID(1), 0, 1))
 	pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox_taken VALUES (1, '', '%s'), (1, 'new', '%s')`,
 		commitID(7), commitID(7)))
-	one, other := &fakeTaker{}, &fakeTaker{}
+	one, other := &fakePublisher{}, &fakePublisher{}
 	readingAs(t, p, "", one)
 	readingAs(t, p, "new", other)
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
@@ -301,7 +301,7 @@ func TestServerKilledWhileTwoReadersReadLosesNothing(t *testing.T) {
 	pgtest.SQL(t, conn, kojiTables+relaySchema)
 	p := open(t, conn, queue.Limits{})
 	announce(t, p, "", "new")
-	takers := []*fakeTaker{{}, {}}
+	takers := []*fakePublisher{{}, {}}
 	for i, name := range []string{"", "new"} {
 		readingAs(t, open(t, conn, queue.Limits{}), name, takers[i])
 	}
@@ -317,9 +317,9 @@ func TestServerKilledWhileTwoReadersReadLosesNothing(t *testing.T) {
 		cluster.Start(t)
 	}
 	storetest.Eventually(t, "the outbox is empty", func() bool { return outboxLeft(t, conn) == 0 })
-	for i, taker := range takers {
+	for i, publisher := range takers {
 		got := map[string]bool{}
-		for _, id := range taker.taken() {
+		for _, id := range publisher.taken() {
 			got[id] = true
 		}
 		for id := range want {

@@ -20,9 +20,9 @@ func TestHubAddsToTheOutboxWithThePrintedGrants(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
 	pgtest.SQL(t, as(hubRole, conn), insertEvents(commitID(1), 0, 2)+"; SELECT pg_notify('koji_relay', '')")
-	taker := &fakeTaker{}
-	readingOutbox(t, open(t, conn, queue.Limits{}), taker)
-	storetest.Eventually(t, "the outbox was read", func() bool { return taker.count() == 2 })
+	publisher := &fakePublisher{}
+	readingOutbox(t, open(t, conn, queue.Limits{}), publisher)
+	storetest.Eventually(t, "the outbox was read", func() bool { return publisher.count() == 2 })
 }
 
 // TestRolesHaveNoMoreThanThePrintedGrants keeps the suite honest: a role that owns a table or is a superuser

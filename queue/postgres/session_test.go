@@ -109,8 +109,8 @@ func TestPutAfterAFailoverIsTakenByTheNewPrimary(t *testing.T) {
 	at := newAddress(t)
 	at.leadTo(t, old)
 	s := open(t, at.through(old), queue.Limits{})
-	taker := &fakeTaker{}
-	reader := readingOutbox(t, s, taker)
+	publisher := &fakePublisher{}
+	reader := readingOutbox(t, s, publisher)
 	storetest.Eventually(t, "the outbox is read", func() bool { return reader.Status().Reading })
 	var puts sync.WaitGroup
 	for n := range 8 { // a connection each
@@ -135,7 +135,8 @@ func TestPutAfterAFailoverIsTakenByTheNewPrimary(t *testing.T) {
 		}
 	}
 	pgtest.SQL(t, standbyConn, insertEvents(commitID(1), 0, 1))
-	storetest.Eventually(t, "the outbox of the new primary is read", func() bool { return taker.count() == 1 })
+	storetest.Eventually(t, "the outbox of the new primary is read",
+		func() bool { return publisher.count() == 1 })
 	if n := query[int](t, standbyConn, "SELECT count(*) FROM proton_queue"); n != 72 {
 		t.Errorf("the new primary has %d messages, want 72", n)
 	}
@@ -209,8 +210,8 @@ func TestSessionsLiveThroughNotificationsWithoutEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.silence = keepAlive + time.Second
-	taker := &fakeTaker{}
-	b := NewOutbox(p, taker, OutboxOptions{Interval: 30 * time.Second, Logger: log})
+	publisher := &fakePublisher{}
+	b := NewOutbox(p, publisher, OutboxOptions{Interval: 30 * time.Second, Logger: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = b.Run(ctx) })

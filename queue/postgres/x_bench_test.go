@@ -96,7 +96,7 @@ func BenchmarkBacklog(b *testing.B) {
 }
 
 // BenchmarkOutbox takes commits of one event that waited while the relay was down, each about a build of its
-// own. The taker answers after a millisecond, as a broker does.
+// own. The publisher answers after a millisecond, as a broker does.
 func BenchmarkOutbox(b *testing.B) {
 	for range b.N {
 		conn := benchDatabase(b)
@@ -104,15 +104,15 @@ func BenchmarkOutbox(b *testing.B) {
 		pgtest.SQL(b, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
 			SELECT md5(c::text)::uuid, 0, 'postTag', json_build_object('n', c, 'build', repeat('0123456789', 85))
 			FROM generate_series(1, %d) c; ANALYZE koji_relay.outbox`, rows))
-		taker := &fakeTaker{hold: func(message.Commit) { <-time.After(time.Millisecond) }}
-		reader := NewOutbox(open(b, conn, queue.Limits{}), taker, OutboxOptions{Interval: 30 * time.Second,
+		publisher := &fakePublisher{hold: func(message.Commit) { <-time.After(time.Millisecond) }}
+		reader := NewOutbox(open(b, conn, queue.Limits{}), publisher, OutboxOptions{Interval: 30 * time.Second,
 			Subjects: func(c message.Commit) []string { return []string{c.ID} }})
 		ctx, cancel := context.WithCancel(b.Context())
 		began := time.Now()
 		done := make(chan error)
 		go func() { done <- reader.Run(ctx) }()
 		tick := time.NewTicker(5 * time.Millisecond)
-		for taker.count() < rows {
+		for publisher.count() < rows {
 			<-tick.C
 		}
 		took := time.Since(began)
