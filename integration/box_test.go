@@ -22,8 +22,8 @@ type box struct {
 }
 
 // newBox starts a box; with systemd it is the first process there, else nothing runs. Without a container
-// engine only the latter can be had: nil.
-func newBox(t testing.TB, systemd bool) *box {
+// engine only the latter can be had: nil. More arguments are the engine's.
+func newBox(t testing.TB, systemd bool, more ...string) *box {
 	t.Helper()
 	mode, err := where()
 	if err != nil {
@@ -43,8 +43,11 @@ func newBox(t testing.TB, systemd bool) *box {
 		}
 	}
 	b := &box{name: "koji-relay-box-" + uuid.NewString()[:8]}
-	args := []string{"run", "-d", "--name", b.name, "--network", "host", "--label",
-		"koji-relay.run=" + os.Getenv("KOJI_RELAY_RUN")}
+	args := []string{"run", "-d", "--name", b.name, "--label", "koji-relay.run=" + os.Getenv("KOJI_RELAY_RUN")}
+	if len(more) == 0 {
+		more = []string{"--network", "host"}
+	}
+	args = append(args, more...)
 	if systemd {
 		if out, err := exec.Command("../packaging/testimage/build").CombinedOutput(); err != nil {
 			t.Fatalf("make a Debian with systemd: %v\n%s", err, out)
@@ -111,11 +114,11 @@ func (b *box) command(ctx context.Context, user string, args ...string) *exec.Cm
 	return exec.CommandContext(ctx, "docker", append(append(full, b.name), args...)...)
 }
 
-// try runs a shell script in the box and gives all that it printed.
-func (b *box) try(script string) (string, error) {
+// try runs a shell script in the box, by sh or another shell, and gives all that it printed.
+func (b *box) try(script string, shell ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := b.command(ctx, "", "sh", "-ec", script).CombinedOutput()
+	out, err := b.command(ctx, "", append(shell, "sh")[0], "-ec", script).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
