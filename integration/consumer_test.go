@@ -67,7 +67,7 @@ func launchConsumer(t testing.TB, name string, command []string, args ...string)
 // awaitSubscribed waits until the example has said n times that it subscribed.
 func (c *consumer) awaitSubscribed(t testing.TB, n int) {
 	t.Helper()
-	eventually(t, 30*time.Second, "the "+c.name+" example subscribes", func() error {
+	eventually(t, 90*time.Second, "the "+c.name+" example subscribes", func() error {
 		if said := c.stderr.text(); strings.Count(said, "subscribed to ") < n {
 			return fmt.Errorf("it said %q", said)
 		}
