@@ -205,8 +205,8 @@ koji_messages.run(url, address, consume, seen=lambda i: i in handled(), user=use
                   allowed_mechs='PLAIN', allow_insecure_mechs=True)
 `
 
-// TestPythonHelper: what a service fails at comes again, and what its table knows is passed over, also after a
-// restart of the service.
+// TestPythonHelper: what a service fails at comes again, and what its table knows is passed over, also after
+// a restart of the service.
 func TestPythonHelper(t *testing.T) {
 	t.Parallel()
 	b, part := virtual(), newPart()
