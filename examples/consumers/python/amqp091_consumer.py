@@ -26,8 +26,8 @@ def main():
     args = parser.parse_args()
     with open(args.password_file) as file:
         login = pika.PlainCredentials(args.user, file.read().strip())
-    channel = pika.BlockingConnection(pika.ConnectionParameters(args.host, args.port,
-	credentials=login)).channel()
+    where = pika.ConnectionParameters(args.host, args.port, credentials=login)
+    channel = pika.BlockingConnection(where).channel()
     channel.queue_declare(args.queue, durable=True)
     channel.queue_bind(args.queue, args.exchange, args.key)
     channel.basic_qos(prefetch_count=100)
