@@ -100,7 +100,7 @@ func Search(ctx context.Context, s Store, q inspect.HistoryQuery,
 		if len(refs) < n {
 			return nil
 		}
-		after, n = refs[len(refs)-1], most
+		after, n = refs[len(refs)-1], min(most, 2*n) // hardly more than is asked for
 	}
 }
 

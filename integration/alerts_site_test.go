@@ -113,6 +113,23 @@ func (s *alertSite) readers(sql string) {
 	s.relay.signal(s, syscall.SIGHUP)
 }
 
+func (s *alertSite) sql(text string) {
+	s.Helper()
+	if _, err := s.database.Exec(within(s, time.Minute), text); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// largeCommit has n events of size bytes each.
+func largeCommit(n, size int) []byte {
+	events := make([]string, n)
+	for i := range events {
+		events[i] = fmt.Sprintf(`{"callback": "postTag", "kwargs": {"tag": {"name": "f39"}, "build": {"name": "pkg"},
+			"user": {"name": "kojiadmin"}, "force": false, "pad": %q}}`, strings.Repeat("x", size))
+	}
+	return fmt.Appendf(nil, `{"commit": %q, "events": [%s]}`, uuid.NewString(), strings.Join(events, ","))
+}
+
 // old puts a message into the queue that came there some time ago.
 func (s *alertSite) old(age time.Duration) {
 	s.Helper()

@@ -130,6 +130,14 @@ var alertCases = map[string]alertCase{
 			s.until("it is forgotten", func(m metrics) bool { return m["koji_relay_outbox_reader_away"] == nil })
 		},
 	},
+	"KojiRelayHistoryGap": {
+		trouble: func(s *alertSite) {
+			s.sql("BEGIN; LOCK TABLE koji_relay.history_message")
+			s.post(largeCommit(100, 100_000)) // 10 MB, where 3 wait and 3 are on their way
+			s.until("a gap", func(m metrics) bool { return m.total("koji_relay_history_gap_messages_total") > 0 })
+			s.sql("ROLLBACK")
+		},
+	},
 	"KojiRelayCertificateExpires": {
 		trouble: func(s *alertSite) { s.certify(s.clientPath, 7); s.until("its end is near", near(fileExpiry)) },
 		end:     func(s *alertSite) { s.certify(s.clientPath, 90); s.until("it is far", far(fileExpiry)) },
