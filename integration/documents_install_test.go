@@ -309,6 +309,9 @@ var consumersGuide = document{"docs/consumers.md", []accounted{
 			t.Errorf("%s: RabbitMQ has the policies %s", b.at(), out)
 		}
 	}},
+	// Jenkins' plugin itself cannot be had; the test makes the JMS calls of such a configuration.
+	{opens: "unclassified:\n  jmsProviders:", shown: []string{"TestOtherConsumers"}},
+	{opens: "triggers {", shown: []string{"TestOtherConsumers"}},
 	{opens: "{\"message_id\": ", shown: []string{"TestMessageInTheConsumersGuideIsReal"}},
 	{opens: "{\"queues\": [{\"vhost\"", run: func(t *testing.T, s *hubSite, b block) {
 		s.define(t, b.text)

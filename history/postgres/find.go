@@ -81,7 +81,7 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 	if q.Build != "" {
 		f.where("m.package = %s", q.Package)
 		if q.Package != q.Build {
-			f.conditions = append(f.conditions, fmt.Sprintf("m.build = %s", f.arg(q.Build)))
+			f.conditions = append(f.conditions, fmt.Sprintf("m.build = %s AND m.build <> ''", f.arg(q.Build)))
 		}
 		f.conditions = append(f.conditions, "m.package <> ''")
 	}
