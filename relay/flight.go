@@ -33,6 +33,9 @@ type flight struct {
 // It may end early, without a result for the last ones, when the broker is not up any more or, with
 // PreserveOrder, when they would overtake another.
 func (b *batch) try(ctx context.Context, o candidate, wait time.Duration, which []int) {
+	if len(which) == 0 {
+		return // a probe was all
+	}
 	// which may be b.open, which changes below.
 	f := &flight{batch: b, o: o, which: slices.Clone(which), began: o.c.now()}
 	f.results = newResults(len(which))

@@ -170,3 +170,28 @@ func TestDrainInOrderStopsBehindALostMessage(t *testing.T) {
 		t.Errorf("%d messages wait for the one without an answer", behind)
 	}
 }
+
+// A broker that is probed may settle all that there is by the probe: the drain has nothing left then, and ends.
+func TestDrainEndsWhenTheProbeWasAll(t *testing.T) {
+	t.Parallel()
+	for name, adjust := range map[string]func(*Options){"in order": inOrder, "in any order": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, devbroker.Options{})
+			w := startRelay(t, adjust, b)
+			w.await(0, Up)
+			w.brokers[0].trip(w.brokers[0].conn, "a test")
+			w.await(0, Stalled)
+			result := make(chan []message.Outcome, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() { result <- w.SendPatiently(ctx, sample(1)) }()
+			select {
+			case outs := <-result:
+				wantAll(t, outs, message.Accepted, message.Done)
+			case <-time.After(10 * time.Second):
+				t.Error("the drain does not end")
+			}
+		})
+	}
+}
