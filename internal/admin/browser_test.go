@@ -201,6 +201,8 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 				{Address: "build.complete", Depth: 12, Bytes: 100_000, Oldest: now.Add(-90 * time.Second)}}}}
 	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second),
 		Reader: &inspect.Holder{Name: "koji-relay hub2.example.com/2041", Address: "192.0.2.8", PID: 4711}}
+	status.Outbox.Readers = []inspect.Reader{{Seen: now, Holder: inspect.Holder{PID: 41}},
+		{Name: "new-bus", Seen: now.Add(-2 * time.Hour), Depth: 812, Oldest: now.Add(-2 * time.Hour)}}
 	status.DeadLetters = []inspect.Item{
 		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute),
 			Address: "build.complete", Attempts: 8, Callback: "postBuildStateChange",
@@ -324,7 +326,8 @@ func TestPageInChromium(t *testing.T) {
 				"broker2.example.com:5671", "down for 42 min", "SASL outcome auth", "SASL PLAIN",
 				"its certificate ends 2031-05-06"},
 			"rates": {"sent", "handed back to the hub 40"},
-			"queue": {"store postgres", "build.tag", "9\u202f120", "41 min", "12 set aside"},
+			"queue": {"store postgres", "build.tag", "9\u202f120", "41 min", "12 set aside",
+				"reader (no name): 0 events to take", "reader new-bus is away, 812 events to take"},
 			"recent": {"sent late", "task.closed", "handed back", "neither sent nor stored", "commit 7f3c9a5e-",
 				"b04e1c2d-", "<b>address</b>"},
 			"dead": {"2 rejected", "1 unencodable", "after 8 attempts", "postPackageListChange",
