@@ -333,7 +333,8 @@ func inCheckout(t testing.TB, at, script string, env ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(within(t, documentLimit), "bash", "-ec", script)
 	cmd.Dir = ".."
-	cmd.Env = append(append(os.Environ(), "LC_ALL=C.UTF-8"), env...)
+	// A make of the documents is the first one, also where the tests are run by another.
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C.UTF-8", "MAKELEVEL=", "MAKEFLAGS="), env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s\n%s", at, err, script, cmp.Or(string(out), "(nothing was printed)"))
