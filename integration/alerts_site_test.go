@@ -125,7 +125,8 @@ func largeCommit(n, size int) []byte {
 	events := make([]string, n)
 	for i := range events {
 		events[i] = fmt.Sprintf(`{"callback": "postTag", "kwargs": {"tag": {"name": "f39"},
-			"build": {"name": "pkg"}, "user": {"name": "kojiadmin"}, "force": false, "pad": %q}}`, strings.Repeat("x", size))
+			"build": {"name": "pkg"}, "user": {"name": "kojiadmin"}, "force": false, "pad": %q}}`,
+			strings.Repeat("x", size))
 	}
 	return fmt.Appendf(nil, `{"commit": %q, "events": [%s]}`, uuid.NewString(), strings.Join(events, ","))
 }

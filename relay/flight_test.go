@@ -171,7 +171,7 @@ func TestDrainInOrderStopsBehindALostMessage(t *testing.T) {
 	}
 }
 
-// A broker that is probed may settle all that there is by the probe: the drain has nothing left then, and ends.
+// A broker that is probed may settle all by the probe. The drain has nothing left then, and ends.
 func TestDrainEndsWhenTheProbeWasAll(t *testing.T) {
 	t.Parallel()
 	for name, adjust := range map[string]func(*Options){"in order": inOrder, "in any order": nil} {
