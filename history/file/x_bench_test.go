@@ -35,7 +35,7 @@ func fill(tb testing.TB, s *Store, n int) {
 	tb.Helper()
 	s.state.NoSync = true
 	began := time.Now()
-	storetest.Fill(tb, "../..", n, func(b *history.Batch) error {
+	storetest.Fill(tb, n, func(b *history.Batch) error {
 		err := s.Append(tb.Context(), b)
 		for _, db := range s.days {
 			db.NoSync = true

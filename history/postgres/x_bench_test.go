@@ -53,7 +53,7 @@ func fill(tb testing.TB, conn string, n int) {
 			LOOP EXECUTE 'DROP INDEX koji_relay.' || i; END LOOP; END $$;`)
 	s := open(tb, conn)
 	began := time.Now()
-	storetest.Fill(tb, "../..", n, func(b *history.Batch) error { return s.Append(tb.Context(), b) })
+	storetest.Fill(tb, n, func(b *history.Batch) error { return s.Append(tb.Context(), b) })
 	took := time.Since(began)
 	pgtest.SQL(tb, conn, `SET maintenance_work_mem = '512MB';
 		DO $$ DECLARE i text; BEGIN

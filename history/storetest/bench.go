@@ -1,9 +1,7 @@
 package storetest
 
 import (
-	"bufio"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -14,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"koji-relay/history"
+	"koji-relay/internal/golden"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
@@ -34,34 +33,6 @@ func SiteSize() int {
 		return n
 	}
 	return 20_000
-}
-
-// Golden are messages of a real hub, extra cut at 500. path is that of the repository.
-func Golden(tb testing.TB, path string) []message.Message {
-	tb.Helper()
-	f, err := os.Open(path + "/testdata/golden/messages.extra500.jsonl")
-	must(tb, err)
-	defer f.Close()
-	var all []message.Message
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 10<<20)
-	for lines.Scan() {
-		var m struct {
-			Callback, Address, Body string
-			Props                   [][3]any
-		}
-		must(tb, json.Unmarshal(lines.Bytes(), &m))
-		one := message.Message{Callback: m.Callback, Address: m.Address, Body: m.Body}
-		for _, p := range m.Props {
-			value := p[2]
-			if n, ok := value.(float64); ok {
-				value = int64(n)
-			}
-			one.Props = append(one.Props, message.Prop{Key: p[0].(string), Value: value})
-		}
-		all = append(all, one)
-	}
-	return all
 }
 
 // siteID is the message-id of the nth message: as good as random, and the same in every run.
@@ -87,9 +58,9 @@ func siteUser(i int) string    { return fmt.Sprintf("user-%d", i) }
 // those most are accepted a minute later, and some are dead, expired, dropped or still queued. One in ten
 // is an event that nobody asked for. In the third hour of the fifth day no broker was up, and all were
 // queued.
-func Fill(tb testing.TB, repository string, n int, add func(*history.Batch) error) {
+func Fill(tb testing.TB, n int, add func(*history.Batch) error) {
 	tb.Helper()
-	templates := Golden(tb, repository)
+	templates := golden.Messages(tb, "extra500")
 	packed := make([][]byte, len(templates))
 	for i := range templates {
 		var err error

@@ -1,36 +1,20 @@
 package storetest
 
 import (
-	"bufio"
-	"encoding/json"
-	"os"
 	"testing"
 
+	"koji-relay/internal/golden"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
 
 // TestRealMessagesComeBackToTheByte puts what a real hub's protonmsg sent.
 func realMessagesComeBackToTheByte(t *testing.T, open Opener) {
-	f, err := os.Open("../../testdata/golden/messages.extra0.jsonl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
 	var list []message.Unsent
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 10<<20)
-	for lines.Scan() {
-		var line struct{ Address, Body string }
-		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
-			t.Fatal(err)
-		}
-		m := Message(len(list))
-		m.Address, m.Body = line.Address, line.Body
+	for i, real := range golden.Messages(t, "extra0") {
+		m := Message(i)
+		m.Address, m.Body = real.Address, real.Body
 		list = append(list, message.Unsent{Message: m})
-	}
-	if err := lines.Err(); err != nil || len(list) == 0 {
-		t.Fatalf("%d messages read: %v", len(list), err)
 	}
 	s := open(t, queue.Limits{})
 	Put(t, s, list...)
