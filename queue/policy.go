@@ -1,9 +1,9 @@
 package queue
 
 import (
-	"fmt"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/internal/retry"
 )
@@ -73,17 +73,11 @@ func countDelay(attempts int) time.Duration {
 
 // PutText names a put in errors.
 func PutText(messages, dead int) string {
-	count := func(n int, noun string) string {
-		if n != 1 {
-			noun += "s"
-		}
-		return fmt.Sprintf("%d %s", n, noun)
-	}
 	switch {
 	case dead == 0:
-		return "put " + count(messages, "message")
+		return "put " + inspect.Count(messages, "message")
 	case messages == 0:
-		return "put " + count(dead, "dead letter")
+		return "put " + inspect.Count(dead, "dead letter")
 	}
-	return "put " + count(messages, "message") + " and " + count(dead, "dead letter")
+	return "put " + inspect.Count(messages, "message") + " and " + inspect.Count(dead, "dead letter")
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"koji-relay/history/audit"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
 	"koji-relay/queue/schema"
 )
@@ -248,9 +249,9 @@ func (r dbReport) print(out io.Writer) error {
 	t := newTable(out)
 	t.row("database", r.Database)
 	t.row("schema koji_relay", fmt.Sprintf("%s (this program works with version %d)", version, r.Wanted))
-	t.row("proton_queue", fmt.Sprintf("%s, %d messages", there(r.QueueTable), r.Queued))
+	t.row("proton_queue", there(r.QueueTable)+", "+inspect.Count(r.Queued, "message"))
 	t.row("dead letters", fmt.Sprint(r.DeadLetters))
-	t.row("outbox", fmt.Sprintf("%d events", r.Outbox))
+	t.row("outbox", inspect.Count(r.Outbox, "event"))
 	t.row("drain lock", lock)
 	if r.Remedy != "" {
 		t.line("")
@@ -290,8 +291,8 @@ protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 				return err
 			}
 			if !yes {
-				question := fmt.Sprintf("Drop schema koji_relay in %s, with %d dead letters and %d events in the outbox?",
-					st.Database, st.DeadLetters, st.Outbox)
+				question := fmt.Sprintf("Drop schema koji_relay in %s, with %s and %s in the outbox?", st.Database,
+					inspect.Count(st.DeadLetters, "dead letter"), inspect.Count(st.Outbox, "event"))
 				if err := askToGoOn(cmd, question); err != nil {
 					return err
 				}
@@ -299,8 +300,8 @@ protonmsg can drain them. Stop the relay, and switch the hub back, first.`,
 			if err := s.Remove(cmd.Context()); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Removed schema koji_relay; proton_queue holds %d messages.\n",
-				st.Queued)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Removed schema koji_relay; proton_queue holds %s.\n",
+				inspect.Count(st.Queued, "message"))
 			return err
 		})
 	}

@@ -207,7 +207,7 @@ func tellGaps(cmd *cobra.Command, h admin.HistoryControl, q inspect.HistoryQuery
 	const shown = 10
 	for i, g := range gaps {
 		if i == shown {
-			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: and %s\n", plural(len(gaps)-shown, "more gap"))
+			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: and %s\n", inspect.Count(len(gaps)-shown, "more gap"))
 			break
 		}
 		fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay: gap:", gapText(g))
@@ -218,7 +218,7 @@ func tellGaps(cmd *cobra.Command, h admin.HistoryControl, q inspect.HistoryQuery
 func gapText(g inspect.Gap) string {
 	messages := "messages"
 	if g.Messages > 0 {
-		messages = plural(g.Messages, "message")
+		messages = inspect.Count(g.Messages, "message")
 	}
 	return inspect.Line(fmt.Sprintf("from %s to %s %s may be missing: %s", inspect.Time(g.Began),
 		inspect.Time(g.Ended),

@@ -101,7 +101,7 @@ var layers = []layer{
 		"commands parse flags and print; what they do is done by the packages below"},
 	{"internal/devbroker/wire", nil, nil,
 		"the codec shares nothing with the driver that it is the peer of"},
-	{"internal/demo", []string{"callbacks", "internal/devbroker"}, nil,
+	{"internal/demo", []string{"callbacks", "internal/devbroker", "internal/inspect"}, nil,
 		"the demo runs the relay through a function of the command's: what it shows is the program, not parts " +
 			"of it"},
 	{"internal/journal", nil, []string{"github.com/coreos/go-systemd/v22/journal"},

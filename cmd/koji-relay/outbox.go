@@ -126,8 +126,8 @@ func forgetReader(cmd *cobra.Command, p *postgres.Store, name string, yes bool) 
 	shown := inspect.Reader{Name: name}.Shown()
 	i := slices.IndexFunc(readers, func(r inspect.Reader) bool { return r.Name == name })
 	if i >= 0 && !yes {
-		question := fmt.Sprintf("Forget reader %s, which has not taken %d events of the outbox?", shown,
-			readers[i].Depth)
+		question := fmt.Sprintf("Forget reader %s, which has not taken %s of the outbox?", shown,
+			inspect.Count(readers[i].Depth, "event"))
 		if err := askToGoOn(cmd, question); err != nil {
 			return err
 		}
@@ -141,7 +141,7 @@ func forgetReader(cmd *cobra.Command, p *postgres.Store, name string, yes bool) 
 	case !known && deleted == 0:
 		return fmt.Errorf("there is no reader %s; 'koji-relay outbox readers' lists them", shown)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "Forgot reader %s; %d events that it alone held are deleted.\n",
-		shown, deleted)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "Forgot reader %s. Deleted %s that it alone held.\n", shown,
+		inspect.Count(deleted, "event"))
 	return err
 }

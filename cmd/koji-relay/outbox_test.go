@@ -40,7 +40,7 @@ func TestReadersAreListedAndForgotten(t *testing.T) {
 			"Forget reader new-bus, which has not taken 5 events of the outbox? [y/N]"},
 		{"", "", []string{"forget", "--yes", "other"}, exitFailure, "there is no reader other"},
 		{"", "yes\n", []string{"forget", "new-bus"}, exitOK,
-			"Forgot reader new-bus; 3 events that it alone held are deleted."},
+			"Forgot reader new-bus. Deleted 3 events that it alone held."},
 		{"", "", []string{"readers"}, exitOK, "(no name)  2"},
 		{"", "", []string{"forget", "--unnamed", "--yes"}, exitOK, "Forgot reader (no name)"},
 	} {

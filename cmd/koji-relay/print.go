@@ -95,13 +95,13 @@ func (p *progress) count(b []byte) {
 	p.lines += bytes.Count(b, []byte{'\n'})
 	if now := time.Now(); now.Sub(p.told) > time.Second && isTerminal(p.stderr) {
 		p.told = now
-		fmt.Fprintf(p.stderr, "\r%s %d lines", p.noun, p.lines)
+		fmt.Fprintf(p.stderr, "\r%s %s", p.noun, inspect.Count(p.lines, "line"))
 	}
 }
 
 // end leaves the terminal's line.
 func (p *progress) end() {
 	if !p.told.IsZero() {
-		fmt.Fprintf(p.stderr, "\r%s %d lines\n", p.noun, p.lines)
+		fmt.Fprintf(p.stderr, "\r%s %s\n", p.noun, inspect.Count(p.lines, "line"))
 	}
 }

@@ -104,16 +104,14 @@ func queueStatusCommand() *cobra.Command {
 func printQueueStatus(out io.Writer, s *admin.Status) error {
 	t := newTable(out)
 	q := &s.Queue
-	t.row("queue", fmt.Sprintf("%d messages, %s, oldest %s (%s)",
-		q.Depth, inspect.Size(q.Bytes), inspect.Age(s.Generated, q.Oldest), q.Store))
+	t.row("queue", queueText(s))
 	if q.SetAside > 0 {
 		t.row("set aside", fmt.Sprintf("%d, next attempt %s", q.SetAside, inspect.Time(q.NextAttempt)))
 	}
 	t.fact("pace", outlookText(s))
 	t.fact("drained by", holderText(q.Drainer))
 	if s.Outbox.Known {
-		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
-			inspect.Age(s.Generated, s.Outbox.Oldest)))
+		t.row("outbox", outboxText(s))
 	}
 	t.fact("read by", holderText(s.Outbox.Reader))
 	t.row("dead letters", fmt.Sprint(q.DeadLetters))

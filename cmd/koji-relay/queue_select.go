@@ -103,7 +103,7 @@ func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun str
 	if meant.Count == 0 {
 		return nil // nothing to ask about
 	}
-	what := plural(meant.Count, noun)
+	what := inspect.Count(meant.Count, noun)
 	if which.All {
 		what = "all " + what
 	}
@@ -163,11 +163,4 @@ func parseAge(text string) (time.Duration, error) {
 		return 0, unusable
 	}
 	return age, nil
-}
-
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

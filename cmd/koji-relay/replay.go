@@ -137,7 +137,7 @@ func startReplay(cmd *cobra.Command, h admin.HistoryControl, r inspect.Replay, f
 		return err
 	}
 	if !asJSON {
-		fmt.Fprintf(out, "replay %d: %s\n", started.ID, plural(started.Total, "message"))
+		fmt.Fprintf(out, "replay %d: %s\n", started.ID, inspect.Count(started.Total, "message"))
 	}
 	if _, running := h.(*admin.Client); !running || f.bg {
 		if !asJSON {
@@ -178,7 +178,7 @@ func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
 func printPlan(cmd *cobra.Command, p inspect.Plan) {
 	takes := time.Duration(float64(p.Messages) / p.Rate * float64(time.Second))
 	out := cmd.ErrOrStderr()
-	fmt.Fprintf(out, "%s, %s, in %s at %g a second\n", plural(p.Messages, "message"), inspect.Size(p.Bytes),
+	fmt.Fprintf(out, "%s, %s, in %s at %g a second\n", inspect.Count(p.Messages, "message"), inspect.Size(p.Bytes),
 		inspect.Duration(takes), p.Rate)
 	for _, topic := range slices.Sorted(maps.Keys(p.Topics)) {
 		fmt.Fprintf(out, "  %8d  %s\n", p.Topics[topic], inspect.Line(topic, 0))

@@ -77,23 +77,32 @@ func printStatus(out io.Writer, s *admin.Status) error {
 		t.row("broker "+s.Brokers[i].Name, brokerText(&s.Brokers[i], s.Generated))
 	}
 	if s.Queue.Known {
-		t.row("queue", fmt.Sprintf("%d messages, %s, oldest %s (%s)", s.Queue.Depth, inspect.Size(s.Queue.Bytes),
-			inspect.Age(s.Generated, s.Queue.Oldest), s.Queue.Store))
+		t.row("queue", queueText(s))
 		t.fact("pace", outlookText(s))
 		t.fact("drained by", holderText(s.Queue.Drainer))
 		t.row("dead letters", fmt.Sprint(s.Queue.DeadLetters))
 	}
 	t.row("commits", commitsText(&s.HandOver))
 	if s.Outbox.Known {
-		t.row("outbox", fmt.Sprintf("%d events, oldest %s", s.Outbox.Depth,
-			inspect.Age(s.Generated, s.Outbox.Oldest)))
+		t.row("outbox", outboxText(s))
 		t.fact("read by", holderText(s.Outbox.Reader))
 		for _, r := range s.Outbox.Readers {
-			t.row("reader "+r.Shown(), fmt.Sprintf("%d events, oldest %s, seen %s", r.Depth,
+			t.row("reader "+r.Shown(), fmt.Sprintf("%s, oldest %s, seen %s", inspect.Count(r.Depth, "event"),
 				inspect.Age(s.Generated, r.Oldest), inspect.Time(r.Seen)))
 		}
 	}
 	return t.flush()
+}
+
+// queueText says what waits in the queue.
+func queueText(s *admin.Status) string {
+	return fmt.Sprintf("%s, %s, oldest %s (%s)", inspect.Count(s.Queue.Depth, "message"),
+		inspect.Size(s.Queue.Bytes), inspect.Age(s.Generated, s.Queue.Oldest), s.Queue.Store)
+}
+
+// outboxText says what waits in the outbox for this relay.
+func outboxText(s *admin.Status) string {
+	return inspect.Count(s.Outbox.Depth, "event") + ", oldest " + inspect.Age(s.Generated, s.Outbox.Oldest)
 }
 
 // commitsText says by which way the commits since the start have come.

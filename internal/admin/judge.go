@@ -137,7 +137,7 @@ func (s *Status) storing() (all []Reason) {
 	}
 	if h := s.HandOver.HandedBack; h.Events > 0 {
 		all = append(all, Reason{Code: "HANDED_BACK", Count: h.Events,
-			Text: fmt.Sprintf("%s handed back to the hub, the last at %s UTC", count(h.Events, "event"),
+			Text: fmt.Sprintf("%s handed back to the hub, the last at %s UTC", inspect.Count(h.Events, "event"),
 				h.Last.UTC().Format(time.TimeOnly)),
 			Command: "journalctl -u koji-relay -p err"})
 	}
@@ -153,12 +153,12 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 	q := s.Queue
 	if q.SetAside > 0 {
 		all = append(all, Reason{Code: "TURNED_AWAY", Count: q.SetAside,
-			Text:    fmt.Sprintf("brokers turned away %s; each is tried again", count(q.SetAside, "message")),
+			Text:    fmt.Sprintf("brokers turned away %s; each is tried again", inspect.Count(q.SetAside, "message")),
 			Command: "koji-relay queue list"})
 	}
 	if n := q.Depth - q.SetAside; n > 0 && s.sends() && seconds(now, q.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "BACKLOG", Count: n,
-			Text: fmt.Sprintf("%s in the queue, the oldest for %s", count(n, "message"),
+			Text: fmt.Sprintf("%s in the queue, the oldest for %s", inspect.Count(n, "message"),
 				inspect.Age(now, q.Oldest)),
 			Command: "koji-relay queue status"})
 	}
@@ -175,19 +175,19 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 	}
 	if o := s.Outbox; o.Depth > 0 && seconds(now, o.Oldest) > backlogAfter.Seconds() {
 		all = append(all, Reason{Code: "OUTBOX_BACKLOG", Count: o.Depth,
-			Text: fmt.Sprintf("%s in the outbox, the oldest for %s", count(o.Depth, "event"),
+			Text: fmt.Sprintf("%s in the outbox, the oldest for %s", inspect.Count(o.Depth, "event"),
 				inspect.Age(now, o.Oldest)),
 			Command: "koji-relay queue status"})
 	}
 	if names, held := s.Outbox.away(now); len(names) > 0 {
 		all = append(all, Reason{Code: "READER_AWAY", Count: held,
 			Text: fmt.Sprintf("nobody reads the outbox for %s; %s held for it until max_age",
-				strings.Join(names, ", "), count(held, "event")),
+				strings.Join(names, ", "), inspect.Count(held, "event")),
 			Command: "koji-relay outbox readers"})
 	}
 	if q.DeadLetters > 0 {
 		all = append(all, Reason{Code: "DEAD_LETTERS", Count: q.DeadLetters,
-			Text:    count(q.DeadLetters, "dead letter") + " to decide on: retry or drop",
+			Text:    inspect.Count(q.DeadLetters, "dead letter") + " to decide on: retry or drop",
 			Command: "koji-relay dead list"})
 	}
 	return all
@@ -249,14 +249,6 @@ type namedCertificate struct {
 	Name    string
 	Expires time.Time
 	command string
-}
-
-// count is n and the noun, which gets an s unless there is one.
-func count(n int64, noun string) string {
-	if n != 1 {
-		noun += "s"
-	}
-	return fmt.Sprintf("%d %s", n, noun)
 }
 
 // since knows when each reason was first seen. Its zero value is ready to use; it is not safe for concurrent

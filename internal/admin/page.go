@@ -178,6 +178,9 @@ func (v *view) FateWord(f FateKind) string {
 // Count writes a number with its thousands apart.
 func (v *view) Count(n int64) string { return countText(n) }
 
+// Noun gives a noun as it stands beside a number.
+func (v *view) Noun(n int64, noun string) string { return inspect.Noun(n, noun) }
+
 func countText(n int64) string {
 	text := strconv.FormatInt(n, 10)
 	for i := len(text) - 3; i > 0; i -= 3 {

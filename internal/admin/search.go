@@ -49,6 +49,14 @@ type searchView struct {
 	Error string
 }
 
+// Caption says how many messages were found.
+func (v *searchView) Caption() string {
+	if v.More {
+		return inspect.Count(len(v.Found), "message") + " and more"
+	}
+	return inspect.Count(len(v.Found), "message")
+}
+
 type foundView struct {
 	Handed, Topic, Props, MessageID, Why string
 	Fate                                 inspect.StepKind
@@ -71,7 +79,7 @@ func (s *Server) search(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	var out bytes.Buffer
-	if err := searchTemplate.Execute(&out, v); err != nil {
+	if err := searchTemplate.Execute(&out, &v); err != nil {
 		s.opts.Logger.Error("the search page cannot be shown", "error", err)
 		refuse(w, &Error{Code: CodeFailed, Text: "the page could not be made; see the log"})
 		return

@@ -190,9 +190,8 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	d.Usable = d.Remedy == ""
 	// Another reader began with its first start.
 	if cfg.Relay.Name == "" && outboxIsOld(r.Outbox, r.OutboxOldest) {
-		d.Warning = fmt.Sprintf("the outbox holds %d events, the oldest of %s UTC; a relay publishes them; "+
-			"to drop "+
-			"the old ones: %s", r.Outbox, r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)
+		d.Warning = fmt.Sprintf("the outbox holds %s, the oldest of %s UTC; a relay publishes them; "+
+			"to drop the old ones: %s", inspect.Count(r.Outbox, "event"), r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)
 	}
 	return d
 }

@@ -324,8 +324,8 @@ func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []mes
 	}
 	if len(reasons) > 0 {
 		// All are given again, with their ids: consumers that remember those drop what they have.
-		return done, refused, fmt.Errorf("%d of %d messages were not taken: %s", len(reasons), len(messages),
-			strings.TrimSpace(reasons[0]))
+		return done, refused, fmt.Errorf("%d of %s not taken: %s", len(reasons),
+			inspect.Count(len(messages), "message"), strings.TrimSpace(reasons[0]))
 	}
 	return done, refused, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/inspect"
 )
 
 func (d *demo) introduce() {
@@ -15,8 +16,8 @@ func (d *demo) introduce() {
 	s.line(s.paint(bold, "koji-relay demo") +
 		": one hub, one relay, two brokers, one subscriber. It takes 20 seconds or so.")
 	s.line("")
-	s.say("   hub         stands in for Koji: %d commits of a real hub, over %s", len(d.hub.commits),
-		d.site.path(socketFile))
+	s.say("   hub         stands in for Koji: %s of a real hub, over %s",
+		inspect.Count(len(d.hub.commits), "commit"), d.site.path(socketFile))
 	s.say("   relay       as koji-relay serve; its log is %s", d.site.path(relayLog))
 	s.say("   broker 1    amqp://%s, the preferred one", d.site.brokers[0].Addr())
 	s.say("   broker 2    amqp://%s", d.site.brokers[1].Addr())
@@ -177,7 +178,7 @@ func (d *demo) conclude(ctx context.Context) error {
 	}
 	s.line("")
 	s.line(s.paint(bold, "The account") + ", by message-id")
-	s.say("   handed over  %7d messages in %d commits", b.handedOver, b.commits)
+	s.say("   handed over  %7d messages in %s", b.handedOver, inspect.Count(b.commits, "commit"))
 	if b.again > 0 {
 		s.say("   not taken    %7d times, and handed over again", b.again)
 	}

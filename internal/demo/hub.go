@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"koji-relay/callbacks"
+	"koji-relay/internal/inspect"
 )
 
 // packedCommits are commits of a real hub, as JSON Lines: testdata/golden/commits.extra0.jsonl, compressed.
@@ -109,8 +110,8 @@ func (h *standInHub) handOver(ctx context.Context) error {
 		return fmt.Errorf("hand over commit %s: %w", c.Commit, err)
 	}
 	if answer.Sent+answer.Queued != len(expected) {
-		return fmt.Errorf("commit %s makes %d messages, and the relay answered that %d are sent and %d queued",
-			c.Commit, len(expected), answer.Sent, answer.Queued)
+		return fmt.Errorf("commit %s makes %s, and the relay answered that %d are sent and %d queued",
+			c.Commit, inspect.Count(len(expected), "message"), answer.Sent, answer.Queued)
 	}
 	h.account.handedOver(expected, took)
 	return nil

@@ -21,6 +21,17 @@ func Size(n int64) string {
 	return fmt.Sprintf("%.0f %s", f, units[0])
 }
 
+// Count writes a number with its noun: 1 message, 2 messages.
+func Count[N int | int64](n N, noun string) string { return fmt.Sprintf("%d %s", n, Noun(n, noun)) }
+
+// Noun gives a noun as it stands beside a number: with an s, unless there is one.
+func Noun[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return noun
+	}
+	return noun + "s"
+}
+
 // Duration writes a duration in the units that suit it.
 func Duration(d time.Duration) string {
 	const day = 24 * time.Hour

@@ -19,6 +19,18 @@ func TestSizesAreWrittenInOneUnit(t *testing.T) {
 	}
 }
 
+func TestOneThingIsSingular(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]string{0: "0 messages", 1: "1 message", 2: "2 messages", -1: "-1 messages"} {
+		if got := Count(n, "message"); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+	if got := Count(int64(1), "dead letter") + " " + Noun(int64(2), "event"); got != "1 dead letter events" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestForeignTextIsOneShortPrintableLine(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{

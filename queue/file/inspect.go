@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -299,7 +298,7 @@ func (f *Store) change(ctx context.Context, what string, box inspect.Box, which 
 func (f *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (int, error) {
 	in := queue.SortItems(box, items)
 	stored := 0
-	err := f.add(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), func(tx fileTx) error {
+	err := f.add(ctx, "add "+inspect.Count(len(items), "item")+" to "+box.Name(), func(tx fileTx) error {
 		stored = 0
 		for i := range in.Rows {
 			if tx.in("id").Get([]byte(in.Rows[i].ID)) == nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"koji-relay/internal/failpoint"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -135,7 +136,7 @@ func (f *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 	if len(settlements) == 0 {
 		return nil
 	}
-	return f.update(ctx, fmt.Sprintf("settle %d messages", len(settlements)), func(tx fileTx) error {
+	return f.update(ctx, "settle "+inspect.Count(len(settlements), "message"), func(tx fileTx) error {
 		for _, s := range settlements {
 			if err := tx.settle(s); err != nil {
 				return err

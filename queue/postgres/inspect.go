@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"sync"
 	"time"
@@ -366,7 +365,7 @@ func (p *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (i
 	defer p.counted.forget()
 	in := queue.SortItems(box, items)
 	var stored int64
-	err := p.do(ctx, fmt.Sprintf("add %d items to %s", len(items), box.Name()), callTimeout,
+	err := p.do(ctx, "add "+inspect.Count(len(items), "item")+" to "+box.Name(), callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
 			stored = 0
 			batch := &pgx.Batch{}

@@ -2,13 +2,13 @@ package postgres
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"koji-relay/internal/failpoint"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -98,7 +98,7 @@ func (p *Store) AppendOutbox(ctx context.Context, c message.Commit) error {
 	for i, e := range c.Events {
 		numbers[i], callbacks[i], kwargs[i] = int32(e.Number), e.Callback, string(e.Kwargs)
 	}
-	what := fmt.Sprintf("append %d events to the outbox", n)
+	what := "append " + inspect.Count(n, "event") + " to the outbox"
 	err := p.do(ctx, what, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		failpoint.Hit("before-append-commit")
 		_, err := conn.Exec(ctx, `INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/failpoint"
+	"koji-relay/internal/inspect"
 	"koji-relay/queue"
 )
 
@@ -54,7 +55,7 @@ func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 	if len(settlements) == 0 {
 		return nil
 	}
-	return p.do(ctx, fmt.Sprintf("settle %d messages", len(settlements)), callTimeout,
+	return p.do(ctx, "settle "+inspect.Count(len(settlements), "message"), callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
 			batch := &pgx.Batch{}
 			var freed int64
