@@ -181,7 +181,9 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	done := make(chan struct{})
 	r.mu.Lock()
 	away := r.stats.Error
-	r.waiters = append(r.waiters, done)
+	if away == "" {
+		r.waiters = append(r.waiters, done)
+	}
 	r.mu.Unlock()
 	if away != "" {
 		return errors.New(away)

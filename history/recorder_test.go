@@ -145,6 +145,12 @@ func TestFlushReturnsWhenAllIsInTheStore(t *testing.T) {
 		if err := r.Flush(t.Context()); err == nil || time.Since(began) > 0 {
 			t.Errorf("a store that is known to be away was waited for %v, error %v", time.Since(began), err)
 		}
+		r.mu.Lock()
+		waiting := len(r.waiters)
+		r.mu.Unlock()
+		if waiting > 0 {
+			t.Errorf("nobody waits any more, and yet %d are remembered", waiting)
+		}
 		s.set(nil)
 		time.Sleep(10 * time.Second)
 	})

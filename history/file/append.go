@@ -24,7 +24,8 @@ type dayBatch struct {
 }
 
 // Append implements history.Store. Each file is a transaction of its own; the last one says that the writer
-// was alive.
+// was alive. A batch that was written after its context had ended is not written again: a disk that did not
+// answer in time does no harm.
 func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 	s.mu.RLock()
 	full := s.full
@@ -32,38 +33,55 @@ func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 	if full && len(b.Rows) > 0 {
 		return fmt.Errorf("write to the history in %s: %w; raise it", s.dir, history.ErrFull)
 	}
-	if err := s.lookUpHanded(ctx, b.Steps); err != nil {
+	_, err := change(ctx, s, func() (struct{}, error) {
+		if s.last == b {
+			return struct{}{}, nil
+		}
+		err := s.append(b)
+		if err == nil {
+			s.last = b
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+func (s *Store) append(b *history.Batch) error {
+	known := *b
+	var err error
+	if known.Steps, err = s.withHanded(b.Steps); err != nil {
 		return err
 	}
-	days := byDay(b)
+	days := byDay(&known)
 	for _, name := range slices.Sorted(maps.Keys(days)) {
 		db, err := s.day(name)
 		if err != nil {
 			return err
 		}
-		if err := s.write(ctx, db, func(tx *bbolt.Tx) error { return days[name].write(tx) }); err != nil {
+		if err := db.Update(func(tx *bbolt.Tx) error { return days[name].write(tx) }); err != nil {
 			return fmt.Errorf("write to the history in %s: %w", db.Path(), err)
 		}
 	}
-	return s.write(ctx, s.state, func(tx *bbolt.Tx) error { return writeState(tx, b) })
+	return s.state.Update(func(tx *bbolt.Tx) error { return writeState(tx, &known) })
 }
 
-// lookUpHanded fills in when the messages of steps were handed over, where that is not known.
-func (s *Store) lookUpHanded(ctx context.Context, steps []history.Step) error {
-	for i := range steps {
-		st := &steps[i]
+// withHanded gives steps with the time when their messages were handed over, where that is not known.
+func (s *Store) withHanded(steps []history.Step) ([]history.Step, error) {
+	known := slices.Clone(steps)
+	for i := range known {
+		st := &known[i]
 		if !st.Handed.IsZero() {
 			continue
 		}
-		rows, _, err := s.Load(ctx, []string{st.ID}, false)
+		rows, _, err := s.Load(context.Background(), []string{st.ID}, false)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if st.Handed = st.Time; len(rows) > 0 {
 			st.Handed = rows[0].Handed
 		}
 	}
-	return nil
+	return known, nil
 }
 
 // byDay sorts a batch into the days of its messages: a step is dropped with its message.

@@ -44,11 +44,13 @@ import (
 //	index    kind, word, handed, id -> nothing
 //	word     kind, word             -> nothing
 type Store struct {
-	dir     string
-	state   *bbolt.DB
-	writing chan struct{} // holds one: a file is being written
+	dir      string
+	state    *bbolt.DB
+	changing chan struct{}  // holds one: files are being changed
+	last     *history.Batch // that was written; of whoever changes files
+	dropped  sync.WaitGroup // days whose file is closed when it is read no more; of whoever changes files
 
-	mu   sync.RWMutex         // held for writing while days are opened and dropped; guards the fields below
+	mu   sync.RWMutex         // guards the fields below; no file is touched under it
 	days map[string]*bbolt.DB // by name, such as 2026-11-26
 	full bool                 // today alone takes more than there may be
 }
@@ -76,7 +78,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, state: state, writing: make(chan struct{}, 1), days: map[string]*bbolt.DB{}}
+	s := &Store{dir: dir, state: state, changing: make(chan struct{}, 1), days: map[string]*bbolt.DB{}}
 	names, err := filepath.Glob(filepath.Join(dir, "????-??-??.db"))
 	for i := 0; err == nil && i < len(names); i++ {
 		_, err = s.day(strings.TrimSuffix(filepath.Base(names[i]), ".db"))
@@ -111,62 +113,109 @@ func openDB(path string, buckets ...string) (*bbolt.DB, error) {
 	return db, nil
 }
 
-// day gives the file of a day, which it creates where there is none.
+// day gives the file of a day, which it creates where there is none. Whoever calls it is changing files.
 func (s *Store) day(name string) (*bbolt.DB, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if db := s.days[name]; db != nil {
+	s.mu.RLock()
+	db := s.days[name]
+	s.mu.RUnlock()
+	if db != nil {
 		return db, nil
 	}
-	db, err := openDB(filepath.Join(s.dir, name+".db"), dayBuckets...)
-	if err == nil {
-		s.days[name] = db
+	db, err := openDB(s.path(name), dayBuckets...)
+	if err != nil {
+		return nil, err
 	}
-	return db, err
-}
-
-// Close implements history.Store.
-func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.days[name] = db
+	return db, nil
+}
+
+func (s *Store) path(day string) string { return filepath.Join(s.dir, day+".db") }
+
+// dayFile is the file of a day, as a search has it. It may be dropped meanwhile: see gone.
+type dayFile struct {
+	name string
+	db   *bbolt.DB
+}
+
+// files gives the days from first to last, oldest first.
+func (s *Store) files(first, last string) []dayFile {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var all []dayFile
+	for name, db := range s.days {
+		if name >= first && name <= last {
+			all = append(all, dayFile{name, db})
+		}
+	}
+	slices.SortFunc(all, func(a, b dayFile) int { return strings.Compare(a.name, b.name) })
+	return all
+}
+
+const (
+	firstDay = ""
+	lastDay  = "9"
+)
+
+// view is bbolt's View of a day. Of one that has been dropped there is nothing to see.
+func (f dayFile) view(see func(*bbolt.Tx) error) error {
+	err := f.db.View(see)
+	if errors.Is(err, bberrors.ErrDatabaseNotOpen) {
+		return nil
+	}
+	return err
+}
+
+// Close implements history.Store. It waits for changes and searches under way.
+func (s *Store) Close() error {
+	s.changing <- struct{}{} // for good: nothing is changed any more
+	s.dropped.Wait()
+	s.mu.Lock()
+	days := s.days
+	s.days = nil
+	s.mu.Unlock()
 	errs := []error{s.state.Close()}
-	for _, db := range s.days {
+	for _, db := range days {
 		errs = append(errs, db.Close())
 	}
-	s.days = nil
 	return errors.Join(errs...)
 }
 
-// update changes a file. A disk that does not answer is waited for.
-func (s *Store) update(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return db.Update(f)
-}
-
-// write is update for the recorder, which must come to its end on a disk that does not answer. f may go on
-// after ctx has ended, so it sets nothing of the caller. There is one such f at a time.
-func (s *Store) write(ctx context.Context, db *bbolt.DB, f func(*bbolt.Tx) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// change runs f, which changes files, behind the changes before it. It returns when f has ended, or when ctx
+// has: a disk may not answer at all. f goes on then, so it sets nothing of the caller.
+func change[T any](ctx context.Context, s *Store, f func() (T, error)) (result T, err error) {
+	late := func() error { return fmt.Errorf("the disk of %s has not answered: %w", s.dir, ctx.Err()) }
+	if ctx.Err() != nil {
+		return result, ctx.Err()
 	}
 	select {
-	case s.writing <- struct{}{}:
+	case s.changing <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("the disk has not answered: %w", ctx.Err())
+		return result, late()
 	}
-	done := make(chan error, 1)
+	type answer struct {
+		result T
+		err    error
+	}
+	done := make(chan answer, 1)
 	go func() {
-		defer func() { <-s.writing }()
-		done <- db.Update(f)
+		defer func() { <-s.changing }()
+		r, err := f()
+		done <- answer{r, err}
 	}()
 	select {
-	case err := <-done:
-		return err
+	case a := <-done:
+		return a.result, a.err
 	case <-ctx.Done():
-		return fmt.Errorf("the disk has not answered: %w", ctx.Err())
+		return result, late()
 	}
+}
+
+// update changes the state.
+func (s *Store) update(ctx context.Context, f func(*bbolt.Tx) error) error {
+	_, err := change(ctx, s, func() (struct{}, error) { return struct{}{}, s.state.Update(f) })
+	return err
 }
 
 func at(t time.Time) []byte { return binary.BigEndian.AppendUint64(nil, uint64(max(0, t.UnixMicro()))) }
@@ -189,30 +238,27 @@ func put(b *bbolt.Bucket, key []byte, value any) error {
 
 // Begin implements history.Store.
 func (s *Store) Begin(ctx context.Context, writer string) (alive time.Time, err error) {
-	found := make(chan time.Time, 1)
-	err = s.write(ctx, s.state, func(tx *bbolt.Tx) error {
-		b := tx.Bucket([]byte("writer"))
-		var w fileWriter
-		if text := b.Get([]byte(writer)); text != nil {
-			if err := json.Unmarshal(text, &w); err != nil {
-				return err
+	return change(ctx, s, func() (alive time.Time, err error) {
+		err = s.state.Update(func(tx *bbolt.Tx) error {
+			b := tx.Bucket([]byte("writer"))
+			var w fileWriter
+			if text := b.Get([]byte(writer)); text != nil {
+				if err := json.Unmarshal(text, &w); err != nil {
+					return err
+				}
 			}
-		}
-		if w.Stopped {
-			w.Alive = time.Time{}
-		}
-		found <- w.Alive
-		return put(b, []byte(writer), fileWriter{Alive: time.Now()})
-	})
-	if err != nil {
+			if alive = w.Alive; w.Stopped {
+				alive = time.Time{}
+			}
+			return put(b, []byte(writer), fileWriter{Alive: time.Now()})
+		})
 		return alive, err
-	}
-	return <-found, nil
+	})
 }
 
 // End implements history.Store.
 func (s *Store) End(ctx context.Context, writer string) error {
-	return s.write(ctx, s.state, func(tx *bbolt.Tx) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
 		return put(tx.Bucket([]byte("writer")), []byte(writer), fileWriter{Alive: time.Now(), Stopped: true})
 	})
 }
@@ -236,11 +282,9 @@ func (s *Store) Gaps(_ context.Context, since, until time.Time) (gaps []inspect.
 
 // Words implements history.Store.
 func (s *Store) Words(_ context.Context, k history.Kind, match func(string) bool) ([]string, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	found := map[string]bool{}
-	for _, db := range s.days {
-		err := db.View(func(tx *bbolt.Tx) error {
+	for _, day := range s.files(firstDay, lastDay) {
+		err := day.view(func(tx *bbolt.Tx) error {
 			prefix := wordKey(string(k), "")
 			c := tx.Bucket([]byte("word")).Cursor()
 			for key, _ := c.Seek(prefix); hasPrefix(key, prefix); key, _ = c.Next() {

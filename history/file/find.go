@@ -24,16 +24,14 @@ func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n
 	case q.ID != "":
 		return s.byID(ctx, q, after)
 	case q.Fate == inspect.Queued && q.Build == "" && q.Task == 0:
-		return walk(ctx, s.state, "open", [][]byte{nil}, q, after, n)
+		return walk(ctx, s.state.View, "open", [][]byte{nil}, q, after, n)
 	}
 	bucket, prefixes := lead(q)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	var found []history.Ref
-	for _, name := range s.names(q, after) {
-		some, err := walk(ctx, s.days[name], bucket, prefixes, q, after, n-len(found))
+	for _, day := range s.daysOf(q, after) {
+		some, err := walk(ctx, day.view, bucket, prefixes, q, after, n-len(found))
 		if err != nil {
-			return nil, fmt.Errorf("search the history in %s: %w", s.days[name].Path(), err)
+			return nil, fmt.Errorf("search the history of %s in %s: %w", day.name, s.dir, err)
 		}
 		if found = append(found, some...); len(found) >= n {
 			break
@@ -68,10 +66,10 @@ func lead(q *history.Query) (bucket string, prefixes [][]byte) {
 	return "row", [][]byte{nil}
 }
 
-// names gives the days that q covers, in its order, from that of after on. The caller holds mu.
-func (s *Store) names(q *history.Query, after history.Ref) []string {
+// daysOf gives the days that q covers, in its order, from that of after on.
+func (s *Store) daysOf(q *history.Query, after history.Ref) []dayFile {
 	day := func(t time.Time) string { return t.UTC().Format(dayFormat) }
-	first, last := "", "9"
+	first, last := firstDay, lastDay
 	if !q.Since.IsZero() {
 		first = day(q.Since)
 	}
@@ -83,25 +81,18 @@ func (s *Store) names(q *history.Query, after history.Ref) []string {
 	} else if after.ID != "" {
 		last = min(last, day(after.Handed))
 	}
-	var names []string
-	for name := range s.days {
-		if name >= first && name <= last {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
+	days := s.files(first, last)
 	if !q.OldestFirst {
-		slices.Reverse(names)
+		slices.Reverse(days)
 	}
-	return names
+	return days
 }
 
 // walk merges the places behind prefixes, at most n from each, in the order of q.
-func walk(ctx context.Context, db *bbolt.DB, bucket string, prefixes [][]byte, q *history.Query,
-	after history.Ref,
-	n int) ([]history.Ref, error) {
+func walk(ctx context.Context, view func(func(*bbolt.Tx) error) error, bucket string, prefixes [][]byte,
+	q *history.Query, after history.Ref, n int) ([]history.Ref, error) {
 	var places [][]byte
-	err := db.View(func(tx *bbolt.Tx) error {
+	err := view(func(tx *bbolt.Tx) error {
 		for _, prefix := range prefixes {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -186,10 +177,8 @@ func (s *Store) byID(ctx context.Context, q *history.Query, after history.Ref) (
 // Load implements history.Store.
 func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []history.Row,
 	steps []history.Step, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, db := range s.days {
-		err := db.View(func(tx *bbolt.Tx) error {
+	for _, day := range s.files(firstDay, lastDay) {
+		err := day.view(func(tx *bbolt.Tx) error {
 			for _, id := range ids {
 				r, st, err := loadOne(tx, id, content)
 				if err = errors.Join(err, ctx.Err()); err != nil {
@@ -200,7 +189,7 @@ func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []hi
 			return nil
 		})
 		if err != nil {
-			return nil, nil, fmt.Errorf("read messages of the history in %s: %w", db.Path(), err)
+			return nil, nil, fmt.Errorf("read messages of the history of %s in %s: %w", day.name, s.dir, err)
 		}
 	}
 	slices.SortStableFunc(rows, func(a, b history.Row) int { return a.Handed.Compare(b.Handed) })

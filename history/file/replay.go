@@ -27,19 +27,27 @@ func numberKey(numbers ...int64) []byte {
 
 // AddReplay implements history.ReplayStore.
 func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []history.Row) error {
-	return s.update(ctx, s.state, func(tx *bbolt.Tx) error {
-		b := tx.Bucket([]byte("replay"))
-		n, err := b.NextSequence()
-		if err != nil {
-			return err
-		}
-		r.ID = int64(n)
-		errs := []error{put(b, numberKey(r.ID), r)}
-		for i := range lines {
-			errs = append(errs, put(tx.Bucket([]byte("line")), numberKey(r.ID, int64(i+1)), &lines[i]))
-		}
-		return errors.Join(errs...)
+	added := *r
+	id, err := change(ctx, s, func() (int64, error) {
+		err := s.state.Update(func(tx *bbolt.Tx) error {
+			b := tx.Bucket([]byte("replay"))
+			n, err := b.NextSequence()
+			if err != nil {
+				return err
+			}
+			added.ID = int64(n)
+			errs := []error{put(b, numberKey(added.ID), &added)}
+			for i := range lines {
+				errs = append(errs, put(tx.Bucket([]byte("line")), numberKey(added.ID, int64(i+1)), &lines[i]))
+			}
+			return errors.Join(errs...)
+		})
+		return added.ID, err
 	})
+	if err == nil {
+		r.ID = id
+	}
+	return err
 }
 
 // Replays implements history.ReplayStore.
@@ -69,50 +77,49 @@ func (s *Store) ClaimReplay(ctx context.Context, _ string, _ time.Duration) (*in
 // SaveReplay implements history.ReplayStore.
 func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, _ string, _ time.Duration) (runs bool,
 	err error) {
-	err = s.changeReplay(ctx, r.ID, func(old *inspect.Replay) {
-		if runs = old.State == inspect.ReplayRuns; runs {
-			*old = *r
-		}
-	})
-	return runs, err
+	saved := *r
+	return s.changeReplay(ctx, r.ID, func(old *inspect.Replay) { *old = saved })
 }
 
 // CancelReplay implements history.ReplayStore.
 func (s *Store) CancelReplay(ctx context.Context, id int64) (ran bool, err error) {
-	err = s.changeReplay(ctx, id, func(r *inspect.Replay) {
-		if ran = r.State == inspect.ReplayRuns; ran {
-			r.State, r.Ended = inspect.ReplayCancelled, time.Now()
-		}
+	return s.changeReplay(ctx, id, func(r *inspect.Replay) {
+		r.State, r.Ended = inspect.ReplayCancelled, time.Now()
 	})
-	return ran, err
 }
 
-// changeReplay changes a replay that is there. The messages of a file and the password of a URL go when it
-// ends.
-func (s *Store) changeReplay(ctx context.Context, id int64, change func(*inspect.Replay)) error {
-	err := s.update(ctx, s.state, func(tx *bbolt.Tx) error {
-		b := tx.Bucket([]byte("replay"))
-		text := b.Get(numberKey(id))
-		if text == nil {
-			return nil
-		}
-		var r inspect.Replay
-		if err := json.Unmarshal(text, &r); err != nil {
-			return err
-		}
-		change(&r)
-		if r.State != inspect.ReplayRuns {
-			r.URL = history.MaskURL(r.URL)
-			if err := deleteLines(tx.Bucket([]byte("line")), id); err != nil {
+// changeReplay edits a replay that runs, and reports whether it did. The messages of a file and the password
+// of a URL go when it ends.
+func (s *Store) changeReplay(ctx context.Context, id int64, edit func(*inspect.Replay)) (bool, error) {
+	ran, err := change(ctx, s, func() (ran bool, err error) {
+		err = s.state.Update(func(tx *bbolt.Tx) error {
+			b := tx.Bucket([]byte("replay"))
+			text := b.Get(numberKey(id))
+			if text == nil {
+				return nil
+			}
+			var r inspect.Replay
+			if err := json.Unmarshal(text, &r); err != nil {
 				return err
 			}
-		}
-		return put(b, numberKey(id), &r)
+			if ran = r.State == inspect.ReplayRuns; !ran {
+				return nil
+			}
+			edit(&r)
+			if r.State != inspect.ReplayRuns {
+				r.URL = history.MaskURL(r.URL)
+				if err := deleteLines(tx.Bucket([]byte("line")), id); err != nil {
+					return err
+				}
+			}
+			return put(b, numberKey(id), &r)
+		})
+		return ran, err
 	})
 	if err != nil {
-		return fmt.Errorf("change replay %d in %s: %w", id, s.dir, err)
+		err = fmt.Errorf("change replay %d in %s: %w", id, s.dir, err)
 	}
-	return nil
+	return ran, err
 }
 
 func deleteLines(b *bbolt.Bucket, replay int64) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -12,22 +11,28 @@ import (
 	"koji-relay/history"
 )
 
-// Tidy implements history.Store. Dropping a day waits for searches that read it.
+// Tidy implements history.Store. A day is dropped at once: its file has no name any more. Searches that read
+// it come to their end, and the disk is free then.
 func (s *Store) Tidy(ctx context.Context, keep time.Duration, maxBytes int64) (history.Usage, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names, sizes, err := s.sizes()
-	if err != nil {
-		return history.Usage{}, err
-	}
+	return change(ctx, s, func() (history.Usage, error) { return s.tidy(keep, maxBytes) })
+}
+
+func (s *Store) tidy(keep time.Duration, maxBytes int64) (history.Usage, error) {
+	files := s.files(firstDay, lastDay)
 	var usage history.Usage
-	for _, size := range sizes {
-		usage.Bytes += size
+	sizes := map[string]int64{}
+	for _, f := range files {
+		info, err := os.Stat(s.path(f.name))
+		if err != nil {
+			return usage, err
+		}
+		sizes[f.name] = info.Size()
+		usage.Bytes += info.Size()
 	}
 	now := time.Now().UTC()
 	var errs []error
-	for _, name := range names {
-		day, err := time.Parse(dayFormat, name)
+	for _, f := range files {
+		day, err := time.Parse(dayFormat, f.name)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -35,9 +40,9 @@ func (s *Store) Tidy(ctx context.Context, keep time.Duration, maxBytes int64) (h
 		end := day.Add(24 * time.Hour)
 		past, old := !end.After(now), end.Before(now.Add(-keep))
 		if past && (old || usage.Bytes > maxBytes) {
-			errs = append(errs, s.drop(name))
-			usage.Bytes -= sizes[name]
-			usage.Dropped = append(usage.Dropped, name)
+			errs = append(errs, s.drop(f))
+			usage.Bytes -= sizes[f.name]
+			usage.Dropped = append(usage.Dropped, f.name)
 			continue
 		}
 		usage.Days++
@@ -45,36 +50,25 @@ func (s *Store) Tidy(ctx context.Context, keep time.Duration, maxBytes int64) (h
 			usage.Oldest = day
 		}
 	}
+	s.mu.Lock()
 	s.full = usage.Bytes > maxBytes
-	errs = append(errs, s.forget(ctx, now.Add(-keep).Truncate(24*time.Hour)))
+	s.mu.Unlock()
+	errs = append(errs, s.forget(now.Add(-keep).Truncate(24*time.Hour)))
 	return usage, errors.Join(errs...)
 }
 
-// sizes gives the days there are, oldest first, and what each takes.
-func (s *Store) sizes() (names []string, sizes map[string]int64, err error) {
-	sizes = map[string]int64{}
-	for name, db := range s.days {
-		info, err := os.Stat(db.Path())
-		if err != nil {
-			return nil, nil, err
-		}
-		sizes[name] = info.Size()
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names, sizes, nil
-}
-
-func (s *Store) drop(name string) error {
-	db := s.days[name]
-	path := db.Path() // which it forgets
-	delete(s.days, name)
-	return errors.Join(db.Close(), os.Remove(path))
+// drop takes a day away. Nobody waits for the searches that read it.
+func (s *Store) drop(f dayFile) error {
+	s.mu.Lock()
+	delete(s.days, f.name)
+	s.mu.Unlock()
+	s.dropped.Go(func() { _ = f.db.Close() }) // of a file without a name nothing can be lost
+	return os.Remove(s.path(f.name))
 }
 
 // forget deletes gaps and hints from before a time.
-func (s *Store) forget(ctx context.Context, before time.Time) error {
-	return s.update(ctx, s.state, func(tx *bbolt.Tx) error {
+func (s *Store) forget(before time.Time) error {
+	return s.state.Update(func(tx *bbolt.Tx) error {
 		var errs []error
 		for _, name := range []string{"gap", "open"} {
 			b := tx.Bucket([]byte(name))

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) history.Store) {
 		"gaps are told":                                testGaps,
 		"a writer that did not end was killed":         testWriters,
 		"days go whole, the oldest first":              testDays,
+		"days are dropped while others work":           testDropsUnderSearches,
 		"a replay outlives its relay":                  testReplays,
 		"hostile texts are kept as far as they can be": testHostile,
 	} {
