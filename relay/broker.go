@@ -11,6 +11,7 @@ import (
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/guard"
 	"koji-relay/internal/inspect"
+	"koji-relay/internal/message"
 )
 
 // BrokerState is what a broker is good for at the moment. Up and Stalled are a connection with its breaker
@@ -127,7 +128,7 @@ func (b *broker) abandon() {
 	n := b.abandoned
 	b.mu.Unlock()
 	if f := b.r.opts.Observer.Failed; f != nil {
-		f(b.e.Name, "abandoned")
+		f(b.e.Name, message.FailedAbandoned)
 	}
 	if n == 1 {
 		b.log.Error("connection could not be ended: goroutines and memory of the AMQP driver are left behind " +

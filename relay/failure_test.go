@@ -25,7 +25,7 @@ func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
 	silent := startBroker(t, devbroker.Options{})
 	silent.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageOpen})
 	for _, row := range []struct {
-		want   string
+		want   message.Failure
 		broker *devbroker.Broker
 		adjust func(*Options)
 	}{
@@ -39,14 +39,14 @@ func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
 		{"link", refusing, nil},
 		{"timeout", silent, func(o *Options) { o.ConnectTimeout = 100 * time.Millisecond }},
 	} {
-		t.Run(row.want, func(t *testing.T) {
+		t.Run(string(row.want), func(t *testing.T) {
 			t.Parallel()
-			failed := make(chan string, 100) // more than there are attempts in a test
+			failed := make(chan message.Failure, 100) // more than there are attempts in a test
 			startRelay(t, func(o *Options) {
 				if row.adjust != nil {
 					row.adjust(o)
 				}
-				o.Observer.Failed = func(_, failure string) { failed <- failure }
+				o.Observer.Failed = func(_ string, failure message.Failure) { failed <- failure }
 			}, row.broker)
 			select {
 			case got := <-failed:
@@ -62,9 +62,9 @@ func TestFailureToConnectHasAReasonFromABoundedSet(t *testing.T) {
 
 func TestStoppingIsNoFailure(t *testing.T) {
 	t.Parallel()
-	failed := make(chan string, 100)
+	failed := make(chan message.Failure, 100)
 	w := startRelay(t, func(o *Options) {
-		o.Observer.Failed = func(_, failure string) { failed <- failure }
+		o.Observer.Failed = func(_ string, failure message.Failure) { failed <- failure }
 	}, startBroker(t, devbroker.Options{}))
 	w.await(0, Up)
 	w.stop()
@@ -77,7 +77,7 @@ func TestStoppingIsNoFailure(t *testing.T) {
 
 func TestOutcomeNamesWhatItsStateDoesNot(t *testing.T) {
 	t.Parallel()
-	for verdict, want := range map[verdict]string{tooLarge: "too_large", unencodable: "unencodable",
+	for verdict, want := range map[verdict]message.Failure{tooLarge: "too_large", unencodable: "unencodable",
 		lost: "lost", unanswered: "timeout", blocked: "timeout", refused: "", busy: "", accepted: ""} {
 		if got := (result{verdict: verdict}).outcome(false).Failure; got != want {
 			t.Errorf("%v gives %q, want %q", verdict, got, want)

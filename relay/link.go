@@ -183,13 +183,13 @@ func (l *link) attached() (*sender, result) {
 	select {
 	case l.c.attach <- attachRequest{link: l, reply: reply}:
 	case <-l.c.Done():
-		return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+		return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
 	}
 	var r attachReply
 	select {
 	case r = <-reply:
 	case <-l.c.Done():
-		return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+		return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
 	}
 	if r.err != nil {
 		if errors.Is(r.err, amqpconn.ErrNoPlace) {
@@ -197,7 +197,7 @@ func (l *link) attached() (*sender, result) {
 		}
 		var gone *amqp.ConnError
 		if errors.As(r.err, &gone) || l.c.Dropped() || l.c.stopped.Load() {
-			return nil, result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost}
+			return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
 		}
 		return nil, judgeRefusal(r.err, l.c.Peer)
 	}
@@ -225,7 +225,7 @@ func (l *link) abandon() {
 		s.retired = true
 	}
 	l.mu.Unlock()
-	l.flush(result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
+	l.flush(result{verdict: unsent, reason: "connection lost", failure: message.FailedLost})
 	if closing {
 		_ = s.Close()
 	}
@@ -294,7 +294,7 @@ func (l *link) take(s *sender) (d, stray *delivery) {
 // forsake ends all that waits here without an answer, because the connection has ended and the driver has
 // not.
 func (l *link) forsake() {
-	l.flush(result{verdict: unsent, reason: "connection lost", failure: amqpconn.FailedLost})
+	l.flush(result{verdict: unsent, reason: "connection lost", failure: message.FailedLost})
 	l.mu.Lock()
 	l.retired = true
 	var left []*delivery

@@ -40,8 +40,8 @@ type result struct {
 	state   message.State
 	broker  string
 	reason  string
-	alone   verdict // of a lost one: what it would be if nothing else had been under way
-	failure string  // for the metrics, where verdict and state do not say it
+	alone   verdict         // of a lost one: what it would be if nothing else had been under way
+	failure message.Failure // for the metrics, where verdict and state do not say it
 }
 
 // rule is one row of the table of answers. Empty conditions match an answer without one; "*" matches any.
@@ -145,7 +145,7 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 // judgeRefusal turns a refused link into a result for a message that was to go over it.
 func judgeRefusal(err error, p dialect.Peer) result {
 	a := result{
-		verdict: busy, state: message.NotSent, failure: amqpconn.FailedLink,
+		verdict: busy, state: message.NotSent, failure: message.FailedLink,
 		reason: "address refused: " + amqpconn.ErrorText(err),
 	}
 	var remote *amqp.Error
@@ -159,20 +159,20 @@ func judgeRefusal(err error, p dialect.Peer) result {
 	return a
 }
 
-// failed gives the word of docs/metrics.md for a result; empty where its state says it.
-func (a result) failed() string {
+// failed is why it failed; empty where its state says it.
+func (a result) failed() message.Failure {
 	if a.failure != "" {
 		return a.failure
 	}
 	switch a.verdict {
 	case tooLarge:
-		return "too_large"
+		return message.FailedTooLarge
 	case unencodable:
-		return "unencodable"
+		return message.FailedUnencodable
 	case lost:
-		return amqpconn.FailedLost
+		return message.FailedLost
 	case blocked, unanswered:
-		return amqpconn.FailedTimeout
+		return message.FailedTimeout
 	}
 	return ""
 }

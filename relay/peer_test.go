@@ -187,8 +187,10 @@ func TestTopicThatFitsNoFrameHurtsNobody(t *testing.T) {
 func TestConnectionThatCannotBeEndedIsLeftBehind(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	failed := make(chan string, 100)
-	w := startRelay(t, func(o *Options) { o.Observer.Failed = func(_, failure string) { failed <- failure } }, b)
+	failed := make(chan message.Failure, 100)
+	w := startRelay(t, func(o *Options) {
+		o.Observer.Failed = func(_ string, failure message.Failure) { failed <- failure }
+	}, b)
 	w.await(0, Up)
 	b.Script("#", never)
 	result := make(chan []message.Outcome, 1)
@@ -203,7 +205,7 @@ func TestConnectionThatCannotBeEndedIsLeftBehind(t *testing.T) {
 		return w.Send(t.Context(), fresh("task.open"))[0].Next == message.Done
 	})
 	<-result
-	for _, want := range []string{"abandoned", "lost"} {
+	for _, want := range []message.Failure{"abandoned", "lost"} {
 		if got := <-failed; got != want {
 			t.Errorf("failure %q, want %q", got, want)
 		}

@@ -87,9 +87,9 @@ type Observer struct {
 	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)
-	// Failed is called for each attempt to connect that failed and each connection that ended by itself, with
-	// a word of docs/metrics.md: connect, tls, sasl, link, timeout, lost.
-	Failed func(broker, failure string)
+	// Failed is called for each attempt to connect that failed, for each connection that ended by itself, and
+	// for each that could not be ended.
+	Failed func(broker string, failure message.Failure)
 }
 
 // Relay sends messages. All methods may be called concurrently.

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
 )
 
 // An operator reads from it how long the broker has been away, however often it was tried since.
@@ -11,9 +12,9 @@ func TestTimeOfAnOutageOutlivesItsAttempts(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	b.Close()
-	failed := make(chan string, 1000)
+	failed := make(chan message.Failure, 1000)
 	w := startRelay(t, func(o *Options) {
-		o.Observer.Failed = func(_, failure string) { failed <- failure }
+		o.Observer.Failed = func(_ string, failure message.Failure) { failed <- failure }
 	}, b)
 	<-failed
 	began := w.Status()[0].Since

@@ -16,60 +16,6 @@ import (
 	"koji-relay/internal/message"
 )
 
-// Failure says, from a bounded set, why a message was not sent or a broker not reached. A word outside the
-// set is counted as FailureOther.
-type Failure string
-
-// The failures.
-const (
-	FailureConnect     Failure = "connect"     // no connection: name, route, refusal, silence
-	FailureTLS         Failure = "tls"         // certificates, versions
-	FailureSASL        Failure = "sasl"        // user, password, mechanism
-	FailureLink        Failure = "link"        // the broker refused the address
-	FailureLost        Failure = "lost"        // the connection broke before the answer
-	FailureTimeout     Failure = "timeout"     // no answer in time
-	FailureAbandoned   Failure = "abandoned"   // a connection that could not be ended
-	FailureRejected    Failure = "rejected"    // the broker's outcome
-	FailureReleased    Failure = "released"    // the broker's outcome
-	FailureModified    Failure = "modified"    // the broker's outcome
-	FailureTooLarge    Failure = "too_large"   // above the link's max-message-size
-	FailureUnencodable Failure = "unencodable" // a value that AMQP cannot carry, or no message at all
-	FailureExpired     Failure = "expired"     // older than max_age; of dead letters only
-	FailureOther       Failure = "other"
-)
-
-var failures = map[Failure]bool{FailureConnect: true, FailureTLS: true, FailureSASL: true, FailureLink: true,
-	FailureLost: true, FailureTimeout: true, FailureAbandoned: true, FailureRejected: true,
-	FailureReleased: true, FailureModified: true, FailureTooLarge: true, FailureUnencodable: true,
-	FailureExpired: true, FailureOther: true}
-
-func (f Failure) bounded() string {
-	if failures[f] {
-		return string(f)
-	}
-	return string(FailureOther)
-}
-
-// FailureOf gives the failure that an outcome names, or else the one that its state tells by itself.
-func FailureOf(o message.Outcome) Failure {
-	if o.Failure != "" {
-		return Failure(o.Failure)
-	}
-	switch o.State {
-	case message.NotSent:
-		return FailureConnect
-	case message.Unknown:
-		return FailureTimeout
-	case message.Rejected:
-		return FailureRejected
-	case message.Released:
-		return FailureReleased
-	case message.Modified:
-		return FailureModified
-	}
-	return FailureOther
-}
-
 // maxLabelValues bounds the distinct addresses, callbacks and brokers that get a series of their own: a hub
 // with its own callbacks, or a hostile event, must not fill the memory of whoever scrapes.
 const maxLabelValues = 200
@@ -206,7 +152,7 @@ func NewMetrics(version string) *Metrics {
 	for _, via := range []string{inspect.ViaSocket, inspect.ViaOutbox} {
 		m.commits.WithLabelValues(via)
 	}
-	for reason := range failures {
+	for _, reason := range message.Failures() {
 		m.dead.WithLabelValues(string(reason))
 	}
 	return m
@@ -253,9 +199,9 @@ func (m *Metrics) MessageSent(address, broker string) {
 }
 
 // SendFailed counts an attempt that failed: of a message, or of reaching the broker at all.
-func (m *Metrics) SendFailed(broker string, reason Failure) {
+func (m *Metrics) SendFailed(broker string, reason message.Failure) {
 	m.nFailed.Add(1)
-	m.failed.WithLabelValues(m.brokers.value(broker), reason.bounded()).Inc()
+	m.failed.WithLabelValues(m.brokers.value(broker), string(reason.Bounded())).Inc()
 }
 
 // RoundTrip observes the time between a message's sending and the broker's answer.
@@ -285,8 +231,8 @@ func (m *Metrics) QueueExpired(address string, n int) {
 func (m *Metrics) OutboxMissed(name string, n int) { m.missed.WithLabelValues(name).Add(float64(n)) }
 
 // DeadLetters counts messages and events that were set aside.
-func (m *Metrics) DeadLetters(reason Failure, n int) {
-	m.dead.WithLabelValues(reason.bounded()).Add(float64(n))
+func (m *Metrics) DeadLetters(reason message.Failure, n int) {
+	m.dead.WithLabelValues(string(reason.Bounded())).Add(float64(n))
 }
 
 // ExtraTrimmed counts messages whose extra was cut.

@@ -98,7 +98,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			t.Errorf("%s is documented and does not exist", name)
 		}
 	}
-	for reason := range failures {
+	for _, reason := range message.Failures() {
 		if !strings.Contains(string(text), "`"+string(reason)+"`") {
 			t.Errorf("the reason %s is not documented", reason)
 		}
@@ -140,7 +140,7 @@ func TestLabelValuesAreBounded(t *testing.T) {
 		wg.Go(func() {
 			for i := range 500 {
 				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1")
-				m.SendFailed("b:1", Failure(fmt.Sprint(i)))
+				m.SendFailed("b:1", message.Failure(fmt.Sprint(i)))
 				m.CommitTaken(inspect.ViaSocket,
 					message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
 					message.Receipt{}, 0)
@@ -186,11 +186,11 @@ func TestHooksDoNotAllocate(t *testing.T) {
 	all := func() {
 		m.CommitTaken(inspect.ViaSocket, commit, message.Receipt{Sent: 1}, time.Millisecond)
 		m.MessageSent("build.tag", "b:1")
-		m.SendFailed("b:1", FailureTimeout)
+		m.SendFailed("b:1", message.FailedTimeout)
 		m.RoundTrip("b:1", time.Millisecond)
 		m.QueuePut(1)
 		m.QueueDrained(1)
-		m.DeadLetters(FailureRejected, 1)
+		m.DeadLetters(message.FailedRejected, 1)
 		recent.Add(Fate{Address: "build.tag"})
 	}
 	if n := testing.AllocsPerRun(100, all); n != 0 {
@@ -211,16 +211,5 @@ func TestUnknownNumbersAreAbsent(t *testing.T) {
 	}
 	if !strings.Contains(text, "\nkoji_relay_queue_usable 0\n") {
 		t.Error("the unusable queue is not shown")
-	}
-}
-
-func TestEveryStateHasItsFailure(t *testing.T) {
-	t.Parallel()
-	for state, want := range map[message.State]Failure{message.NotSent: FailureConnect,
-		message.Unknown: FailureTimeout, message.Rejected: FailureRejected, message.Released: FailureReleased,
-		message.Modified: FailureModified, message.Accepted: FailureOther} {
-		if got := FailureOf(message.Outcome{State: state}); got != want {
-			t.Errorf("FailureOf(%s) = %s, want %s", state, got, want)
-		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/devbroker"
+	"koji-relay/internal/message"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -55,7 +56,9 @@ func connect(t *testing.T, b *devbroker.Broker, adjust func(*Options)) (*Conn, e
 
 func TestEndOfAConnectionHasAReason(t *testing.T) {
 	t.Parallel()
-	for err, want := range map[error]string{errors.New("EOF"): "lost", DropError{"nothing settled"}: "timeout"} {
+	for err, want := range map[error]message.Failure{
+		errors.New("EOF"): message.FailedLost, DropError{"nothing settled"}: message.FailedTimeout,
+	} {
 		if got := EndedBy(err); got != want {
 			t.Errorf("the end by %v is %q, want %q", err, got, want)
 		}

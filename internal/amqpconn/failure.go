@@ -7,22 +7,14 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
-)
 
-// The words of docs/metrics.md for the ways in which a connection fails.
-const (
-	FailedConnect = "connect"
-	FailedTLS     = "tls"
-	FailedSASL    = "sasl"
-	FailedLink    = "link"
-	FailedLost    = "lost"
-	FailedTimeout = "timeout"
+	"koji-relay/internal/message"
 )
 
 // DialError is an error of Dial with its word.
 type DialError struct {
 	error
-	Failure string
+	Failure message.Failure
 }
 
 func (e *DialError) Unwrap() error { return e.error }
@@ -34,38 +26,38 @@ func (e DropError) Error() string { return e.Reason }
 
 // dialFailed says of err which stage of the connection it ended. ctx is the one that bounds all stages.
 func (c *Conn) dialFailed(ctx context.Context, err error) error {
-	e := &DialError{c.InTime(ctx, err), FailedConnect}
+	e := &DialError{c.InTime(ctx, err), message.FailedConnect}
 	var remote *amqp.Error
 	var host hostError
 	switch {
 	case errors.As(err, &host):
-		e.Failure = FailedLink
+		e.Failure = message.FailedLink
 	case isAuth(err), errors.As(err, &remote) && remote.Condition == amqp.ErrCondUnauthorizedAccess &&
 		c.stage == stageOpen:
-		e.Failure = FailedSASL
+		e.Failure = message.FailedSASL
 	case timeOver(ctx):
-		e.Failure = FailedTimeout
+		e.Failure = message.FailedTimeout
 	case c.stage == stageTLS:
-		e.Failure = FailedTLS
+		e.Failure = message.FailedTLS
 	case c.stage == stageLogin, c.stage == stageSASL:
-		e.Failure = FailedSASL
+		e.Failure = message.FailedSASL
 	case c.stage == stagePrefix, c.stage == stageAttach:
-		e.Failure = FailedLink
+		e.Failure = message.FailedLink
 	}
 	return e
 }
 
 // EndedBy gives the word for the end of an attempt to connect, or of a connection.
-func EndedBy(err error) string {
+func EndedBy(err error) message.Failure {
 	var d *DialError
 	var dropped DropError
 	switch {
 	case errors.As(err, &d):
 		return d.Failure
 	case errors.As(err, &dropped): // it settled nothing for too long
-		return FailedTimeout
+		return message.FailedTimeout
 	}
-	return FailedLost
+	return message.FailedLost
 }
 
 // InTime says of an error whether it is that the time was over.

@@ -86,7 +86,7 @@ func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable, via st
 	for i := range unsent {
 		u := &unsent[i]
 		if u.Outcome.Next == message.Dead {
-			w.metrics.DeadLetters(admin.FailureOf(u.Outcome), 1)
+			w.metrics.DeadLetters(u.Outcome.Failed(), 1)
 			w.message(&u.Message, u.Outcome, admin.Dead)
 			w.history.Message(&u.Message, via, step(inspect.Dead, u.Outcome))
 			continue
@@ -97,7 +97,7 @@ func (w *watch) put(unsent []message.Unsent, bad []message.Undeliverable, via st
 	}
 	w.metrics.QueuePut(queued)
 	if len(bad) > 0 {
-		w.metrics.DeadLetters(admin.FailureUnencodable, len(bad))
+		w.metrics.DeadLetters(message.FailedUnencodable, len(bad))
 	}
 	w.undeliverable(bad, admin.Dead)
 	for i := range bad {
@@ -136,7 +136,7 @@ func (w *watch) relayObserver() relay.Observer {
 	return relay.Observer{
 		Settled: func(broker string, m *message.Message, o message.Outcome, took time.Duration) {
 			if o.State != message.Accepted {
-				w.metrics.SendFailed(broker, admin.FailureOf(o))
+				w.metrics.SendFailed(broker, o.Failed())
 				o.Broker = broker
 				w.history.Step(m.ID, m.Created, step(inspect.Attempt, o))
 				return
@@ -156,7 +156,7 @@ func (w *watch) relayObserver() relay.Observer {
 				w.metrics.Reconnected(broker)
 			}
 		},
-		Failed: func(broker, failure string) { w.metrics.SendFailed(broker, admin.Failure(failure)) },
+		Failed: w.metrics.SendFailed,
 	}
 }
 
@@ -167,7 +167,7 @@ func (w *watch) drained(e queue.Entry, o message.Outcome, s queue.Settlement) {
 		m := &e.Message
 		w.log.Warn("message set aside as a dead letter", "commit", m.Commit, "event", m.Event, "address", m.Address,
 			"message_id", m.ID, "reason", o.Reason)
-		w.metrics.DeadLetters(admin.FailureOf(o), 1)
+		w.metrics.DeadLetters(o.Failed(), 1)
 		w.message(m, o, admin.Dead)
 		w.history.Found(m, step(inspect.Dead, o))
 	case o.State == message.Accepted:
@@ -190,7 +190,7 @@ func (w *watch) expired(done queue.Expired, by queue.Expiry) {
 	for address, n := range done.Messages {
 		w.metrics.QueueExpired(address, n)
 		if by.ToDead {
-			w.metrics.DeadLetters(admin.FailureExpired, n)
+			w.metrics.DeadLetters(message.FailedExpired, n)
 		}
 	}
 }

@@ -76,8 +76,8 @@ type Outcome struct {
 	Next   Next
 	Broker string // which broker answered, as host:port; empty when none was asked
 	Reason string // for a person: the condition and description of the broker, or our own; no secret, no body
-	// Failure is the word of docs/metrics.md for why it failed, where it says more than State; else empty.
-	Failure string
+	// Failure is why it failed, where that says more than State; else empty. Failed gives either.
+	Failure Failure
 }
 
 // Unsent is a message that was not Done, with the outcome that the queue stores beside it.

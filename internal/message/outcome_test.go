@@ -20,3 +20,18 @@ func TestReasonDoesNotRepeatTheState(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryStateHasItsFailure(t *testing.T) {
+	t.Parallel()
+	for state, want := range map[State]Failure{
+		NotSent: FailedConnect, Unknown: FailedTimeout, Rejected: FailedRejected, Released: FailedReleased,
+		Modified: FailedModified, Accepted: FailedOther,
+	} {
+		if got := (Outcome{State: state}).Failed(); got != want {
+			t.Errorf("%v is counted as %s, want %s", state, got, want)
+		}
+		if got := (Outcome{State: state, Failure: FailedLost}).Failed(); got != FailedLost {
+			t.Errorf("%v that names its failure is counted as %s", state, got)
+		}
+	}
+}
