@@ -1,7 +1,7 @@
 """Receives with python-proton, the library that Koji's protonmsg plugin itself uses, and prints what came.
 
-One JSON object on standard input says what to do: url, user, password, addresses, capabilities, and for TLS
-cacert, cert and key. Standard output gets {"ready": true} once every link is attached, then one JSON object
+One JSON object on standard input says what to do: url, user, password, addresses, capabilities, for TLS
+cacert, cert and key, and plain: no bytes of sections. Standard output gets {"ready": true} once every link is attached, then one JSON object
 for each message, with the sections both decoded and as the bytes that were on the wire. Ends with its input.
 """
 import json
@@ -123,7 +123,7 @@ class Receiver(MessagingHandler):
             "creation_time": message.creation_time,
             "properties": properties,
             "body": message.body if isinstance(message.body, str) else None,
-            "sections": [[code, part.hex()] for code, part in parts],
+            "sections": [] if self.job.get("plain") else [[code, part.hex()] for code, part in parts],
         })
 
     def on_error(self, event, condition):

@@ -31,6 +31,7 @@ type delivery struct {
 	Props        []prop    `json:"properties"`
 	Body         *string   `json:"body"`     // nil: not one AMQP value holding a string
 	Sections     []section `json:"sections"` // python-proton only
+	Arrived      time.Time `json:"-"`
 }
 
 // prop is one application-property; in JSON [key, AMQP type, value].
@@ -74,6 +75,7 @@ type inbox struct {
 func newInbox() *inbox { return &inbox{more: make(chan struct{}, 1)} }
 
 func (b *inbox) put(d delivery) {
+	d.Arrived = time.Now()
 	b.mu.Lock()
 	b.deliveries = append(b.deliveries, d)
 	b.mu.Unlock()
@@ -292,6 +294,7 @@ type protonJob struct {
 	CACert       string   `json:"cacert,omitempty"`
 	Cert         string   `json:"cert,omitempty"`
 	Key          string   `json:"key,omitempty"`
+	Plain        bool     `json:"plain,omitempty"` // no Sections
 }
 
 // subscribeProton is subscribe with python-proton, in a process of its own.
