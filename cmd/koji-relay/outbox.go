@@ -76,7 +76,7 @@ func printReaders(out io.Writer, readers []inspect.Reader, now time.Time) error 
 	t.row("READER", "EVENTS", "OLDEST", "SEEN", "READ BY")
 	for _, r := range readers {
 		by := r.Holder.String()
-		if r.Away(now) {
+		if r.Away {
 			by += " (away)"
 		}
 		t.row(r.Shown(), fmt.Sprint(r.Depth), inspect.Age(now, r.Oldest), inspect.Time(r.Seen), by)

@@ -125,7 +125,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		set(g.outboxOldest, seconds(now, s.Outbox.Oldest))
 		for _, r := range s.Outbox.Readers {
 			set(g.readerEvents, float64(r.Depth), r.Name)
-			set(g.readerAway, number(r.Away(now)), r.Name)
+			set(g.readerAway, number(r.Away), r.Name)
 		}
 	}
 }

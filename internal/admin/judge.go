@@ -179,7 +179,7 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 				inspect.Age(now, o.Oldest)),
 			Command: "koji-relay queue status"})
 	}
-	if names, held := s.Outbox.away(now); len(names) > 0 {
+	if names, held := s.Outbox.away(); len(names) > 0 {
 		all = append(all, Reason{Code: "READER_AWAY", Count: held,
 			Text: fmt.Sprintf("nobody reads the outbox for %s; %s held for it until max_age",
 				strings.Join(names, ", "), inspect.Count(held, "event")),
@@ -194,9 +194,9 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 }
 
 // away gives the readers that nobody reads for, and how many events the outbox holds for them at the most.
-func (o *Outbox) away(now time.Time) (names []string, held int64) {
+func (o *Outbox) away() (names []string, held int64) {
 	for _, r := range o.Readers {
-		if r.Away(now) {
+		if r.Away {
 			names = append(names, r.Shown())
 			held = max(held, r.Depth)
 		}

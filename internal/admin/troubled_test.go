@@ -30,7 +30,7 @@ func troubledServer(t *testing.T) (*Server, *fakeSource) {
 	status.Outbox = Outbox{Known: true, Depth: 7, Oldest: now.Add(-8 * time.Second),
 		Reader: &inspect.Holder{Name: "koji-relay hub2.example.com/2041", Address: "192.0.2.8", PID: 4711}}
 	status.Outbox.Readers = []inspect.Reader{{Seen: now, Holder: inspect.Holder{PID: 41}},
-		{Name: "new-bus", Seen: now.Add(-2 * time.Hour), Depth: 812, Oldest: now.Add(-2 * time.Hour)}}
+		{Name: "new-bus", Seen: now.Add(-2 * time.Hour), Away: true, Depth: 812, Oldest: now.Add(-2 * time.Hour)}}
 	status.DeadLetters = []inspect.Item{
 		{MessageID: "0a3c1f6e-6a55-5c9e-8a52-8c1f4f0f6d11", Died: now.Add(-7 * time.Minute),
 			Address: "build.complete", Attempts: 8, Callback: "postBuildStateChange",

@@ -9,6 +9,7 @@ type Reader struct {
 	Depth  int64     `json:"events"` // in the outbox, and not taken by this reader
 	Oldest time.Time `json:"oldest,omitzero"`
 	Holder Holder    `json:"read_by,omitzero"` // the session that reads; zero without one
+	Away   bool      `json:"away"`             // it has said nothing for AwayAfter, by the database's clock
 }
 
 // Unnamed is how the reader without a name is shown.
@@ -22,8 +23,6 @@ func (r Reader) Shown() string {
 	return r.Name
 }
 
-// AwayAfter is how long a reader may say nothing before it counts as away.
+// AwayAfter is how long a reader may say nothing before it counts as away. A relay that is frozen still holds
+// its session, so that the session alone says nothing.
 const AwayAfter = 3 * time.Minute
-
-// Away reports whether nobody reads for it.
-func (r Reader) Away(now time.Time) bool { return r.Holder.PID == 0 && now.Sub(r.Seen) > AwayAfter }

@@ -163,8 +163,8 @@ func (p *Store) Readers(ctx context.Context) ([]inspect.Reader, error) {
 	return readers, err
 }
 
-// selectReaders gives each reader with the session that holds its lock.
-const selectReaders = `SELECT r.name, r.seen, w.n, w.oldest, coalesce(l.pid, 0),
+// selectReaders gives each reader with the session that holds its lock. $1 is inspect.AwayAfter in seconds.
+const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(secs => $1), w.n, w.oldest, coalesce(l.pid, 0),
 		coalesce(a.application_name, ''), coalesce(host(a.client_addr), '')
 	FROM koji_relay.reader r
 	CROSS JOIN LATERAL (SELECT count(*) AS n, min(o.created) AS oldest FROM koji_relay.outbox o
@@ -178,11 +178,12 @@ const selectReaders = `SELECT r.name, r.seen, w.n, w.oldest, coalesce(l.pid, 0),
 	ORDER BY r.name`
 
 func readReaders(ctx context.Context, conn *pgx.Conn) ([]inspect.Reader, error) {
-	rows, _ := conn.Query(ctx, selectReaders) // CollectRows gives the error
+	rows, _ := conn.Query(ctx, selectReaders, inspect.AwayAfter.Seconds()) // CollectRows gives the error
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (inspect.Reader, error) {
 		var r inspect.Reader
 		var oldest pgtype.Timestamptz
-		err := row.Scan(&r.Name, &r.Seen, &r.Depth, &oldest, &r.Holder.PID, &r.Holder.Name, &r.Holder.Address)
+		err := row.Scan(&r.Name, &r.Seen, &r.Away, &r.Depth, &oldest, &r.Holder.PID, &r.Holder.Name,
+			&r.Holder.Address)
 		r.Oldest = timeOf(oldest)
 		r.Holder.Name = inspect.Line(r.Holder.Name, 0)
 		return r, err

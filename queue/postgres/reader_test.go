@@ -142,6 +142,23 @@ func TestReaderThatIsAwayGetsWhatCameMeanwhile(t *testing.T) {
 	}
 }
 
+// A relay that is frozen keeps its session and its lock, and says nothing any more.
+func TestFrozenReaderIsAway(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	p := open(t, conn, queue.Limits{})
+	announce(t, p, "", "new")
+	for _, name := range []string{"", "new"} {
+		reading, _ := readingAs(t, p, name, &fakePublisher{})
+		storetest.Eventually(t, "it reads", func() bool { return reading.Status().Reading })
+	}
+	pgtest.SQL(t, conn, `UPDATE koji_relay.reader SET seen = now() - interval '4 minutes' WHERE name = 'new'`)
+	readers, err := p.Readers(t.Context())
+	if err != nil || len(readers) != 2 || readers[0].Away || !readers[1].Away || readers[1].Holder.PID == 0 {
+		t.Errorf("the readers are %+v (%v), want only the second one away", readers, err)
+	}
+}
+
 func TestForgottenReaderHoldsNothingAndTheOthersKeepTheirs(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
