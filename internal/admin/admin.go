@@ -77,7 +77,7 @@ func New(opts Options) *Server {
 	}
 	s := &Server{opts: opts, nudge: make(chan struct{}, 1), searches: make(chan struct{}, maxSearches)}
 	s.cached.Store(&look{status: Status{Phase: Starting, Generated: time.Now()}})
-	opts.Metrics.registry.MustRegister(newGauges(s.Status))
+	opts.Metrics.register.MustRegister(newGauges(s.Status))
 	errorLog := slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug)
 	const maxHeader = 32 << 10
 	s.readOnly = http.Server{Handler: s.Handler(), ErrorLog: errorLog, MaxHeaderBytes: maxHeader,

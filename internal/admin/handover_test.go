@@ -16,7 +16,7 @@ import (
 func TestOutboxIsTheOnlyWay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m := NewMetrics("1")
+		m := NewMetrics("1", "")
 		s := New(Options{Source: (&fakeSource{status: runningStatus()}).get, Metrics: m, Recent: NewRecent(1),
 			Control: &fakeControl{}, Logger: discard})
 		taken := func(via, fallback string, notTaken ...int) {
@@ -86,7 +86,7 @@ func TestCommitsThatAreHandedBackAreSaid(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
-		m := NewMetrics("1")
+		m := NewMetrics("1", "")
 		s := New(Options{Source: source.get, Metrics: m, Recent: NewRecent(1), Control: &fakeControl{},
 			Logger: discard})
 		say := func(want State, sentence string, codes ...string) {

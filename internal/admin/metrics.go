@@ -56,6 +56,7 @@ func (l *labels) value(v string) string {
 // do not block, and allocate only for label values not seen before. docs/metrics.md describes every metric.
 type Metrics struct {
 	registry *prometheus.Registry
+	register prometheus.Registerer // into registry, with the label relay where the relay has a name
 
 	addresses, callbacks, brokers *labels
 
@@ -87,8 +88,9 @@ type Metrics struct {
 
 const namespace = "koji_relay"
 
-// NewMetrics makes the metrics on a registry of their own. version becomes a label of koji_relay_build_info.
-func NewMetrics(version string) *Metrics {
+// NewMetrics makes the metrics on a registry of their own. version becomes a label of koji_relay_build_info,
+// and a relay's name, where it has one, the label relay of all series: several are scraped as one job.
+func NewMetrics(version, relay string) *Metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 	}
@@ -134,11 +136,15 @@ func NewMetrics(version string) *Metrics {
 		historyGap:   counter("history_gap_messages_total", "Messages that could not be recorded in the history."),
 		reconnects:   counters("reconnects_total", "Connections to a broker that were opened again.", "broker"),
 	}
+	m.register = m.registry
+	if relay != "" {
+		m.register = prometheus.WrapRegistererWith(prometheus.Labels{"relay": relay}, m.registry)
+	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info",
 		Help:        "Always 1; its labels tell the version of koji-relay and of Go.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess,
+	m.register.MustRegister(m.commits, m.fallback, m.events, m.handled, m.handoff, m.sent, m.lastSuccess,
 		m.failed,
 		m.roundTrip, m.put, m.drained, m.expired, m.expiredAll, m.missed, m.dead, m.extraTrimmed, m.reconnects,
 		m.historyGap,

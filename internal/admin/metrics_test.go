@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
 
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
@@ -107,7 +109,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 
 func TestCommitIsCountedByCallbackAndResult(t *testing.T) {
 	t.Parallel()
-	m := NewMetrics("1")
+	m := NewMetrics("1", "")
 	events := []message.Event{{Callback: "postTag"}, {Callback: "postTag"}, {Callback: "preTag"},
 		{Callback: "postImport"}, {Callback: "postImport"}}
 	m.CommitTaken(inspect.ViaSocket, message.Commit{Events: events},
@@ -132,9 +134,36 @@ koji_relay_events_received_total{callback="preTag"} 1
 	}
 }
 
+// Without a name nothing is added; with one everything has it, so that relays of one job are told apart.
+func TestRelayWithANameHasItInEverySeries(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", "new-bus"} {
+		_, source, control := newTestServer(t, runningStatus())
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1", name), Recent: NewRecent(1), Control: control,
+			Logger: discard})
+		exercise(s.opts.Metrics)
+		s.refresh(t.Context())
+		families, err := s.opts.Metrics.registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				relay := slices.IndexFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == "relay" })
+				if (relay >= 0) != (name != "") || relay >= 0 && m.GetLabel()[relay].GetValue() != name {
+					t.Errorf("%s of the relay %q has the labels %v", f.GetName(), name, m.GetLabel())
+				}
+			}
+		}
+		if len(families) < 30 {
+			t.Errorf("%d metrics only", len(families))
+		}
+	}
+}
+
 func TestLabelValuesAreBounded(t *testing.T) {
 	t.Parallel()
-	m := NewMetrics("1")
+	m := NewMetrics("1", "")
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
@@ -180,7 +209,7 @@ func TestHostileLabelValuesDoNotPanic(t *testing.T) {
 }
 
 func TestHooksDoNotAllocate(t *testing.T) {
-	m := NewMetrics("1")
+	m := NewMetrics("1", "")
 	commit := message.Commit{Events: []message.Event{{Callback: "postTag"}}}
 	recent := NewRecent(10)
 	all := func() {

@@ -44,7 +44,7 @@ var (
 // checkExpression reports metrics and labels of an expression that no scrape has.
 func checkExpression(t *testing.T, where, expression string, metrics map[string]string) {
 	t.Helper()
-	labels := []string{"job", "instance", "le"} // of the scraper, and of every histogram
+	labels := []string{"job", "instance", "le", "relay"} // of the scraper, every histogram, a relay with a name
 	for _, word := range metricWord.FindAllString(expression, -1) {
 		name := strings.TrimSuffix(word, "_bucket")
 		if metrics[name] == "" {

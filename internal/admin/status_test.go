@@ -119,7 +119,7 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
-		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1),
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1", ""), Recent: NewRecent(1),
 			Control: &fakeControl{}, Logger: discard})
 		if s.Status().Ready {
 			t.Error("ready before the first look")
@@ -162,7 +162,7 @@ func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 			status.Generated = time.Now()
 			return status
 		}
-		s := New(Options{Source: source, Metrics: NewMetrics("1"), Recent: NewRecent(1), Control: &fakeControl{},
+		s := New(Options{Source: source, Metrics: NewMetrics("1", ""), Recent: NewRecent(1), Control: &fakeControl{},
 			Logger: discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
@@ -287,7 +287,7 @@ func TestReasonSaysSinceWhenAndWhatToDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &fakeSource{status: runningStatus()}
 		source.change(func(s *Status) { s.Queue.DeadLetters = 2 })
-		s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(1),
+		s := New(Options{Source: source.get, Metrics: NewMetrics("1", ""), Recent: NewRecent(1),
 			Control: &fakeControl{}, Logger: discard})
 		s.refresh(t.Context())
 		began := time.Now()

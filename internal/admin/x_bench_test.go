@@ -13,7 +13,7 @@ import (
 // BenchmarkHooks models one commit of one event that a broker accepts: what the metrics add to each
 // hand-over.
 func BenchmarkHooks(b *testing.B) {
-	m, recent := NewMetrics("1"), NewRecent(100)
+	m, recent := NewMetrics("1", ""), NewRecent(100)
 	commit := message.Commit{Events: []message.Event{{Callback: "postTag"}}}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -28,7 +28,7 @@ func BenchmarkHooks(b *testing.B) {
 // addresses.
 func BenchmarkReads(b *testing.B) {
 	source := &fakeSource{status: runningStatus()}
-	s := New(Options{Source: source.get, Metrics: NewMetrics("1"), Recent: NewRecent(100),
+	s := New(Options{Source: source.get, Metrics: NewMetrics("1", ""), Recent: NewRecent(100),
 		Control: &fakeControl{}, Logger: discard})
 	for i := range 40 {
 		s.opts.Metrics.MessageSent(fmt.Sprint("address", i), "broker1.example.com:5671")

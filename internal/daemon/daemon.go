@@ -86,7 +86,7 @@ func New(opts Options) *Daemon {
 	d := &Daemon{
 		opts:    opts,
 		log:     opts.Logger,
-		watch:   newWatch(opts.Version, opts.Logger),
+		watch:   newWatch(opts.Version, opts.Config.Relay.Name, opts.Logger),
 		reloads: make(chan chan error),
 		fatal:   make(chan error, 1), // the first part that fails ends the daemon
 		started: time.Now(),

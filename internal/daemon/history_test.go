@@ -30,7 +30,7 @@ func (t *told) Found(m *message.Message, s inspect.Step) {
 
 func TestHistoryHearsWhatBecomesOfEachMessage(t *testing.T) {
 	t.Parallel()
-	w, heard := newWatch("test", slog.New(slog.DiscardHandler)), &told{}
+	w, heard := newWatch("test", "", slog.New(slog.DiscardHandler)), &told{}
 	w.history = heard
 	m := func(id string) *message.Message { return &message.Message{ID: id, Address: "build.tag"} }
 	accepted := message.Outcome{State: message.Accepted, Next: message.Done, Broker: "b1"}

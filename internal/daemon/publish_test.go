@@ -77,7 +77,7 @@ func newPublisher(s *fakeSender, q putter, t callbacks.Translation) *publisher {
 		storeTimeout:   time.Minute,
 		stored:         func() {},
 		paused:         &atomic.Bool{},
-		watch:          newWatch("test", slog.New(slog.DiscardHandler)),
+		watch:          newWatch("test", "", slog.New(slog.DiscardHandler)),
 		log:            slog.New(slog.DiscardHandler),
 	}
 }

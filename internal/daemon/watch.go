@@ -31,14 +31,14 @@ type watch struct {
 	seen map[string]bool // brokers that were up before; guarded by mu
 }
 
-func newWatch(version string, log *slog.Logger) *watch {
+func newWatch(version, name string, log *slog.Logger) *watch {
 	return &watch{
 		log: log,
 
 		refusals:   &refusals{log: log},
 		brokerless: &brokerless{log: log},
 
-		metrics: admin.NewMetrics(version),
+		metrics: admin.NewMetrics(version, name),
 		recent:  admin.NewRecent(rememberedFates),
 		seen:    make(map[string]bool),
 		history: noHistory{},

@@ -88,7 +88,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 		Created: time.Now().Add(-2 * time.Hour)}}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	w := newWatch("test", slog.New(slog.DiscardHandler))
+	w := newWatch("test", "", slog.New(slog.DiscardHandler))
 	expired := make(chan struct{}, 1)
 	drainer := drain.New(store, noBroker{}, drain.Options{
 		BatchSize: 100, BatchBytes: 8 << 20, Interval: 30 * time.Second,
@@ -121,7 +121,7 @@ func TestExpiredMessagesAreCountedByAddress(t *testing.T) {
 func TestFateOfAMessageIsLogged(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
-	w := newWatch("test", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	w := newWatch("test", "", slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	m := message.Message{ID: "id-1", Commit: "c-1", Event: 3, Address: "build.tag", Body: "a secret"}
 	rejected := message.Outcome{State: message.Rejected, Broker: "b:5672", Reason: "rejected: too old"}
 	w.put([]message.Unsent{{Message: m, Outcome: rejected}}, nil, inspect.ViaSocket)
