@@ -115,7 +115,7 @@ func (r *relay) configure(t testing.TB, s settings) {
 		"relay.log_format": "json",
 	}.with(s)
 	var text bytes.Buffer
-	for _, section := range []string{"broker", "message", "queue", "relay"} {
+	for _, section := range []string{"broker", "message", "queue", "history", "relay"} {
 		fmt.Fprintf(&text, "[%s]\n", section)
 		for _, key := range slices.Sorted(maps.Keys(all)) {
 			if name, ok := strings.CutPrefix(key, section+"."); ok {
