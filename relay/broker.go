@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/amqpconn/guard"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
@@ -36,10 +38,10 @@ const (
 // seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
 const seasoned = 5 * time.Second
 
-// broker is one amqpconn.Endpoint with its supervisor.
+// broker is one endpoint.Endpoint with its supervisor.
 type broker struct {
 	r   *Relay
-	e   amqpconn.Endpoint
+	e   endpoint.Endpoint
 	log *slog.Logger
 
 	// guarded keeps what each settlement asks for off the mutex: whether the breaker would close by it.
@@ -57,7 +59,7 @@ type broker struct {
 	abandoned   int // connections that could not be ended
 }
 
-func newBroker(r *Relay, e amqpconn.Endpoint) *broker {
+func newBroker(r *Relay, e endpoint.Endpoint) *broker {
 	return &broker{
 		r: r, e: e, log: r.log.With("broker", e.Name),
 		phase: Down, shown: Down, since: time.Now(), cause: "not connected yet", notices: newNotices(),
@@ -91,7 +93,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 			break
 		}
 		failures++
-		cause := amqpconn.CauseText(err)
+		cause := failure.Cause(err)
 		b.set(Down, cause)
 		if f := b.r.opts.Observer.Failed; f != nil {
 			f(b.e.Name, amqpconn.EndedBy(err))

@@ -8,6 +8,7 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
@@ -132,7 +133,7 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 		a.state, a.reason = message.Rejected, "rejected without a reason"
 		if s.Error != nil {
 			condition, why = s.Error.Condition, infoText(s.Error, "reason")
-			a.reason = "rejected: " + amqpconn.ConditionText(s.Error)
+			a.reason = "rejected: " + failure.Condition(s.Error)
 			if queue := infoText(s.Error, "queue"); queue != "" {
 				a.reason += fmt.Sprintf(" (queue %s: %s)", queue, why)
 			}
@@ -146,7 +147,7 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 func judgeRefusal(err error, p dialect.Peer) result {
 	a := result{
 		verdict: busy, state: message.NotSent, failure: message.FailedLink,
-		reason: "address refused: " + amqpconn.ErrorText(err),
+		reason: "address refused: " + failure.Text(err),
 	}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
@@ -127,7 +128,7 @@ func New(opts Options) (*Relay, error) {
 	}
 	var errs []error
 	for _, b := range opts.Brokers {
-		e, err := amqpconn.ParseEndpoint(b.URL)
+		e, err := endpoint.Parse(b.URL)
 		if err != nil {
 			errs = append(errs, err)
 			continue

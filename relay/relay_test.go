@@ -12,6 +12,7 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/sasl"
 	"koji-relay/internal/devbroker"
 	"koji-relay/internal/message"
 )
@@ -50,7 +51,7 @@ type world struct {
 // connection are good values for all that a test is not about.
 func connection() amqpconn.Options {
 	return amqpconn.Options{
-		TopicPrefix: "/topic/koji", Dialect: dialect.Auto, SASL: amqpconn.SASLAuto,
+		TopicPrefix: "/topic/koji", Dialect: dialect.Auto, SASL: sasl.Auto,
 		ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second, IdleTimeout: 30 * time.Second,
 	}
 }

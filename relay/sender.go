@@ -8,6 +8,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/message"
 )
 
@@ -75,7 +76,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 	a := result{verdict: lost, state: message.Unknown, alone: refused}
 	switch {
 	case errors.As(err, &connErr):
-		a.reason = "connection lost before the broker answered: " + amqpconn.ErrorText(err)
+		a.reason = "connection lost before the broker answered: " + failure.Text(err)
 		if l.c.blameless() {
 			a.verdict, a.reason = unanswered, noAnswer
 		}
@@ -87,7 +88,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 			a.alone = judgeError(sessionErr.RemoteErr, l.c.Peer)
 		}
 		l.ended(s)
-		a.reason = "session ended before the broker answered: " + amqpconn.ErrorText(err)
+		a.reason = "session ended before the broker answered: " + failure.Text(err)
 	case errors.As(err, &linkErr):
 		a = l.linkFailed(s, linkErr)
 	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
@@ -108,14 +109,14 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) result {
 			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
 	}
 	a := result{verdict: lost, state: message.Unknown, alone: refused,
-		reason: "link ended before the broker answered: " + amqpconn.ErrorText(err)}
+		reason: "link ended before the broker answered: " + failure.Text(err)}
 	if err.RemoteErr != nil {
 		a.alone = judgeError(err.RemoteErr, l.c.Peer)
 		if alone {
 			a.verdict = a.alone
 		}
 	}
-	l.c.b.notice(l.topic, "link ended", "link ended: "+amqpconn.ErrorText(err))
+	l.c.b.notice(l.topic, "link ended", "link ended: "+failure.Text(err))
 	return a
 }
 

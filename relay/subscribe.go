@@ -14,6 +14,8 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/inspect"
 )
 
@@ -40,7 +42,7 @@ func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(i
 	s := &subscriber{opts: &o, patterns: patterns, deliver: deliver, end: cancel}
 	var wg sync.WaitGroup
 	for _, b := range o.Brokers {
-		e, err := amqpconn.ParseEndpoint(b.URL)
+		e, err := endpoint.Parse(b.URL)
 		if err != nil {
 			cancel(err)
 			break
@@ -72,7 +74,7 @@ type subscriber struct {
 }
 
 // follow keeps subscribed to one broker until ctx ends.
-func (s *subscriber) follow(ctx context.Context, e amqpconn.Endpoint) {
+func (s *subscriber) follow(ctx context.Context, e endpoint.Endpoint) {
 	log := s.opts.Logger.With("broker", e.Name)
 	pause := newPause()
 	logged := ""
@@ -82,7 +84,7 @@ func (s *subscriber) follow(ctx context.Context, e amqpconn.Endpoint) {
 		if ctx.Err() != nil {
 			return
 		}
-		if cause := amqpconn.CauseText(err); cause != logged {
+		if cause := failure.Cause(err); cause != logged {
 			log.Warn("not subscribed", "cause", cause)
 			logged = cause
 		}
@@ -104,7 +106,7 @@ func newPause() *backoff.ExponentialBackOff {
 }
 
 // receive works on one connection until it or ctx ends, and says why it ended.
-func (s *subscriber) receive(ctx context.Context, e amqpconn.Endpoint, log *slog.Logger,
+func (s *subscriber) receive(ctx context.Context, e endpoint.Endpoint, log *slog.Logger,
 	subscribed func()) error {
 	c := amqpconn.New(&s.opts.Options, e, log)
 	receivers, err := s.attach(ctx, c)
@@ -149,14 +151,14 @@ func (s *subscriber) drain(ctx context.Context, broker string, r *amqpconn.Recei
 	for {
 		m, err := r.Receive(ctx)
 		if err != nil {
-			return fmt.Errorf("receive: %s", amqpconn.ErrorText(err))
+			return fmt.Errorf("receive: %s", failure.Text(err))
 		}
 		if err := s.pass(newArrival(broker, r.Pattern, s.opts.TopicPrefix, m)); err != nil {
 			s.end(deliverError{err})
 			return err
 		}
 		if err := r.Accept(ctx, m); err != nil {
-			return fmt.Errorf("accept: %s", amqpconn.ErrorText(err))
+			return fmt.Errorf("accept: %s", failure.Text(err))
 		}
 	}
 }

@@ -2,7 +2,7 @@ package main
 
 import (
 	"fmt"
-	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/tlsclient"
 	"koji-relay/internal/daemon"
 	"koji-relay/internal/inspect"
 	"strings"
@@ -62,7 +62,7 @@ func printBroker(out *table, b *daemon.BrokerReport) {
 	}
 }
 
-func certificateText(c amqpconn.CertReport) string {
+func certificateText(c tlsclient.Certificate) string {
 	text := c.Subject
 	if len(c.Names) > 0 {
 		text += " for " + strings.Join(c.Names, " ")

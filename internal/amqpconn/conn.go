@@ -9,7 +9,6 @@ package amqpconn
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,19 +22,11 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/amqpconn/guard"
-	"koji-relay/internal/inspect"
-)
-
-// The stages of a connection, in order, as Probe reports them.
-const (
-	stageLogin  = "read credentials"
-	stageTCP    = "connect"
-	stageTLS    = "set up TLS"
-	stageSASL   = "log in"
-	stageOpen   = "open AMQP connection"
-	stagePrefix = "choose dialect"
-	stageAttach = "attach"
+	"koji-relay/internal/amqpconn/sasl"
+	"koji-relay/internal/amqpconn/tlsclient"
 )
 
 // sampleTopic is attached to when a connection opens, so that a prefix or a permission that is wrong for
@@ -54,11 +45,10 @@ type Conn struct {
 	MaxSize   uint64   // of a message, on the sample link; 0 = no limit
 
 	opts     *Options
-	endpoint Endpoint
+	endpoint endpoint.Endpoint
 	log      *slog.Logger
 	stage    string
-	client   *tls.Certificate     // ours, nil without
-	tls      *tls.ConnectionState // nil without TLS, and until it is set up
+	tls      *tlsclient.Session // nil without TLS
 	guard    *guard.Guard
 	driver   *amqp.Conn
 	sessions sessions
@@ -71,14 +61,14 @@ type Conn struct {
 }
 
 // New prepares a connection. Nothing is opened.
-func New(o *Options, e Endpoint, log *slog.Logger) *Conn {
+func New(o *Options, e endpoint.Endpoint, log *slog.Logger) *Conn {
 	return &Conn{opts: o, endpoint: e, log: log, sessions: sessions{freed: make(chan struct{}, 1)}}
 }
 
 // Dial connects to e, logs in and makes sure that the broker takes messages for topics. ctx and
 // ConnectTimeout bound all of it; after it the connection does not depend on ctx. An error is a *DialError,
 // and then nothing is open.
-func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn, error) {
+func Dial(ctx context.Context, o *Options, e endpoint.Endpoint, log *slog.Logger) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
 	defer cancel()
 	c := New(o, e, log)
@@ -100,8 +90,8 @@ func Dial(ctx context.Context, o *Options, e Endpoint, log *slog.Logger) (*Conn,
 // open.
 func (c *Conn) Open(ctx context.Context) (err error) {
 	c.stage = stageLogin
-	who := login{policy: c.opts.SASL}
-	if who.user, who.password, err = c.opts.credentials(c.endpoint); err != nil {
+	who := sasl.Login{Policy: c.opts.SASL}
+	if who.User, who.Password, err = c.endpoint.Credentials(c.opts.UserFile, c.opts.PasswordFile); err != nil {
 		return err
 	}
 	c.stage = stageTCP
@@ -117,10 +107,13 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 	}()
 	if c.endpoint.TLS {
 		c.stage = stageTLS
-		if nc, err = c.secure(ctx, nc, c.endpoint.Host); err != nil {
+		c.tls, err = tlsclient.Handshake(ctx, nc, c.endpoint.Host, tlsclient.Options{
+			Cert: c.opts.Cert, Key: c.opts.Key, CACert: c.opts.CACert, Legacy: c.opts.LegacyTLS,
+		})
+		if err != nil {
 			return err
 		}
-		who.certificate = c.client != nil
+		nc, who.Certificate = c.tls.Conn, c.tls.HasClient()
 	}
 	c.stage = stageSASL
 	if err := c.logIn(ctx, nc, who); err != nil {
@@ -142,13 +135,13 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 		if refused := c.guard.Refused(); refused != nil {
 			return fmt.Errorf("open AMQP connection: %w", refused)
 		}
-		if read := c.guard.ReadError(); read != nil && hungUp(read) { // the driver's error does not tell
+		if read := c.guard.ReadError(); read != nil && failure.HungUp(read) { // the driver's error does not tell
 			err = errors.Join(err, read)
 		}
 		return c.hostRefused(explainOpen(err), err)
 	}
 	c.Peer = dialect.NewPeer(c.driver.Properties())
-	c.Peer.Product, c.Peer.Version = inspect.Line(c.Peer.Product, maxName), inspect.Line(c.Peer.Version, maxName)
+	c.Peer.Product, c.Peer.Version = failure.Name(c.Peer.Product), failure.Name(c.Peer.Version)
 	c.stage = stagePrefix
 	if c.Dialect, err = dialect.Choose(c.opts.Dialect, c.opts.TopicPrefix, c.Peer); err != nil {
 		c.Close()
@@ -176,39 +169,15 @@ func (c *Conn) Destination(topic string) (dialect.Destination, error) {
 	return c.Dialect.Destination(c.opts.TopicPrefix, topic)
 }
 
-// secure puts TLS around nc. nc is returned even with an error.
-func (c *Conn) secure(ctx context.Context, nc net.Conn, host string) (net.Conn, error) {
-	cfg, client, err := c.opts.tlsConfig(host)
-	c.client = client
-	if err != nil {
-		return nc, err
-	}
-	secured := tls.Client(nc, cfg)
-	if err := secured.HandshakeContext(ctx); err != nil {
-		return nc, explainTLS(explainLegacy(err, host))
-	}
-	state := secured.ConnectionState()
-	c.tls = &state
-	return secured, nil
-}
-
 // CertExpires tells when the certificates in use end; zero without.
-func (c *Conn) CertExpires() (server, client time.Time) {
-	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
-		server = c.tls.PeerCertificates[0].NotAfter
-	}
-	if c.client != nil && c.client.Leaf != nil {
-		client = c.client.Leaf.NotAfter
-	}
-	return server, client
-}
+func (c *Conn) CertExpires() (server, client time.Time) { return c.tls.Expires() }
 
 // logIn runs the SASL layer, bounded by ctx.
-func (c *Conn) logIn(ctx context.Context, nc net.Conn, who login) (err error) {
+func (c *Conn) logIn(ctx context.Context, nc net.Conn, who sasl.Login) (err error) {
 	deadline, _ := ctx.Deadline()
 	_ = nc.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	c.Mechanism, c.Offered, err = who.negotiate(nc)
+	c.Mechanism, c.Offered, err = who.Negotiate(nc)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -270,7 +239,7 @@ func (c *Conn) Cause() error {
 	err := c.driver.Err()
 	var remote *amqp.Error
 	if errors.As(err, &remote) {
-		return fmt.Errorf("closed by the broker: %s", ConditionText(remote))
+		return fmt.Errorf("closed by the broker: %s", failure.Condition(remote))
 	}
 	if refused := c.guard.Refused(); refused != nil {
 		return refused

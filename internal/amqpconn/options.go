@@ -7,14 +7,7 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
-)
-
-// Values of Options.SASL.
-const (
-	SASLAuto      = "auto"
-	SASLPlain     = "plain"
-	SASLExternal  = "external"
-	SASLAnonymous = "anonymous"
+	"koji-relay/internal/amqpconn/sasl"
 )
 
 // Options says how to connect to any of the brokers. The configuration has the defaults; nothing is filled in
@@ -26,7 +19,7 @@ type Options struct {
 	// VirtualHost is RabbitMQ's, for URLs that name none. Empty means the broker's default.
 	VirtualHost string
 
-	SASL string
+	SASL string // one of sasl.Policies()
 	// The files are read at each connect, for URLs that carry no user.
 	UserFile, PasswordFile string
 	// Cert, Key and CACert are PEM files, read at each connect. Cert may hold the key as well; CACert may be
@@ -49,7 +42,7 @@ func (o *Options) Check() error {
 	if names := dialect.Names(); !slices.Contains(names, o.Dialect) {
 		errs = append(errs, fmt.Errorf("dialect = %q is not one of %q", o.Dialect, names))
 	}
-	if words := []string{SASLAuto, SASLPlain, SASLExternal, SASLAnonymous}; !slices.Contains(words, o.SASL) {
+	if words := sasl.Policies(); !slices.Contains(words, o.SASL) {
 		errs = append(errs, fmt.Errorf("sasl = %q is not one of %q", o.SASL, words))
 	}
 	if min(o.ConnectTimeout, o.SendTimeout, o.IdleTimeout) <= 0 {

@@ -2,13 +2,13 @@ package amqpconn
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
-	"koji-relay/internal/inspect"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/tlsclient"
 )
 
 // Report is what Probe found out about one broker. It holds no secret. Fields that were not reached are zero.
@@ -18,8 +18,8 @@ type Report struct {
 	Stage  string // where Err happened; empty without one
 	Err    error  // nil = usable for everything tried
 
-	TLS       *TLSReport // nil without TLS, or if it was not set up
-	Client    *CertReport
+	TLS       *tlsclient.Report // nil without TLS, or if it was not set up
+	Client    *tlsclient.Certificate
 	Offered   []string // SASL mechanisms of the broker
 	Login     string   // the one used
 	Host      string   // the virtual host that was asked for; empty = the broker's default
@@ -31,21 +31,6 @@ type Report struct {
 	Credit    bool   // the broker lets us send
 	RoundTrip time.Duration
 	Warnings  []string // works now, but look at it
-}
-
-// TLSReport describes the connection's TLS layer.
-type TLSReport struct {
-	Version string
-	Cipher  string
-	Server  CertReport
-}
-
-// CertReport describes a certificate.
-type CertReport struct {
-	Subject string
-	Names   []string // what it is for: DNS names and IP addresses
-	Issuer  string
-	Expires time.Time
 }
 
 const (
@@ -63,7 +48,7 @@ func Probe(ctx context.Context, o Options, url string) Report {
 		r.Err = err
 		return r
 	}
-	e, err := ParseEndpoint(url)
+	e, err := endpoint.Parse(url)
 	if err != nil {
 		r.Err = err
 		return r
@@ -116,25 +101,10 @@ func (c *Conn) report(r *Report) {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("%s ends on %s", what, expires.Format(time.DateOnly)))
 		}
 	}
-	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
-		leaf := c.tls.PeerCertificates[0]
-		var names []string
-		for _, name := range leaf.DNSNames[:min(len(leaf.DNSNames), 20)] {
-			names = append(names, inspect.Line(name, maxName))
-		}
-		for _, ip := range leaf.IPAddresses {
-			names = append(names, ip.String())
-		}
-		r.TLS = &TLSReport{
-			Version: tls.VersionName(c.tls.Version), Cipher: tls.CipherSuiteName(c.tls.CipherSuite),
-			Server: CertReport{inspect.Line(leaf.Subject.String(), maxText), names,
-				inspect.Line(leaf.Issuer.String(), maxText), leaf.NotAfter},
-		}
-		warn("the broker's certificate", leaf.NotAfter)
+	if r.TLS = c.tls.Report(); r.TLS != nil {
+		warn("the broker's certificate", r.TLS.Server.Expires)
 	}
-	if c.client != nil && c.client.Leaf != nil {
-		leaf := c.client.Leaf
-		r.Client = &CertReport{Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Expires: leaf.NotAfter}
+	if r.Client = c.tls.Client(); r.Client != nil {
 		warn("the client certificate", r.Client.Expires)
 	}
 	if c.Dialect != nil && c.Dialect.Name == dialect.Literal && c.Peer.IsRabbitMQ() {

@@ -9,19 +9,20 @@ import (
 	"time"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/certtest"
 	"koji-relay/internal/devbroker"
 )
 
 func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
+	a := certtest.New(t)
 	b := startBroker(t, devbroker.Options{
 		Product: "RabbitMQ", Version: "4.0.5", MaxMessageSize: 1 << 24, Mechanisms: []string{"PLAIN", "EXTERNAL"},
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")},
-			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool()},
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.Issue("127.0.0.1")},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.Pool()},
 	})
 	o := testOptions()
-	o.CACert, o.Cert = a.write("ca.pem", a.cert), a.writePair("client.pem", a.issue("hub"))
+	o.CACert, o.Cert = a.Write("ca.pem", a.Cert), a.WritePair("client.pem", a.Issue("hub"))
 	r := Probe(t.Context(), o, b.URL())
 	if r.Err != nil {
 		t.Fatalf("%s: %v", r.Stage, r.Err)
@@ -46,7 +47,7 @@ func TestProbeTellsAllAboutAGoodBroker(t *testing.T) {
 
 func TestProbeNamesTheStageThatFails(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
+	a := certtest.New(t)
 	stopped := startBroker(t, devbroker.Options{})
 	stopped.Stop()
 	secret := func(text string) string {
@@ -63,9 +64,9 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 	}{
 		{"nobody there", stageTCP, "connection refused", stopped, nil},
 		{"TLS", stageTLS, "unknown authority", startBroker(t, devbroker.Options{
-			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}), nil},
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.Issue("127.0.0.1")}}}), nil},
 		{"client certificate", stageTLS, "read cert", startBroker(t, devbroker.Options{
-			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.issue("127.0.0.1")}}}),
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{a.Issue("127.0.0.1")}}}),
 			func(o *Options) { o.Cert = "/nonexistent" }},
 		{"login", stageSASL, "refused the credentials",
 			startBroker(t, devbroker.Options{Users: map[string]string{"u": "p"}}),

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/management"
 	"strings"
 
 	"github.com/Azure/go-amqp"
@@ -59,6 +61,15 @@ func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) (
 		receivers = append(receivers, &Receiver{pattern, r})
 	}
 	return receivers, nil
+}
+
+// temporaryQueue makes a queue to receive from, and gives its address.
+func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, error) {
+	exchange, key, ok := dialect.ExchangeOf(c.opts.TopicPrefix)
+	if !ok {
+		return "", dialect.RabbitPrefixError(c.opts.TopicPrefix)
+	}
+	return management.TemporaryQueue(ctx, c.driver, exchange, key, patterns)
 }
 
 // maxReceived is the largest message that a receiver takes: the driver keeps all of it (upstream 11).

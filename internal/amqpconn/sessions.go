@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"koji-relay/internal/amqpconn/failure"
 	"math"
 	"sync"
 	"time"
@@ -134,7 +135,7 @@ func (c *Conn) end(s *session, err error) {
 	}
 	c.sessions.mu.Unlock()
 	if first {
-		c.log.Warn("session ended", "cause", ErrorText(err))
+		c.log.Warn("session ended", "cause", failure.Text(err))
 	}
 	select {
 	case c.sessions.freed <- struct{}{}:

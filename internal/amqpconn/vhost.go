@@ -3,6 +3,7 @@ package amqpconn
 import (
 	"errors"
 	"fmt"
+	"koji-relay/internal/amqpconn/failure"
 	"slices"
 
 	"github.com/Azure/go-amqp"
@@ -44,7 +45,7 @@ func (c *Conn) hostRefused(said, err error) error {
 		if !slices.Contains(refusals, remote.Condition) || asked == "" && !c.Peer.IsRabbitMQ() {
 			return said
 		}
-	case asked == "" || !hungUp(err):
+	case asked == "" || !failure.HungUp(err):
 		return said
 	}
 	name := "its default virtual host"
@@ -53,9 +54,19 @@ func (c *Conn) hostRefused(said, err error) error {
 	}
 	words := "without a word"
 	if remote != nil {
-		words = ErrorText(err)
+		words = failure.Text(err)
 	}
 	return hostError{fmt.Errorf(
 		"the broker took the login and refused %s (%s); correct virtual_host or the path of "+
 			"the URL, or give the user permissions there", name, words)}
+}
+
+// explainOpen says what to look at when the connection ends between the login and the broker's open frame.
+func explainOpen(err error) error {
+	var remote *amqp.Error
+	if !errors.As(err, &remote) && failure.HungUp(err) {
+		return errors.New("open AMQP connection: the broker ended the connection after the login; does the " +
+			"virtual host exist, and may the user use it (RabbitMQ: rabbitmqctl list_permissions)?")
+	}
+	return fmt.Errorf("open AMQP connection: %w", err)
 }

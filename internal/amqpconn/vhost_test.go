@@ -11,6 +11,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/devbroker"
 )
 
@@ -35,7 +36,7 @@ func TestOpenFrameNamesTheVirtualHost(t *testing.T) {
 		t.Cleanup(func() { b.Close() })
 		o := testOptions()
 		o.VirtualHost = tt.option
-		e, err := ParseEndpoint(b.URL() + tt.path)
+		e, err := endpoint.Parse(b.URL() + tt.path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +72,7 @@ func TestRefusedVirtualHostIsToldApart(t *testing.T) {
 		"another condition":            {"two", rabbit, &amqp.Error{Condition: amqp.ErrCondConnectionForced}, ""},
 		"something that is no refusal": {"two", rabbit, errors.New("some error"), ""},
 	} {
-		c := New(&Options{VirtualHost: tt.host}, Endpoint{}, slog.New(slog.DiscardHandler))
+		c := New(&Options{VirtualHost: tt.host}, endpoint.Endpoint{}, slog.New(slog.DiscardHandler))
 		c.Peer = tt.peer
 		got := c.hostRefused(tt.err, tt.err)
 		var refused hostError

@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/relay"
@@ -72,7 +74,7 @@ func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 	}
 	watches := make(map[string]*testWatch)
 	for _, u := range cfg.Broker.URLs {
-		if e, err := amqpconn.ParseEndpoint(u.Reveal()); err == nil {
+		if e, err := endpoint.Parse(u.Reveal()); err == nil {
 			w := watchFor(ctx, &opts.Options, e, m.ID)
 			defer w.close()
 			watches[e.Name] = w
@@ -95,7 +97,7 @@ func (c control) SendTest(ctx context.Context) (inspect.TestSent, error) {
 		sent.NotSubscribed = "no broker was asked: [broker] test_mode is on"
 		return sent, nil
 	case w.err != nil:
-		sent.NotSubscribed = amqpconn.CauseText(w.err)
+		sent.NotSubscribed = failure.Cause(w.err)
 		return sent, nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, testTime)
@@ -124,7 +126,7 @@ type testWatch struct {
 	cancel  context.CancelFunc
 }
 
-func watchFor(ctx context.Context, o *amqpconn.Options, e amqpconn.Endpoint, id string) *testWatch {
+func watchFor(ctx context.Context, o *amqpconn.Options, e endpoint.Endpoint, id string) *testWatch {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &testWatch{
 		ready: make(chan struct{}), arrived: make(chan time.Time, 1), ended: make(chan struct{}), cancel: cancel,

@@ -12,6 +12,8 @@ import (
 	"koji-relay/config"
 	"koji-relay/internal/admin"
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/amqpconn/failure"
+	"koji-relay/internal/amqpconn/tlsclient"
 	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
 )
@@ -103,24 +105,24 @@ type Connections struct {
 
 // BrokerReport is what one broker said.
 type BrokerReport struct {
-	URL       string               `json:"url"` // masked
-	Usable    bool                 `json:"usable"`
-	Error     string               `json:"error,omitempty"`
-	Stage     string               `json:"stage,omitempty"` // of Error
-	Remote    string               `json:"remote,omitempty"`
-	TLS       *amqpconn.TLSReport  `json:"tls,omitempty"`
-	Client    *amqpconn.CertReport `json:"client_certificate,omitempty"`
-	Offered   []string             `json:"sasl_offered,omitempty"`
-	Login     string               `json:"sasl,omitempty"`
-	Host      string               `json:"virtual_host,omitempty"`
-	Product   string               `json:"product,omitempty"`
-	Version   string               `json:"version,omitempty"`
-	Dialect   string               `json:"dialect,omitempty"`
-	Target    string               `json:"target,omitempty"`
-	MaxSize   uint64               `json:"max_message_size,omitempty"`
-	Credit    bool                 `json:"credit"`
-	RoundTrip string               `json:"round_trip,omitempty"`
-	Warnings  []string             `json:"warnings,omitempty"`
+	URL       string                 `json:"url"` // masked
+	Usable    bool                   `json:"usable"`
+	Error     string                 `json:"error,omitempty"`
+	Stage     string                 `json:"stage,omitempty"` // of Error
+	Remote    string                 `json:"remote,omitempty"`
+	TLS       *tlsclient.Report      `json:"tls,omitempty"`
+	Client    *tlsclient.Certificate `json:"client_certificate,omitempty"`
+	Offered   []string               `json:"sasl_offered,omitempty"`
+	Login     string                 `json:"sasl,omitempty"`
+	Host      string                 `json:"virtual_host,omitempty"`
+	Product   string                 `json:"product,omitempty"`
+	Version   string                 `json:"version,omitempty"`
+	Dialect   string                 `json:"dialect,omitempty"`
+	Target    string                 `json:"target,omitempty"`
+	MaxSize   uint64                 `json:"max_message_size,omitempty"`
+	Credit    bool                   `json:"credit"`
+	RoundTrip string                 `json:"round_trip,omitempty"`
+	Warnings  []string               `json:"warnings,omitempty"`
 }
 
 // DatabaseReport is what the queue's database said.
@@ -164,7 +166,7 @@ func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
 		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
 	}
 	if r.Err != nil {
-		b.Error = amqpconn.CauseText(r.Err)
+		b.Error = failure.Cause(r.Err)
 	}
 	if r.RoundTrip > 0 {
 		b.RoundTrip = r.RoundTrip.Round(10 * time.Microsecond).String()

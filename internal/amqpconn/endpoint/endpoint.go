@@ -1,4 +1,6 @@
-package amqpconn
+// Package endpoint reads the URL of a broker, and the credentials for it. Its errors never repeat a URL,
+// which may hold a password.
+package endpoint
 
 import (
 	"errors"
@@ -20,9 +22,8 @@ type Endpoint struct {
 	password    string
 }
 
-// ParseEndpoint reads an amqp:// or amqps:// URL. Its errors do not repeat the URL, which may hold a
-// password.
-func ParseEndpoint(raw string) (Endpoint, error) {
+// Parse reads an amqp:// or amqps:// URL.
+func Parse(raw string) (Endpoint, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		// url.Error repeats the URL; its cause may repeat a part of it as well.
@@ -56,18 +57,18 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 	return e, nil
 }
 
-// credentials gives the user and password for e: the URL's own, else the files'.
-func (o *Options) credentials(e Endpoint) (user, password string, err error) {
+// Credentials gives the user and password: the URL's own, else those in the files that are named.
+func (e Endpoint) Credentials(userFile, passwordFile string) (user, password string, err error) {
 	if e.user != "" {
 		return e.user, e.password, nil
 	}
-	if o.UserFile != "" {
-		if user, err = readSecret("user_file", o.UserFile); err != nil {
+	if userFile != "" {
+		if user, err = readSecret("user_file", userFile); err != nil {
 			return "", "", err
 		}
 	}
-	if o.PasswordFile != "" {
-		if password, err = readSecret("password_file", o.PasswordFile); err != nil {
+	if passwordFile != "" {
+		if password, err = readSecret("password_file", passwordFile); err != nil {
 			return "", "", err
 		}
 	}

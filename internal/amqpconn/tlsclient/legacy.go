@@ -1,4 +1,4 @@
-package amqpconn
+package tlsclient
 
 import (
 	"crypto/tls"

@@ -1,4 +1,6 @@
-package amqpconn
+// Package management speaks to the management node of RabbitMQ 4, which receives from queues only: a
+// subscriber declares one of its own by it, which goes with its connection.
+package management
 
 import (
 	"context"
@@ -9,24 +11,20 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/dialect"
-	"koji-relay/internal/inspect"
+	"koji-relay/internal/amqpconn/failure"
 )
 
-// RabbitMQ 4 receives from queues only. A subscriber declares one of its own, which goes with its connection,
-// by way of the broker's management node: a pair of links under one name, one for requests that look like
-// HTTP and one for the answers. https://www.rabbitmq.com/docs/amqp, HTTP over AMQP 1.0.
-const managementNode = "/management"
+// node is a pair of links under one name, one for requests that look like HTTP and one for the answers.
+// https://www.rabbitmq.com/docs/amqp, HTTP over AMQP 1.0.
+const node = "/management"
 
-// temporaryQueue declares an exclusive queue, binds it, and gives the address to receive from.
-func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, error) {
-	prefix := c.opts.TopicPrefix
-	exchange, key, ok := dialect.ExchangeOf(prefix)
-	if !ok {
-		return "", dialect.RabbitPrefixError(prefix)
-	}
+// TemporaryQueue declares an exclusive queue, binds it to the exchange with key and each pattern behind that,
+// and gives the address to receive from.
+func TemporaryQueue(ctx context.Context, conn *amqp.Conn, exchange, key string,
+	patterns []string) (address string, err error) {
 	for again := 2; ; again-- {
 		name := "koji-relay-tail-" + rand.Text()
-		err := declare(ctx, c.driver, name, exchange, key, patterns)
+		err := declare(ctx, conn, name, exchange, key, patterns)
 		// The driver grants credit for the answers in its own time, and the broker ends the session of a
 		// request that comes before (upstream 7).
 		var ended *amqp.SessionError
@@ -40,7 +38,7 @@ func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, e
 // declare makes the queue with its bindings in a session of its own.
 func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, patterns []string) error {
 	// one for each answer: renewing it takes time, too
-	m, err := openManagement(ctx, conn, int32(1+len(patterns)))
+	m, err := open(ctx, conn, int32(1+len(patterns)))
 	if err != nil {
 		return err
 	}
@@ -61,40 +59,40 @@ func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, p
 	return nil
 }
 
-// management is the pair of links to the node.
-type management struct {
+// links is the pair to the node.
+type links struct {
 	session   *amqp.Session
 	requests  *amqp.Sender
 	responses *amqp.Receiver
 }
 
-func openManagement(ctx context.Context, conn *amqp.Conn, credit int32) (*management, error) {
+func open(ctx context.Context, conn *amqp.Conn, credit int32) (*links, error) {
 	session, err := conn.NewSession(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("begin session: %w", err)
 	}
 	const pair = "koji-relay-management"
 	paired := map[string]any{"paired": true}
-	m := &management{session: session}
-	m.responses, err = session.NewReceiver(ctx, managementNode, &amqp.ReceiverOptions{
-		Name: pair, TargetAddress: managementNode, Properties: paired, Credit: credit,
+	m := &links{session: session}
+	m.responses, err = session.NewReceiver(ctx, node, &amqp.ReceiverOptions{
+		Name: pair, TargetAddress: node, Properties: paired, Credit: credit,
 		RequestedSenderSettleMode: amqp.SenderSettleModeSettled.Ptr(), MaxMessageSize: 1 << 20,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("attach to %s: %w", managementNode, err)
+		return nil, fmt.Errorf("attach to %s: %w", node, err)
 	}
-	m.requests, err = session.NewSender(ctx, managementNode, &amqp.SenderOptions{
-		Name: pair, SourceAddress: managementNode, Properties: paired,
+	m.requests, err = session.NewSender(ctx, node, &amqp.SenderOptions{
+		Name: pair, SourceAddress: node, Properties: paired,
 		SettlementMode: amqp.SenderSettleModeSettled.Ptr(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("attach to %s: %w", managementNode, err)
+		return nil, fmt.Errorf("attach to %s: %w", node, err)
 	}
 	return m, nil
 }
 
 // request sends one request and demands a 2xx answer.
-func (m *management) request(ctx context.Context, method, path string, body map[string]any) error {
+func (m *links) request(ctx context.Context, method, path string, body map[string]any) error {
 	replyTo := "$me"
 	err := m.requests.Send(ctx, &amqp.Message{
 		Properties: &amqp.MessageProperties{MessageID: rand.Text(), To: &path, Subject: &method, ReplyTo: &replyTo},
@@ -111,7 +109,7 @@ func (m *management) request(ctx context.Context, method, path string, body map[
 		return fmt.Errorf("the answer has no status")
 	}
 	if status := *answer.Properties.Subject; len(status) != 3 || status[0] != '2' {
-		return fmt.Errorf("the broker answered %s: %s", status, inspect.Line(fmt.Sprint(answer.Value), maxText))
+		return fmt.Errorf("the broker answered %s: %s", status, failure.Line(fmt.Sprint(answer.Value)))
 	}
 	return nil
 }

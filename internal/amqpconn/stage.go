@@ -8,7 +8,19 @@ import (
 
 	"github.com/Azure/go-amqp"
 
+	"koji-relay/internal/amqpconn/sasl"
 	"koji-relay/internal/message"
+)
+
+// The stages of a connection, in order, as Probe reports them.
+const (
+	stageLogin  = "read credentials"
+	stageTCP    = "connect"
+	stageTLS    = "set up TLS"
+	stageSASL   = "log in"
+	stageOpen   = "open AMQP connection"
+	stagePrefix = "choose dialect"
+	stageAttach = "attach"
 )
 
 // DialError is an error of Dial with its word.
@@ -76,6 +88,6 @@ func timeOver(ctx context.Context) bool {
 }
 
 func isAuth(err error) bool {
-	var auth *AuthError
+	var auth *sasl.Error
 	return errors.As(err, &auth)
 }

@@ -1,4 +1,4 @@
-package amqpconn
+package sasl
 
 import (
 	"bytes"
@@ -15,27 +15,27 @@ func TestMechanismIsChosenByWhatThereIsToLogInWith(t *testing.T) {
 	const none = ""
 	for _, row := range []struct {
 		name    string
-		login   login
+		login   Login
 		offered string
 		want    string
 	}{
-		{"user", login{user: "u"}, "ANONYMOUS AMQPLAIN PLAIN", "PLAIN"},
-		{"user is never dropped for ANONYMOUS", login{user: "u"}, "ANONYMOUS", none},
-		{"nobody", login{}, "PLAIN ANONYMOUS", "ANONYMOUS"},
-		{"nobody, and the broker wants somebody", login{}, "PLAIN", none},
-		{"certificate", login{certificate: true}, "PLAIN EXTERNAL ANONYMOUS", "EXTERNAL"},
-		{"certificate and user", login{certificate: true, user: "u"}, "PLAIN EXTERNAL", "EXTERNAL"},
-		{"certificate and user without EXTERNAL", login{certificate: true, user: "u"}, "ANONYMOUS PLAIN", "PLAIN"},
-		{"certificate without EXTERNAL, as ActiveMQ", login{certificate: true}, "PLAIN ANONYMOUS", "ANONYMOUS"},
-		{"plain", login{policy: SASLPlain, certificate: true, user: "u"}, "EXTERNAL PLAIN", "PLAIN"},
-		{"plain without a user", login{policy: SASLPlain}, "PLAIN ANONYMOUS", none},
-		{"external", login{policy: SASLExternal}, "EXTERNAL", "EXTERNAL"},
-		{"external not offered", login{policy: SASLExternal, user: "u"}, "PLAIN ANONYMOUS", none},
-		{"anonymous", login{policy: SASLAnonymous, user: "u", certificate: true}, "EXTERNAL PLAIN ANONYMOUS",
+		{"user", Login{User: "u"}, "ANONYMOUS AMQPLAIN PLAIN", "PLAIN"},
+		{"user is never dropped for ANONYMOUS", Login{User: "u"}, "ANONYMOUS", none},
+		{"nobody", Login{}, "PLAIN ANONYMOUS", "ANONYMOUS"},
+		{"nobody, and the broker wants somebody", Login{}, "PLAIN", none},
+		{"certificate", Login{Certificate: true}, "PLAIN EXTERNAL ANONYMOUS", "EXTERNAL"},
+		{"certificate and user", Login{Certificate: true, User: "u"}, "PLAIN EXTERNAL", "EXTERNAL"},
+		{"certificate and user without EXTERNAL", Login{Certificate: true, User: "u"}, "ANONYMOUS PLAIN", "PLAIN"},
+		{"certificate without EXTERNAL, as ActiveMQ", Login{Certificate: true}, "PLAIN ANONYMOUS", "ANONYMOUS"},
+		{"plain", Login{Policy: Plain, Certificate: true, User: "u"}, "EXTERNAL PLAIN", "PLAIN"},
+		{"plain without a user", Login{Policy: Plain}, "PLAIN ANONYMOUS", none},
+		{"external", Login{Policy: External}, "EXTERNAL", "EXTERNAL"},
+		{"external not offered", Login{Policy: External, User: "u"}, "PLAIN ANONYMOUS", none},
+		{"anonymous", Login{Policy: Anonymous, User: "u", Certificate: true}, "EXTERNAL PLAIN ANONYMOUS",
 			"ANONYMOUS"},
 	} {
-		if row.login.policy == "" {
-			row.login.policy = SASLAuto
+		if row.login.Policy == "" {
+			row.login.Policy = Auto
 		}
 		got, _, err := row.login.choose(strings.Fields(row.offered))
 		if got != row.want || (err == nil) != (row.want != none) {
@@ -67,7 +67,7 @@ func TestMechanismFrames(t *testing.T) {
 		{"nothing", "", nil},
 	} {
 		frame := append([]byte{0, 0, 0, byte(8 + len(row.body)), 2, 1, 0, 0}, row.body...)
-		fields, err := readSASL(bytes.NewReader(frame), saslMechanisms)
+		fields, err := readFrame(bytes.NewReader(frame), codeMechanisms)
 		var got []string
 		if err == nil {
 			got, err = parseMechanisms(fields)
@@ -86,7 +86,7 @@ func TestPeerThatIsNoBrokerIsNamed(t *testing.T) {
 		_, _ = there.Write([]byte("HTTP/1.1 400 Bad Request\r\n"))
 		_ = there.Close()
 	}()
-	_, _, err := login{policy: SASLAuto}.negotiate(here)
+	_, _, err := Login{Policy: Auto}.Negotiate(here)
 	if err == nil || !strings.Contains(err.Error(), "does not speak AMQP 1.0") {
 		t.Errorf("error %v", err)
 	}
@@ -97,14 +97,14 @@ func TestHangingUpOnALoginIsARefusal(t *testing.T) {
 	t.Parallel()
 	here, there := net.Pipe()
 	go func() {
-		_, _ = io.ReadFull(there, make([]byte, len(saslHeader)))
-		_, _ = there.Write(saslHeader)
+		_, _ = io.ReadFull(there, make([]byte, len(protocol)))
+		_, _ = there.Write(protocol)
 		_, _ = there.Write([]byte("\x00\x00\x00\x15\x02\x01\x00\x00\x00\x53\x40\xc0\x08\x01\xa3\x05PLAIN"))
 		_, _ = io.ReadFull(there, make([]byte, len(initFrame("PLAIN", []byte("\x00u\x00p")))))
 		_ = there.Close()
 	}()
-	_, _, err := login{policy: SASLAuto, user: "u", password: "p"}.negotiate(here)
-	var auth *AuthError
+	_, _, err := Login{Policy: Auto, User: "u", Password: "p"}.Negotiate(here)
+	var auth *Error
 	if !errors.As(err, &auth) || auth.Mechanism != "PLAIN" || !strings.Contains(err.Error(), "hung up") {
 		t.Errorf("error %v", err)
 	}
@@ -117,8 +117,8 @@ func FuzzSASLFrame(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x10\x02\x01\x00\x00\x00\x53\x44\xc0\x03\x01\x50\x01"))
 	f.Add([]byte("\x00\x00\x00\x0c\xff\x01\x00\x00\x00\x53\x40\x45"))
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		for _, want := range []byte{saslMechanisms, saslOutcome} {
-			fields, err := readSASL(bytes.NewReader(frame), want)
+		for _, want := range []byte{codeMechanisms, codeOutcome} {
+			fields, err := readFrame(bytes.NewReader(frame), want)
 			if err != nil {
 				continue
 			}
