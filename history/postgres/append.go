@@ -7,7 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/history"
 	"koji-relay/internal/inspect"
@@ -159,11 +161,8 @@ func lookUpHanded(ctx context.Context, conn *pgx.Conn, steps []history.Step) err
 }
 
 func messageValues(r *history.Row) []any {
-	var commit any
-	if r.Commit != "" {
-		commit = r.Commit
-	}
-	return []any{r.Handed, r.First.Time, r.ID, commit, r.Event, r.Size, r.Keys.Task, string(r.First.Kind),
+	return []any{r.Handed, r.First.Time, binary(r.ID), binary(r.Commit), r.Event, r.Size, r.Keys.Task,
+		string(r.First.Kind),
 		r.Via, clean(r.Callback),
 		clean(r.Address), clean(r.Keys.Package), clean(r.Keys.Build), clean(r.Keys.Tag), clean(r.Keys.User),
 		clean(r.First.Broker),
@@ -171,7 +170,14 @@ func messageValues(r *history.Row) []any {
 }
 
 func stepValues(st *history.Step) []any {
-	return []any{st.Time, st.Handed, st.ID, string(st.Kind), clean(st.Broker), clean(st.Reason)}
+	return []any{st.Time, st.Handed, binary(st.ID), string(st.Kind), clean(st.Broker), clean(st.Reason)}
+}
+
+// binary gives a UUID in the form that COPY takes as it is; no UUID is NULL. The driver would take text as well,
+// but only after it has failed to encode it, which costs more than all the rest of the row.
+func binary(id string) pgtype.UUID {
+	u, err := uuid.Parse(id)
+	return pgtype.UUID{Bytes: u, Valid: err == nil}
 }
 
 // newWords gives the tags and addresses that this process has not stored today.

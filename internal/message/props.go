@@ -68,6 +68,12 @@ func writeValue(b *bytes.Buffer, value any) error {
 }
 
 func writeString(b *bytes.Buffer, s string) error {
+	if isPlain(s) { // nearly all are: a quarter of the time
+		b.WriteByte('"')
+		b.WriteString(s)
+		b.WriteByte('"')
+		return nil
+	}
 	if !utf8.ValidString(s) {
 		return errors.New("the text is not UTF-8")
 	}
@@ -78,6 +84,16 @@ func writeString(b *bytes.Buffer, s string) error {
 	}
 	b.Truncate(b.Len() - 1) // Encode ends with a newline
 	return nil
+}
+
+// isPlain reports whether s is ASCII without anything that JSON escapes.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if b := s[i]; b < ' ' || b > '~' || b == '"' || b == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // DecodeProps is the inverse of EncodeProps, and reads what protonmsg stored. The order is kept, and a

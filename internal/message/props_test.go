@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -121,6 +122,37 @@ func BenchmarkDecodePropsWhateverTheyAre(b *testing.B) {
 	for b.Loop() {
 		if _, err := decodeProps(text); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEncodeProps(b *testing.B) {
+	props, err := DecodeProps([]byte(`{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", ` +
+		`"release": "1", "user": "kojira", "n": 7}`))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := EncodeProps(props); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// What is written without encoding/json is what encoding/json writes.
+func TestEveryCharacterIsWrittenAsJSON(t *testing.T) {
+	t.Parallel()
+	for r := range rune(0x2100) {
+		text := "a" + string(r) + "b"
+		var want bytes.Buffer
+		enc := json.NewEncoder(&want)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(text); err != nil {
+			t.Fatal(err)
+		}
+		got, err := EncodeProps([]Prop{{Key: "k", Value: text}})
+		if want := `{"k": ` + strings.TrimSpace(want.String()) + `}`; err != nil || string(got) != want {
+			t.Errorf("%q was written as %s, %v; want %s", text, got, err, want)
 		}
 	}
 }
