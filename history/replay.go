@@ -76,7 +76,7 @@ func (r *Replayer) Run(ctx context.Context) error {
 			}
 			wait = r.trouble.Delay()
 		case r.trouble.Over():
-			r.o.Logger.Info("replays go on", "replay", r.current)
+			r.o.Logger.Info("replays work again")
 		}
 		retry.Pause(ctx, wait)
 	}

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"fmt"
 	"time"
 
 	"koji-relay/internal/message"
@@ -121,7 +120,7 @@ func (b *broker) answered() {
 	}
 	b.mu.Unlock()
 	if was == Stalled {
-		b.log.Info("broker settles again")
+		b.log.Info("broker answers again")
 		b.observe(Up)
 		b.r.signalUp()
 	}
@@ -189,7 +188,7 @@ func (r *Relay) checkAnswers(o candidate, deliveries []*delivery, patient bool) 
 			isBlocked = l.quietFor() >= enough
 			looked[l] = isBlocked
 			if isBlocked {
-				o.b.notice(l.topic, "blocked", "nothing settled while other addresses work")
+				o.b.notice(l.topic, "blocked", "no answer while other addresses work")
 				l.block(addressBlocked)
 			}
 		}
@@ -211,9 +210,7 @@ func (r *Relay) trip(o candidate, quiet time.Duration) {
 			other.tripIdle(time.Now().Add(-quiet))
 		}
 	}
-	o.b.trip(o.c, fmt.Sprintf(
-		"nothing settled for %v: it hangs, or an alarm (memory, disk) makes it block publishers",
-		quiet.Round(time.Millisecond)))
+	o.b.trip(o.c, "it answers nothing: it hangs, or an alarm (memory, disk) blocks publishers")
 	for _, l := range o.c.allLinks() {
 		l.block(result{verdict: unanswered, reason: noAnswer})
 	}

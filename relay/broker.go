@@ -190,7 +190,7 @@ func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	b.breaker.open = false
 	cause := ""
 	if b.breaker.latched {
-		cause = "connected again, and has not answered since it went silent or broke the protocol"
+		cause = "connected again; the next message tries it"
 		b.breaker.trip(0)
 	}
 	state := b.state()

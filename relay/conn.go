@@ -142,10 +142,10 @@ func (c *conn) overdue() time.Duration {
 		case now-oldest < limit:
 			next = min(next, limit-(now-oldest))
 		case time.Duration(c.settledAt.Load()) > oldest:
-			c.b.notice(l.topic, "unsettled", fmt.Sprintf("not settled within %v (send_timeout); link reopened", limit))
+			c.b.notice(l.topic, "unsettled", fmt.Sprintf("no answer within %v (send_timeout); link reopened", limit))
 			l.reset()
 		default:
-			c.Drop(fmt.Sprintf("nothing settled within %v (send_timeout)", limit))
+			c.Drop(fmt.Sprintf("no answer within %v (send_timeout)", limit))
 			return limit
 		}
 	}

@@ -112,7 +112,7 @@ func TestStallIsLoggedOnceWithItsLikelyCause(t *testing.T) {
 	b.Script("#", devbroker.Behaviour{})
 	b.SettleHeld()
 	w.await(0, Up)
-	wantLines(t, log, 1, "broker settles again")
+	wantLines(t, log, 1, "broker answers again")
 }
 
 // What RabbitMQ 3 does to publishers under a memory alarm.

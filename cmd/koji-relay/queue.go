@@ -27,7 +27,8 @@ func queueCommand() *cobra.Command {
 	// Those who look for the dead letters or for a pause look here too.
 	cmd.AddCommand(queueStatusCommand(), exportCommand(), importCommand(), deadCommand(), pauseCommand(),
 		resumeCommand())
-	addBoxCommands(cmd, inspect.QueueBox, "message", "Make messages due now")
+	addBoxCommands(cmd, inspect.QueueBox, "message", selectionVerb{short: "Make messages due now",
+		did: "Made %s due now.", would: "Would make %s due now."})
 	return cmd
 }
 
@@ -41,18 +42,21 @@ reason, and decide on them: back into the queue, or away.
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	addBoxCommands(cmd, inspect.DeadBox, "dead letter", "Put dead letters back into the queue")
+	addBoxCommands(cmd, inspect.DeadBox, "dead letter", selectionVerb{
+		short: "Put dead letters back into the queue",
+		did:   "Put %s back into the queue.", would: "Would put %s back into the queue."})
 	return cmd
 }
 
 // addBoxCommands adds what queue and dead have in common.
-func addBoxCommands(parent *cobra.Command, box inspect.Box, noun, retry string) {
+func addBoxCommands(parent *cobra.Command, box inspect.Box, noun string, retry selectionVerb) {
+	retry.name, retry.do = "retry", admin.QueueControl.Retry
 	parent.AddCommand(
 		listCommand(box, noun),
 		showCommand(box, noun),
-		selectionCommand(box, noun, selectionVerb{name: "retry", short: retry, do: admin.QueueControl.Retry}),
+		selectionCommand(box, noun, retry),
 		selectionCommand(box, noun, selectionVerb{name: "drop", short: "Delete " + noun + "s for good",
-			ask: "Delete", do: admin.QueueControl.Drop}),
+			ask: "Delete", did: "Dropped %s.", would: "Would drop %s.", do: admin.QueueControl.Drop}),
 	)
 }
 

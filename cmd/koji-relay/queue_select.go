@@ -17,10 +17,11 @@ import (
 
 // selectionVerb is something that is done to the items of a box.
 type selectionVerb struct {
-	name  string // of the command
-	short string
-	ask   string // the verb of the question; empty where nothing is lost
-	do    func(admin.QueueControl, context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
+	name       string // of the command
+	short      string
+	ask        string // the verb of the question; empty where nothing is lost
+	did, would string // what is printed afterwards, about the number of items
+	do         func(admin.QueueControl, context.Context, inspect.Box, inspect.Selection) (inspect.Changed, error)
 }
 
 const selectionLong = `
@@ -81,13 +82,13 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 			}
 		}
 		changed, err := verb.do(q, cmd.Context(), box, which)
-		if q.log != nil && !which.DryRun && (err == nil || changed.Count > 0) {
+		if q.log != nil && !which.DryRun && changed.Count > 0 {
 			admin.LogChange(q.log.With("user", admin.UserName(os.Getuid())), verb.name, box, which, changed)
 		}
 		if err != nil {
 			return err
 		}
-		return printChanged(cmd, *asJSON, box, verb.name, which.DryRun, changed)
+		return printChanged(cmd, *asJSON, box, noun, verb, which.DryRun, changed)
 	}
 	return cmd
 }
@@ -111,16 +112,16 @@ func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun str
 }
 
 // printChanged tells what was done. What was named and not done is a failure, in both forms.
-func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, verb string, dry bool,
+func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, noun string, verb selectionVerb, dry bool,
 	changed inspect.Changed) error {
 	var err error
 	switch {
 	case asJSON:
 		err = printJSON(cmd.OutOrStdout(), changed)
 	case dry:
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s would change: %d\n", verb, changed.Count)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), verb.would+"\n", inspect.Count(changed.Count, noun))
 	default:
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", verb, changed.Count)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), verb.did+"\n", inspect.Count(changed.Count, noun))
 	}
 	if err != nil {
 		return err

@@ -67,9 +67,8 @@ func printStatus(out io.Writer, s *admin.Status) error {
 	t.line(s.Headline())
 	if len(s.Reasons) > 0 {
 		t.line("")
-		t.row("REASON", "SINCE", "WHAT", "COMMAND")
 		for _, r := range s.Reasons {
-			t.row(r.Code, inspect.Time(r.Since), r.Text, r.Command)
+			printReason(t, &r)
 		}
 	}
 	t.line("")
@@ -92,6 +91,20 @@ func printStatus(out io.Writer, s *admin.Status) error {
 		}
 	}
 	return t.flush()
+}
+
+// printReason says what is wrong, since when, and the command for it. Each is a line of its own: a cause may
+// be long, and the command is to be copied.
+func printReason(t *table, r *admin.Reason) {
+	head := r.Code
+	if !r.Since.IsZero() {
+		head += " since " + inspect.Time(r.Since)
+	}
+	t.line(head)
+	t.line("  " + r.Text)
+	if r.Command != "" {
+		t.line("  run: " + r.Command)
+	}
 }
 
 // queueText says what waits in the queue.

@@ -50,8 +50,8 @@ func TestTextsAreShortToRead(t *testing.T) {
 }
 
 // counted is a number with a noun in the plural, whatever the number. inspect.Count knows better.
-var counted = regexp.MustCompile(`%d (?:more )?(?:attempt|broker|commit|dead letter|error|event|gap|item|line|` +
-	`message|problem|reader|replay|topic|warning)s\b`)
+var counted = regexp.MustCompile(`%d (?:more )?(?:attempt|broker|commit|dead letter|error|event|gap|item|` +
+	`line|message|problem|reader|replay|topic|warning)s\b`)
 
 // complaints names the lines that a reader stumbles over. In markdown these are long lines of prose, too: not
 // those of tables, commands, and parts that a script writes.

@@ -29,7 +29,7 @@ func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 	if full && len(b.Rows) > 0 {
 		return fmt.Errorf("write to the history in %s: %w; raise it", s.name, history.ErrFull)
 	}
-	what := "write " + inspect.Count(len(b.Rows), "message") + " to the history"
+	what := "write to the history"
 	return s.do(ctx, what, func(ctx context.Context, conn *pgx.Conn) error {
 		err := s.append(ctx, conn, b)
 		if code(err) == "23514" || code(err) == "42P01" { // its day is gone: dropped by another relay

@@ -6,6 +6,9 @@ import (
 	"regexp"
 	"slices"
 	"testing"
+	"time"
+
+	"koji-relay/internal/inspect"
 )
 
 // The operations guide has a row for each code of a Reason, and for nothing else.
@@ -30,6 +33,25 @@ func TestEveryReasonCodeIsDocumented(t *testing.T) {
 	}
 	if rows := find("../../docs/operations.md", "(?m)^\\| (`[A-Z_`, ]+`) \\|"); !slices.Equal(given, rows) {
 		t.Errorf("docs/operations.md has the codes\n%v, the relay gives\n%v", rows, given)
+	}
+}
+
+// A broker that went silent and is connected again is tried by the next message. On a quiet hub that is the
+// administrator's.
+func TestBrokerThatIsUntriedIsTriedByATest(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		broker  inspect.Broker
+		command string
+	}{
+		{inspect.Broker{State: inspect.Stalled}, "koji-relay send-test"},
+		{inspect.Broker{State: inspect.Stalled, InFlight: 1}, "koji-relay check --connect"},
+		{inspect.Broker{State: inspect.Down}, "koji-relay check --connect"},
+	} {
+		s := Status{Brokers: []inspect.Broker{c.broker}}
+		if got := s.sending(time.Now()); len(got) != 1 || got[0].Code != "NO_BROKER" || got[0].Command != c.command {
+			t.Errorf("%+v: %+v", c.broker, got)
+		}
 	}
 }
 

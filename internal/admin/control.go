@@ -177,7 +177,7 @@ type boxChange func(context.Context, inspect.Box, inspect.Selection) (inspect.Ch
 // change answers with what do did to the items that the request selects. Who did it is logged with the
 // number.
 func (s *Server) change(verb string, box inspect.Box, do boxChange) http.HandlerFunc {
-	return s.action(func(r *http.Request) (any, error) {
+	return s.act(func(r *http.Request) (any, error) {
 		which, err := decode[inspect.Selection](r)
 		if err == nil && !which.Clear() {
 			err = &Error{Code: CodeBadRequest, Text: "give ids, or all, or conditions (address, reason, before)"}
@@ -186,7 +186,7 @@ func (s *Server) change(verb string, box inspect.Box, do boxChange) http.Handler
 			return nil, err
 		}
 		changed, err := do(r.Context(), box, which)
-		if !which.DryRun && (err == nil || changed.Count > 0) {
+		if !which.DryRun && changed.Count > 0 {
 			LogChange(s.opts.Logger.With(UserOf(r.Context())), verb, box, which, changed)
 		}
 		return changed, err
@@ -215,19 +215,29 @@ func LogChange(log *slog.Logger, verb string, box inspect.Box, which inspect.Sel
 	log.Info("changed by an administrator", by...)
 }
 
-// action answers with what do gives, in JSON; the status page shows the change at once.
+// action is act, and logs what was done.
 func (s *Server) action(do func(*http.Request) (any, error)) http.HandlerFunc {
+	return s.act(func(r *http.Request) (any, error) {
+		result, err := do(r)
+		if err == nil {
+			s.opts.Logger.Info("control action done", UserOf(r.Context()), "action", r.URL.Path)
+		}
+		return result, err
+	})
+}
+
+// act answers with what do gives, in JSON; the status page shows the change at once. A failure is logged.
+func (s *Server) act(do func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		result, err := do(r)
 		s.Refresh()
-		log := s.opts.Logger.With(UserOf(r.Context()))
 		if err != nil {
 			e := asError(err)
-			log.Warn("control action failed", "action", r.URL.Path, "code", e.Code, "error", err)
+			s.opts.Logger.Warn("control action failed", UserOf(r.Context()), "action", r.URL.Path, "code", e.Code,
+				"error", err)
 			refuse(w, e)
 			return
 		}
-		log.Info("control action done", "action", r.URL.Path)
 		answer(w, http.StatusOK, result)
 	}
 }

@@ -19,6 +19,8 @@ const (
 	// backlogAfter is the age from which on what waits is worth a word: the drain and the reader had their
 	// chance.
 	backlogAfter = time.Minute
+	// brokerDownAfter is how long a broker may be away beside one that is up: a restart of it is no trouble.
+	brokerDownAfter = time.Minute
 	// outboxOnlyAfter is how long the hub finds the socket unusable before it is worth a word.
 	outboxOnlyAfter = 10 * time.Minute
 	// expiresWithin is the part of max_age that is left when a message is about to expire.
@@ -28,7 +30,7 @@ const (
 // judge fills in State, Ready and Reasons: the one place where what the relay says of itself is derived.
 // Ready answers one question: would a commit handed over at the moment be taken?
 func (s *Status) judge(now time.Time) {
-	s.Reasons = slices.Concat(s.sending(), s.storing(), s.waiting(now), s.setUp(now))
+	s.Reasons = slices.Concat(s.sending(now), s.storing(), s.waiting(now), s.setUp(now))
 	if age := now.Sub(s.Generated); age > staleAfter {
 		s.Reasons = append(s.Reasons, Reason{Code: "STALE",
 			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself",
@@ -98,20 +100,46 @@ func (s *Status) sends() bool {
 	return slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
 }
 
+// untried reports whether a broker that went silent is connected and owes no answer: the next message tries it.
+func untried(b inspect.Broker) bool { return b.State == inspect.Stalled && b.InFlight == 0 }
+
 // sending gives the reasons why messages do not go out at once.
-func (s *Status) sending() (all []Reason) {
+func (s *Status) sending(now time.Time) (all []Reason) {
 	if !s.sends() {
-		text := "no broker is up"
+		text, command := "no broker is up", "koji-relay check --connect"
+		if slices.ContainsFunc(s.Brokers, untried) {
+			text, command = "no broker has answered since it went silent", "koji-relay send-test"
+		}
 		if s.stores() {
 			text += "; messages wait in the queue"
 		}
-		all = append(all, Reason{Code: "NO_BROKER", Text: text, Command: "koji-relay check --connect"})
+		all = append(all, Reason{Code: "NO_BROKER", Text: text, Command: command})
+	} else if missing := s.missing(now); len(missing) > 0 {
+		all = append(all, Reason{Code: "BROKER_DOWN",
+			Text:    strings.Join(missing, "; ") + "; another broker takes the messages",
+			Command: "koji-relay check --connect"})
 	}
 	if s.Paused.Publish {
 		all = append(all, Reason{Code: "PAUSED", Text: "sending is paused", Command: "koji-relay resume --publish"})
 	} else if s.Paused.Drain {
 		all = append(all, Reason{Code: "DRAIN_PAUSED", Text: "the queue is not drained",
 			Command: "koji-relay resume"})
+	}
+	return all
+}
+
+// missing says of each broker that has not been up for a while what it is, and why.
+func (s *Status) missing(now time.Time) (all []string) {
+	for i := range s.Brokers {
+		b := &s.Brokers[i]
+		if b.State == inspect.Up || seconds(now, b.Since) < brokerDownAfter.Seconds() {
+			continue
+		}
+		text := fmt.Sprintf("%s is %s for %s", b.Name, b.State, inspect.Age(now, b.Since))
+		if b.Reason != "" {
+			text += ": " + b.Reason
+		}
+		all = append(all, text)
 	}
 	return all
 }

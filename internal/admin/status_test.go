@@ -30,7 +30,12 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 		reasons string
 	}{
 		{"all is well", func(*Status) {}, OK, ""},
-		{"one broker of two down", func(s *Status) { s.Brokers[0].State = inspect.Down }, OK, ""},
+		{"one broker of two begins anew", func(s *Status) {
+			s.Brokers[0].State, s.Brokers[0].Since = inspect.Down, time.Now().Add(-30*time.Second)
+		}, OK, ""},
+		{"one broker of two down", func(s *Status) {
+			s.Brokers[0].State, s.Brokers[0].Since = inspect.Down, time.Now().Add(-2*time.Minute)
+		}, Degraded, "BROKER_DOWN"},
 		{"no broker", brokersDown, Degraded, "NO_BROKER"},
 		{"stalled brokers", func(s *Status) {
 			s.Brokers[0].State, s.Brokers[1].State = inspect.Stalled,

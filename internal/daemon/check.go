@@ -169,7 +169,7 @@ func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
 		b.Error = failure.Cause(r.Err)
 	}
 	if r.RoundTrip > 0 {
-		b.RoundTrip = r.RoundTrip.Round(10 * time.Microsecond).String()
+		b.RoundTrip = inspect.Duration(r.RoundTrip)
 	}
 	return b
 }

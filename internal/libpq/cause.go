@@ -31,7 +31,12 @@ func Plain(err error) error {
 	return &plain{strings.Join(strings.Fields(text), " "), err}
 }
 
-const noAnswer = "no answer in time"
+const (
+	noAnswer = "no answer in time"
+	// refusedTLS is what the driver says of a server without TLS. With sslmode=prefer it then tries without, and
+	// what it says of that is the cause.
+	refusedTLS = "server refused TLS connection"
+)
 
 type plain struct {
 	text string
@@ -64,6 +69,11 @@ func connectText(err *pgconn.ConnectError) string {
 		}
 		causes = append(causes, cause)
 	}
+	mute := func(s string) bool { return strings.HasSuffix(s, refusedTLS) }
+	if !slices.ContainsFunc(causes, func(s string) bool { return !mute(s) }) {
+		return refusedTLS
+	}
+	causes, all = slices.DeleteFunc(causes, mute), slices.DeleteFunc(all, mute)
 	if len(slices.Compact(slices.Sorted(slices.Values(causes)))) == 1 {
 		return causes[0]
 	}

@@ -41,6 +41,16 @@ func TestPlainTexts(t *testing.T) {
 		c.Write([]byte("E\x00\x00\x00" + string(rune(len(answer)+4)) + answer))
 		c.Close()
 	})
+	plain := listen(func(c net.Conn) { // a server without TLS that has no room
+		defer c.Close()
+		first := make([]byte, 1024)
+		if n, _ := c.Read(first); n == 8 {
+			c.Write([]byte("N")) // to the request for TLS
+			return
+		}
+		const answer = "SFATAL\x00C53300\x00Mtoo many clients\x00\x00"
+		c.Write([]byte("E\x00\x00\x00" + string(rune(len(answer)+4)) + answer))
+	})
 	silent := listen(func(net.Conn) {})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -57,6 +67,8 @@ func TestPlainTexts(t *testing.T) {
 				"directory"},
 		{"the server's words", "host=127.0.0.1 sslmode=disable port=" + refusing,
 			"FATAL: too many clients (SQLSTATE 53300)"},
+		{"the server's words without TLS, not that it has none", "host=127.0.0.1 sslmode=prefer port=" + plain,
+			"FATAL: too many clients (SQLSTATE 53300)"},
 		{"silence", "host=127.0.0.1 sslmode=disable connect_timeout=30 port=" + silent, "no answer in time"},
 		{"no such name", "host=no.such.host.invalid sslmode=disable", "no host no.such.host.invalid: "},
 	} {
@@ -70,8 +82,8 @@ func TestPlainTexts(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s: connected", c.name)
 		}
-		whole := fmt.Errorf("put 1 messages in db:5432/koji: %w", Plain(err))
-		if got := whole.Error(); !strings.HasPrefix(got, "put 1 messages in db:5432/koji: "+c.want) ||
+		whole := fmt.Errorf("put 1 message in db:5432/koji: %w", Plain(err))
+		if got := whole.Error(); !strings.HasPrefix(got, "put 1 message in db:5432/koji: "+c.want) ||
 			strings.ContainsAny(got, "\n\t`") || strings.Count(got, "refused") > 1 {
 			t.Errorf("%s: %q", c.name, got)
 		}

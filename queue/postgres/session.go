@@ -199,7 +199,8 @@ func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 }
 
 // errReadOnly is a server that takes no changes.
-var errReadOnly = errors.New("the server is read-only, as a standby is; connect to the primary")
+var errReadOnly = errors.New("the server takes no changes: it is a standby, or default_transaction_read_only " +
+	"is on")
 
 // writable refuses a session in which nothing can be changed: after a failover another one may be had.
 func writable(next pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
@@ -209,8 +210,12 @@ func writable(next pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
 				return err
 			}
 		}
-		if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
-			return fmt.Errorf("%w: %w", errReadOnly, err)
+		answer := conn.ExecParams(ctx, "SHOW transaction_read_only", nil, nil, nil, nil).Read()
+		switch {
+		case answer.Err != nil:
+			return fmt.Errorf("ask whether the server takes changes: %w", answer.Err)
+		case len(answer.Rows) != 1 || string(answer.Rows[0][0]) != "off":
+			return errReadOnly
 		}
 		return nil
 	}
