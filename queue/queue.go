@@ -98,7 +98,8 @@ type Entry struct {
 type Action int
 
 const (
-	Forget   Action = iota // delete it: accepted, or dropped on purpose
+	Keep     Action = iota // leave it as it is, for the next pass. Nothing is to be settled.
+	Forget                 // delete it: accepted, or dropped on purpose
 	SetAside               // keep it, not to be tried before a delay has passed
 	Bury                   // make it a dead letter
 )

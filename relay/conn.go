@@ -284,14 +284,14 @@ func (c *conn) submit(d *delivery) (result, bool) {
 	for again := true; ; again = false {
 		l, to, a := c.link(d.msg.Address)
 		if l == nil {
-			return a, false
+			return d.inTurn(c.opts, a), false
 		}
 		d.wire = c.opts.encode(d.msg, to)
 		a, ok := l.submit(d)
 		if !ok && a.verdict == unsent && again && l.isRetired() {
 			continue // evicted between the two
 		}
-		return a, ok
+		return d.inTurn(c.opts, a), ok
 	}
 }
 

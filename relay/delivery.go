@@ -110,6 +110,16 @@ func (d *delivery) ended(r result) {
 	}
 }
 
+// inTurn is r, or with PreserveOrder unsent for what the broker was not given because its address stands still:
+// set aside, it would be overtaken although nobody has attempted it. So it waits at its place in the queue. The
+// drain, which has waited for the address, sets it aside.
+func (d *delivery) inTurn(o *Options, r result) result {
+	if o.PreserveOrder && !d.patient && r.verdict == blocked && r.state == message.NotSent {
+		r.verdict = unsent
+	}
+	return r
+}
+
 // giveUp ends the wait for d: it is withdrawn and unsent if the driver does not have it yet, else unknown,
 // and its answer is waited for elsewhere. In both cases its caller gets r's verdict and reason.
 func (d *delivery) giveUp(r result) {
@@ -122,7 +132,7 @@ func (d *delivery) giveUp(r result) {
 		if r.verdict == unanswered {
 			r.verdict = unsent
 		}
-		d.ended(r)
+		d.ended(d.inTurn(l.c.opts, r))
 		return
 	}
 	if d.state().final() {

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -108,5 +109,43 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 	})
 	if got := arrivals(b); !slices.Equal(got, idsOf(msgs)) {
 		t.Errorf("arrived as %v", got)
+	}
+}
+
+// An address stands still while another one moves. What the broker was not given keeps its place, whatever the
+// hub hands over behind it; the drain, which has waited for the address, sets it aside.
+func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.PreserveOrder, o.HandoffTimeout = true, 500*time.Millisecond }, b)
+	w.await(0, Up)
+	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
+	stopped := make(chan struct{})
+	stop := make(chan struct{})
+	defer func() { close(stop); <-stopped }()
+	go func() { // so that the broker does not look silent
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				w.Send(context.Background(), fresh("build.tag"))
+			}
+		}
+	}()
+	poll(t, "the address is known to stand still", func() bool {
+		return strings.Contains(w.Send(t.Context(), fresh("task.open"))[0].Reason, addressBlocked.reason)
+	})
+	for range 5 {
+		outs := w.Send(t.Context(), append(fresh("task.open"), fresh("build.tag")...))
+		for i, o := range outs {
+			if o.State != message.NotSent || o.Next != message.Wait {
+				t.Fatalf("message %d: %+v", i, o)
+			}
+		}
+	}
+	if o := w.SendPatiently(t.Context(), fresh("task.open"))[0]; o.Next != message.Later {
+		t.Errorf("the drain's: %+v", o)
 	}
 }

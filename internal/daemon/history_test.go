@@ -52,6 +52,8 @@ func TestHistoryHearsWhatBecomesOfEachMessage(t *testing.T) {
 		queue.Settlement{Action: queue.Forget})
 	// its attempt was told
 	w.drained(queue.Entry{Message: *m("aside")}, released, queue.Settlement{Action: queue.SetAside})
+	// nothing became of it: it waits for the next pass
+	w.drained(queue.Entry{Message: *m("kept")}, message.Outcome{State: message.Unknown}, queue.Settlement{})
 	w.expiredOne("expired", time.Now())
 
 	want := []string{

@@ -162,12 +162,13 @@ func (tx fileTx) settle(s queue.Settlement) error {
 		return tx.remove(seq, st)
 	case queue.Bury:
 		return tx.bury(seq, st, s.Attempts, s.Reason)
-	default:
+	case queue.SetAside:
 		err := tx.leaveWalk(seq, st)
 		st.Attempts, st.Tries, st.LastError = s.Attempts, s.Tries, queue.CleanText(s.Reason)
 		st.Next = time.Now().Add(s.Delay).UnixMicro()
 		return errors.Join(err, tx.putState(seq, st))
 	}
+	return nil
 }
 
 // bury makes a dead letter of a message.

@@ -79,7 +79,7 @@ func TestRowsOfProtonmsgDrainAmongOurs(t *testing.T) {
 		}
 	}
 	for _, e := range got {
-		storetest.Settle(t, s, queue.Settlement{ID: e.Message.ID})
+		storetest.Settle(t, s, queue.Settlement{ID: e.Message.ID, Action: queue.Forget})
 	}
 	if n := query[int](t, conn, "SELECT count(*) FROM proton_queue"); n != 0 {
 		t.Errorf("%d rows are left", n)
@@ -164,8 +164,8 @@ func TestRowCommittedLateIsDrained(t *testing.T) {
 	if got, err := pass.Next(t.Context(), storetest.TestLimits); err != nil || len(got) != 2 {
 		t.Fatal(got, err)
 	}
-	storetest.Settle(t, s, queue.Settlement{ID: storetest.Message(2).ID},
-		queue.Settlement{ID: storetest.Message(3).ID})
+	storetest.Settle(t, s, queue.Settlement{ID: storetest.Message(2).ID, Action: queue.Forget},
+		queue.Settlement{ID: storetest.Message(3).ID, Action: queue.Forget})
 	pass.End(true)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)

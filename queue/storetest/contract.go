@@ -114,7 +114,8 @@ func messageSetAsideIsPassedOverUntilDue(t *testing.T, open Opener) {
 	if b := Backlog(t, s); !b.Queue {
 		t.Error("no backlog while messages were never attempted")
 	}
-	Settle(t, s, queue.Settlement{ID: Message(3).ID}, queue.Settlement{ID: Message(4).ID})
+	Settle(t, s, queue.Settlement{ID: Message(3).ID, Action: queue.Forget},
+		queue.Settlement{ID: Message(4).ID, Action: queue.Forget})
 	if b := Backlog(t, s); b.Any() {
 		t.Error("messages set aside count as backlog")
 	}
@@ -219,7 +220,8 @@ func fullQueueRefusesAndTakesAgainAfterDrain(t *testing.T, open Opener) {
 	if got := Numbers(Drained(t, s)); len(got) != 9 {
 		t.Errorf("%d messages queued after a refused put, want 9", len(got))
 	}
-	Settle(t, s, queue.Settlement{ID: Message(1).ID}, queue.Settlement{ID: Message(2).ID, Action: queue.Bury})
+	Settle(t, s, queue.Settlement{ID: Message(1).ID, Action: queue.Forget},
+		queue.Settlement{ID: Message(2).ID, Action: queue.Bury})
 	Put(t, s, Unsent(10, 12)...)
 }
 
