@@ -23,6 +23,8 @@ type account struct {
 	by      map[string]int   // events handed over, by the ways that were tried
 	asked   []refusal
 	took    map[int][]time.Time // when a relay was known to have answered 200, by relay
+	untrue  int                 // messages that did not arrive where the history says that they were accepted
+	untold  int                 // messages that arrived and that the history does not know
 	// overtaken are the message-ids of events out of order, each with that of the one before it.
 	overtaken [][2]string
 }
@@ -138,6 +140,9 @@ type result struct {
 	Disorder   int            `json:"out_of_order"`
 	Phantoms   int            `json:"undone_but_received"`
 	Lost       int            `json:"lost"`
+	Replays    int            `json:"replays"`
+	Replayed   int            `json:"replayed"`       // messages
+	Untold     int            `json:"not_in_history"` // they arrived
 	SlowestMS  int64          `json:"slowest_plugin_ms"`
 	By         map[string]int `json:"by"`
 	Happened   map[string]int `json:"happened"`

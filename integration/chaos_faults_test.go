@@ -49,7 +49,8 @@ var faults = []fault{
 	{"set wrong", clockPart, 5, 3 * sec, 20 * sec, sec, stepClock, rightClock},
 
 	{"paused and resumed", adminPart, 2, sec, 4 * sec, 0, pause, resume},
-	{"looking", adminPart, 5, 0, 0, sec, look, nil},
+	{"looking", adminPart, 6, 0, 0, sec, look, nil},
+	{"replaying", adminPart, 5, 0, 0, 2 * sec, replay, nil},
 }
 
 // --- brokers ----------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ func freeDisk(c *chaos, _ step) {
 	}
 }
 
-// --- hubs, clocks, administrators -------------------------------------------------------------------------
+// --- hubs, clocks -----------------------------------------------------------------------------------------
 
 func killHub(c *chaos, s step)       { c.hubs[s.number].kill() }
 func startHubAgain(c *chaos, s step) { c.hubs[s.number].start(c) }
@@ -240,15 +241,4 @@ func (c *chaos) setClock(i int, offset time.Duration) {
 	if err := c.clocks[i].set(offset); err != nil {
 		c.Errorf("set a clock: %v", err)
 	}
-}
-
-func pause(c *chaos, s step)  { c.command(s.draw(2), "pause") }
-func resume(c *chaos, s step) { c.command(s.draw(2), "resume") }
-
-func look(c *chaos, s step) {
-	looks := [][]string{
-		{"queue", "status"}, {"queue", "list"}, {"check", "--connect"}, {"dead", "list"},
-		{"queue", "retry", "--all"},
-	}
-	c.command(s.draw(2), looks[s.draw(len(looks))]...)
 }

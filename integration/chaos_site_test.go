@@ -46,6 +46,9 @@ type chaos struct {
 	witnesses [2]*witness
 	account   *account
 	happened  map[string]int // what was done, by its name
+
+	clerk             *clerk
+	replays, replayed int // how many there were, and the messages that they sent
 }
 
 const chaosDatabase = "koji"
@@ -73,7 +76,7 @@ func newChaos(t *testing.T, seed uint64, length time.Duration) *chaos {
 		s.awaitBroker(t)
 		c.subscribe(i)
 	}
-	c.account = newAccount(c)
+	c.account, c.clerk = newAccount(c), newClerk(c)
 	c.startRelays()
 	return c
 }
@@ -203,17 +206,8 @@ func (c *chaos) configure(i int, more settings) {
 func (c *chaos) launch(i int) {
 	cmd := exec.Command(c.binary, "serve", "--config", c.relays[i].conf)
 	cmd.Env = append(os.Environ(), c.clocks[i].relayEnv()...)
+	c.witnesses[i].counted.restarted()
 	c.relays[i].launch(c, cmd)
-}
-
-// command runs koji-relay as an administrator does, and not for long. What it answers in such times is its
-// own.
-func (c *chaos) command(i int, args ...string) {
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-		defer cancel()
-		_ = exec.CommandContext(ctx, c.binary, append(args, "--config", c.relays[i].conf)...).Run()
-	}()
 }
 
 // history is what the relays' history says of a message.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,7 +73,7 @@ func (c *chaos) suffer() {
 func (c *chaos) calm() {
 	for i, r := range c.relays {
 		c.configure(i, nil)
-		c.command(i, "resume")
+		c.clerk.command(i, "resume")
 		select {
 		case <-r.ended:
 			c.Errorf("relay %d has ended by itself:\n%s", i, r.log.tail(30))
@@ -97,6 +96,7 @@ func (c *chaos) calm() {
 	for _, h := range c.hubs {
 		h.stop(c)
 	}
+	c.awaitReplays()
 	c.awaitEmpty()
 }
 
@@ -115,7 +115,7 @@ func (c *chaos) awaitEmpty() {
 		}
 		if time.Since(retried) > 5*time.Second {
 			retried = time.Now()
-			c.command(0, "queue", "retry", "--all")
+			c.clerk.command(0, "queue", "retry", "--all")
 		}
 		return fmt.Errorf("%d events are in the outbox, %d messages in the queue", outbox, queue)
 	})
@@ -124,6 +124,11 @@ func (c *chaos) awaitEmpty() {
 // judge draws up the account.
 func (c *chaos) judge() {
 	committed := c.committed()
+	quiet := &quietHour{}
+	quiet.handOver(c)
+	for _, w := range c.witnesses {
+		w.count() // the last time
+	}
 	var arrivals [3][]delivery
 	boxes := [3]*inbox{}
 	for i, open := range c.open {
@@ -132,12 +137,14 @@ func (c *chaos) judge() {
 	for i, box := range boxes {
 		arrivals[i] = c.readAll(c.brokers[i].service, box)
 	}
-	r := c.account.close(arrivals, committed)
+	storm := withoutQuiet(arrivals)
+	r := c.account.close(storm, committed)
 	for _, ids := range c.account.overtaken[:min(3, len(c.account.overtaken))] {
 		c.Logf("overtaken:\n%s\nby:\n%s", c.history(ids[0]), c.history(ids[1]))
 	}
-	c.truthful()
+	c.truthful(quiet, arrivals)
 	c.noDeadLetters()
+	r.Replays, r.Replayed, r.Untold = c.replays, c.replayed, c.account.untold
 	c.Logf("happened: %s", strings.Join(names(c.happened), ", "))
 	r.keep(c)
 }
@@ -163,98 +170,6 @@ func (c *chaos) readAll(service string, box *inbox) []delivery {
 	}
 	c.Logf("%s had %d messages", service, len(all))
 	return all
-}
-
-// truthful compares what the relays said with what was so.
-func (c *chaos) truthful() {
-	c.bothWaysTried()
-	c.readyMeansTaken()
-	// The gauges are some seconds old.
-	for i, w := range c.witnesses {
-		eventually(c, 30*time.Second, fmt.Sprintf("relay %d says that nothing waits", i), func() error {
-			m, err := w.scrape()
-			if err != nil {
-				return err
-			}
-			for _, name := range []string{"koji_relay_queue_depth", "koji_relay_outbox_depth"} {
-				if n := m.total(name); n != 0 {
-					return fmt.Errorf("%s is %v", name, n)
-				}
-			}
-			return nil
-		})
-	}
-	c.countersEqualCounts()
-}
-
-// bothWaysTried: nothing is given up before both ways were tried, whatever the plugin thinks of one of them.
-func (c *chaos) bothWaysTried() {
-	for _, r := range c.account.asked {
-		for _, way := range []string{"exchange", "insert"} {
-			if !slices.Contains(r.ways, way) {
-				c.Errorf("%v: commit %s was given up although it was not tried by %s: %s", r.hub, r.commit, way, r.said)
-				return // one says it all
-			}
-		}
-	}
-}
-
-// readyMeansTaken: a relay that hands commits back, and takes none meanwhile, must say within 5 s that it is
-// not ready.
-func (c *chaos) readyMeansTaken() {
-	for i, w := range c.witnesses {
-		var first *refusal // since when the relay has been ready and yet refusing
-		for _, r := range c.account.asked {
-			if r.hub.relay != i || !strings.Contains(r.said, "it answered 503") {
-				continue
-			}
-			if first == nil || !w.readyThrough(first.at, r.at) || c.account.tookBetween(i, first.at, r.at) {
-				first = &r
-			}
-			if r.at.Sub(first.at) > 5*time.Second {
-				c.Errorf("relay %d handed back commits from %s to %s and said that it was ready: %s; %s", i,
-					first.at.Format(time.TimeOnly), r.at.Format(time.TimeOnly), first.said, r.said)
-				break
-			}
-		}
-	}
-}
-
-// countersEqualCounts hands over some commits more, and compares the relays' counters with what was done.
-func (c *chaos) countersEqualCounts() {
-	hub := newLedger("")
-	for i, r := range c.relays {
-		before, err := c.witnesses[i].scrape()
-		if err != nil {
-			c.Fatal(err)
-		}
-		for range 20 {
-			hub.handOver(r, 0, 3)
-		}
-		want := map[string]float64{"koji_relay_commits_received_total": 20, "koji_relay_events_received_total": 60}
-		eventually(c, 10*time.Second, "counters of relay "+strconv.Itoa(i)+" equal the counts", func() error {
-			after, err := c.witnesses[i].scrape()
-			if err != nil {
-				return err
-			}
-			for name, n := range want {
-				if grown := after.total(name) - before.total(name); grown != n {
-					return fmt.Errorf("%s grew by %v, not %v", name, grown, n)
-				}
-			}
-			taken := after.sum("koji_relay_events_handled_total", map[string]string{"result": "sent"}) +
-				after.sum("koji_relay_events_handled_total", map[string]string{"result": "queued"}) -
-				before.sum("koji_relay_events_handled_total", map[string]string{"result": "sent"}) -
-				before.sum("koji_relay_events_handled_total", map[string]string{"result": "queued"})
-			if taken != 60 {
-				return fmt.Errorf("sent and queued events grew by %v, not 60", taken)
-			}
-			return nil
-		})
-	}
-	if hub.answered != 120 {
-		c.Errorf("%d of 120 events were answered 200 although all was well", hub.answered)
-	}
 }
 
 // noDeadLetters: nothing that went wrong was a message's fault.

@@ -13,12 +13,14 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// witness notes what a relay says of itself while things go wrong: whether it is ready, twice a second.
+// witness notes what a relay says of itself while things go wrong: whether it is ready, and
+// what it has counted, twice a second.
 type witness struct {
 	address string
 	client  *http.Client
 	mu      sync.Mutex // guards said
 	said    []readiness
+	counted *counted
 }
 
 type readiness struct {
@@ -29,8 +31,8 @@ type readiness struct {
 
 func newWitness(c *chaos, i int) *witness {
 	port := freePorts(c)
-	return &witness{address: "127.0.0.1:" + strconv.Itoa(port), client: &http.Client{Timeout: time.Second,
-		Transport: &http.Transport{DisableKeepAlives: true}}}
+	return &witness{counted: newCounted(), address: "127.0.0.1:" + strconv.Itoa(port),
+		client: &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
 }
 
 // watch asks until ctx ends.
@@ -44,6 +46,7 @@ func (w *witness) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		ready, why := w.ask()
+		w.count()
 		w.mu.Lock()
 		w.said = append(w.said, readiness{time.Now(), ready, why})
 		w.mu.Unlock()
@@ -76,6 +79,14 @@ func (w *witness) readyThrough(from, to time.Time) bool {
 		}
 	}
 	return true
+}
+
+// count notes what the relay has counted so far, if it answers.
+func (w *witness) count() {
+	process := w.counted.process()
+	if m, err := w.scrape(); err == nil {
+		w.counted.see(process, m)
+	}
 }
 
 // scrape reads the metrics.
