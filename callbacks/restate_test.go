@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -105,12 +108,24 @@ func (r restated) compare(t *testing.T, rules *callbacks.Rules) {
 		wantProps[key] = typed(t, raw)
 	}
 	for _, p := range m.Props {
-		haveProps[p.Key] = fmt.Sprintf("%T %v", p.Value, p.Value)
+		text, _ := p.Value.(json.RawMessage)
+		haveProps[p.Key] = property(p.Value, text)
 	}
 	if m.Address != want.Address || m.Body != want.Body || !cmp.Equal(wantProps, haveProps) {
 		t.Errorf("%s %s\nbecame %s %v\n%s\nnot    %s %v\n%s", r.Callback, r.Kwargs, m.Address, haveProps, m.Body,
 			want.Address, wantProps, want.Body)
 	}
+}
+
+// property is a value with its type; of one that AMQP cannot carry its text.
+func property(v any, text json.RawMessage) string {
+	switch v.(type) {
+	case nil, bool, string, int64, float64:
+		if v != nil || text == nil || string(text) == "null" {
+			return fmt.Sprintf("%T %v", v, v)
+		}
+	}
+	return "not for AMQP: " + string(text)
 }
 
 // typed is a JSON value as the property that it must become.
@@ -124,14 +139,84 @@ func typed(t *testing.T, raw json.RawMessage) string {
 	}
 	number, ok := v.(json.Number)
 	if !ok {
-		return fmt.Sprintf("%T %v", v, v)
+		return property(v, raw)
 	}
 	if n, err := strconv.ParseInt(number.String(), 10, 64); err == nil {
-		return fmt.Sprintf("%T %v", n, n)
+		return property(n, nil)
+	} else if !strings.ContainsAny(number.String(), ".eE") {
+		return property(nil, raw) // AMQP has no such integer
 	}
 	f, err := number.Float64()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%T %v", f, f)
+	return property(f, nil)
+}
+
+// FuzzTranslateAsRestated compares any event with the rules as somebody else wrote them down, in Python.
+func FuzzTranslateAsRestated(f *testing.F) {
+	seeds, err := exec.Command("python3", "testdata/restate.py", "7", "60", "0").Output()
+	if err != nil {
+		f.Fatalf("python3 testdata/restate.py: %v", err)
+	}
+	var callbackNames []string
+	for line := range bytes.Lines(seeds) {
+		var r restated
+		if err := json.Unmarshal(line, &r); err != nil {
+			f.Fatal(err)
+		}
+		if !slices.Contains(callbackNames, r.Callback) {
+			callbackNames = append(callbackNames, r.Callback)
+		}
+		f.Add(uint8(slices.Index(callbackNames, r.Callback)), []byte(r.Kwargs))
+	}
+	const limit = 40
+	rules, err := callbacks.New(callbacks.Options{Events: []string{"*"}, ExtraLimit: limit})
+	if err != nil {
+		f.Fatal(err)
+	}
+	python := exec.Command("python3", "testdata/restate.py", "--serve", strconv.Itoa(limit))
+	questions, err := python.StdinPipe()
+	if err != nil {
+		f.Fatal(err)
+	}
+	out, err := python.StdoutPipe()
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := python.Start(); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { questions.Close(); _ = python.Wait() })
+	answers := bufio.NewReader(out)
+	f.Fuzz(func(t *testing.T, callback uint8, kwargs []byte) {
+		if !utf8.Valid(kwargs) {
+			return
+		}
+		question, err := json.Marshal(restated{Callback: callbackNames[int(callback)%len(callbackNames)],
+			Kwargs: string(kwargs)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := questions.Write(append(question, '\n')); err != nil {
+			t.Fatal(err)
+		}
+		line, err := answers.ReadBytes('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r restated
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if string(r.Want) != `"odd"` {
+			r.compare(t, rules)
+			return
+		}
+		event := message.Event{Callback: r.Callback, Kwargs: kwargs}
+		got := rules.Translate(message.Commit{ID: commitID, Events: []message.Event{event}})
+		if len(got.Messages)+len(got.Skipped)+len(got.Undeliverable) != 1 {
+			t.Fatalf("%s %q became %+v", r.Callback, kwargs, got)
+		}
+	})
 }

@@ -1,10 +1,14 @@
 """protonmsg's rules once more, in the slowest and plainest way, to compare the relay's translation with.
 
     python3 restate.py SEED COUNT EXTRA_LIMIT
+    python3 restate.py --serve EXTRA_LIMIT
 
 Prints COUNT lines of JSON: {"callback", "kwargs" (the text that a hub would hand over), "want"}. What is
 wanted is null (no message), "undeliverable", or {"address", "props": {key: value}, "body"}. It shares nothing
 with the relay's code, not even the language.
+
+With --serve it reads lines of {"callback", "kwargs"} and answers each with such a line. There kwargs is any
+text, and comes back as json.dumps writes its value. "want" is "odd" for what no hub hands over.
 """
 import json
 import random
@@ -172,7 +176,23 @@ def state(callback, kwargs, limit):
     return {'address': prefix + address + suffix, 'props': props, 'body': json.dumps(body)}
 
 
+def serve(limit):
+    def refuse(name):
+        raise ValueError(name)      # NaN and infinities: the hub plugin hands none over
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            kwargs = json.loads(asked['kwargs'], parse_constant=refuse)
+            asked['kwargs'] = json.dumps(kwargs, allow_nan=False)
+            asked['want'] = state(asked['callback'], kwargs, limit)
+        except Exception:
+            asked['want'] = 'odd'
+        print(json.dumps(asked), flush=True)
+
+
 def main():
+    if sys.argv[1] == '--serve':
+        return serve(int(sys.argv[2]))
     seed, count, limit = map(int, sys.argv[1:])
     dice = random.Random(seed)
     for _ in range(count):
