@@ -14,6 +14,7 @@ import (
 	"koji-relay/internal/amqpconn/guard"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
+	"koji-relay/internal/retry"
 )
 
 // BrokerState is what a broker is good for at the moment. Up and Stalled are a connection with its breaker
@@ -37,6 +38,9 @@ const (
 
 // seasoned is how long a broker has to be connected before it is preferred to later ones of the list.
 const seasoned = 5 * time.Second
+
+// maxDialPause is the longest time between two attempts to connect.
+const maxDialPause = 10 * time.Second
 
 // broker is one endpoint.Endpoint with its supervisor.
 type broker struct {
@@ -69,8 +73,7 @@ func newBroker(r *Relay, e endpoint.Endpoint) *broker {
 // supervise keeps the broker connected until ctx ends. tried is called after the first attempt.
 func (b *broker) supervise(ctx context.Context, tried func()) {
 	defer tried()
-	pause := newPause()
-	logged := ""
+	trouble := retry.Trouble{Limit: maxDialPause}
 	failures, downSince := 0, time.Now()
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
@@ -98,20 +101,15 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 		if f := b.r.opts.Observer.Failed; f != nil {
 			f(b.e.Name, amqpconn.EndedBy(err))
 		}
-		if cause != logged {
+		if trouble.FailedBy(cause) {
 			b.log.Warn("broker down", "cause", cause)
-			logged = cause
 		}
-		wait := pause.NextBackOff()
+		wait := trouble.Delay()
 		if lasted >= seasoned {
-			logged = ""
-			pause.Reset()
+			trouble.Over()
 			wait = 0 // it worked until now: most likely a restart or a failover that is over
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		retry.Pause(ctx, wait)
 	}
 	b.set(Down, "relay stopped")
 }

@@ -13,7 +13,7 @@ import (
 	"koji-relay/internal/admin"
 	"koji-relay/internal/daemon"
 	"koji-relay/internal/inspect"
-	"koji-relay/relay"
+	"koji-relay/internal/subscribe"
 )
 
 func tailCommand() *cobra.Command {
@@ -59,7 +59,7 @@ configuration.`,
 			return err
 		}
 		t := &tail{out: cmd.OutOrStdout(), json: asJSON, left: count, broker: len(cfg.Broker.URLs) > 1}
-		err = subscribe(cmd, cfg, *path, patterns, t.show)
+		err = receive(cmd, cfg, *path, patterns, t.show)
 		if errors.Is(err, errEnough) {
 			return nil
 		}
@@ -94,9 +94,9 @@ type tail struct {
 // errEnough ends the subscription when all that was asked for has been shown.
 var errEnough = errors.New("count reached")
 
-// subscribe shows what arrives. Where the configuration names credentials that systemd gives to the service
+// receive shows what arrives. Where the configuration names credentials that systemd gives to the service
 // alone, the running relay subscribes for us.
-func subscribe(cmd *cobra.Command, cfg *config.Config, path string, patterns []string,
+func receive(cmd *cobra.Command, cfg *config.Config, path string, patterns []string,
 	show func(inspect.Arrival) error) error {
 	stderr := cmd.ErrOrStderr()
 	if cfg.LacksCredentials() {
@@ -117,7 +117,7 @@ func subscribe(cmd *cobra.Command, cfg *config.Config, path string, patterns []s
 		return usageError{configError(err)}
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	return relay.Subscribe(cmd.Context(), daemon.RelayOptions(cfg, log), patterns, show)
+	return subscribe.Run(cmd.Context(), daemon.SubscribeOptions(cfg, log), patterns, show)
 }
 
 func (t *tail) show(a inspect.Arrival) error {

@@ -33,8 +33,8 @@ import (
 // every message is found then and not by messages.
 const sampleTopic = "build.tag"
 
-// Conn is one connection. It is made by Dial, or by New and Open, and never reopened. Its exported fields are
-// set by then and do not change; after an error they tell how far it got.
+// Conn is one connection. It is made by Dial or Listen, and never reopened. Its exported fields are set by
+// then and do not change; after an error they tell how far it got.
 type Conn struct {
 	Peer      dialect.Peer
 	Dialect   *dialect.Dialect
@@ -60,8 +60,8 @@ type Conn struct {
 	closing bool
 }
 
-// New prepares a connection. Nothing is opened.
-func New(o *Options, e endpoint.Endpoint, log *slog.Logger) *Conn {
+// newConn prepares a connection. Nothing is opened.
+func newConn(o *Options, e endpoint.Endpoint, log *slog.Logger) *Conn {
 	return &Conn{opts: o, endpoint: e, log: log, sessions: sessions{freed: make(chan struct{}, 1)}}
 }
 
@@ -71,13 +71,13 @@ func New(o *Options, e endpoint.Endpoint, log *slog.Logger) *Conn {
 func Dial(ctx context.Context, o *Options, e endpoint.Endpoint, log *slog.Logger) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
 	defer cancel()
-	c := New(o, e, log)
-	if err := c.Open(ctx); err != nil {
+	c := newConn(o, e, log)
+	if err := c.open(ctx); err != nil {
 		return nil, c.dialFailed(ctx, err)
 	}
 	// The driver heeds a context only where it waits for the peer, not where it waits to write.
 	stop := context.AfterFunc(ctx, func() { _ = c.guard.Close() })
-	err := c.Greet(ctx)
+	err := c.greet(ctx)
 	stop()
 	if err != nil {
 		c.Close()
@@ -86,9 +86,9 @@ func Dial(ctx context.Context, o *Options, e endpoint.Endpoint, log *slog.Logger
 	return c, nil
 }
 
-// Open does TCP, TLS, SASL and the AMQP open frame, and chooses the dialect. After an error nothing is left
+// open does TCP, TLS, SASL and the AMQP open frame, and chooses the dialect. After an error nothing is left
 // open.
-func (c *Conn) Open(ctx context.Context) (err error) {
+func (c *Conn) open(ctx context.Context) (err error) {
 	c.stage = stageLogin
 	who := sasl.Login{Policy: c.opts.SASL}
 	if who.User, who.Password, err = c.endpoint.Credentials(c.opts.UserFile, c.opts.PasswordFile); err != nil {
@@ -151,8 +151,8 @@ func (c *Conn) Open(ctx context.Context) (err error) {
 	return nil
 }
 
-// Greet tries the sample topic.
-func (c *Conn) Greet(ctx context.Context) error {
+// greet tries the sample topic.
+func (c *Conn) greet(ctx context.Context) error {
 	to, err := c.Destination(sampleTopic)
 	if err != nil {
 		return err

@@ -56,11 +56,11 @@ func Probe(ctx context.Context, o Options, url string) Report {
 	r.Broker = e.Name
 	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
 	defer cancel()
-	c := New(&o, e, slog.New(slog.DiscardHandler))
+	c := newConn(&o, e, slog.New(slog.DiscardHandler))
 	err = c.probe(ctx, &r)
 	r.Stage = ""
 	if err != nil {
-		r.Stage, r.Err = c.stage, c.InTime(ctx, err)
+		r.Stage, r.Err = c.stage, c.inTime(ctx, err)
 	}
 	c.report(&r)
 	return r
@@ -68,11 +68,11 @@ func Probe(ctx context.Context, o Options, url string) Report {
 
 // probe goes through the stages and closes the connection.
 func (c *Conn) probe(ctx context.Context, r *Report) error {
-	if err := c.Open(ctx); err != nil {
+	if err := c.open(ctx); err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := c.Greet(ctx); err != nil {
+	if err := c.greet(ctx); err != nil {
 		return err
 	}
 	began := time.Now()

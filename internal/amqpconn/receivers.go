@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/amqpconn/management"
+	"log/slog"
 	"strings"
 
 	"github.com/Azure/go-amqp"
@@ -27,20 +29,38 @@ func (r *Receiver) Accept(ctx context.Context, m *amqp.Message) error {
 	return r.driver.AcceptMessage(ctx, m)
 }
 
-// Subscribe opens links for the patterns of topics, in which * is one word and # any number of them. credit
-// is how many messages the broker may have on their way to us. ctx bounds it.
-func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) ([]*Receiver, error) {
+// Listen connects to e, logs in, and opens links for the patterns of topics, in which * is one word and # any
+// number of them. credit is how many messages the broker may have on their way to us. ctx and ConnectTimeout
+// bound all of it; after it the connection does not depend on ctx. After an error nothing is open.
+func Listen(ctx context.Context, o *Options, e endpoint.Endpoint, log *slog.Logger, patterns []string,
+	credit int32) (*Conn, []*Receiver, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.ConnectTimeout)
+	defer cancel()
+	c := newConn(o, e, log)
+	if err := c.open(ctx); err != nil {
+		return nil, nil, c.inTime(ctx, err)
+	}
+	receivers, err := c.subscribe(ctx, patterns, credit)
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return c, receivers, nil
+}
+
+// subscribe opens the links of Listen.
+func (c *Conn) subscribe(ctx context.Context, patterns []string, credit int32) ([]*Receiver, error) {
 	options := &amqp.ReceiverOptions{
 		Credit: credit, SourceCapabilities: c.Dialect.Capabilities, MaxMessageSize: maxReceived,
 	}
 	if c.Dialect.Source == nil {
 		source, err := c.temporaryQueue(ctx, patterns)
 		if err != nil {
-			return nil, c.InTime(ctx, err)
+			return nil, c.inTime(ctx, err)
 		}
 		r, err := c.receiver(ctx, source, options)
 		if err != nil {
-			return nil, c.InTime(ctx, fmt.Errorf("attach to %s: %w", source, err))
+			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w", source, err))
 		}
 		return []*Receiver{{strings.Join(patterns, " "), r}}, nil
 	}
@@ -55,7 +75,7 @@ func (c *Conn) Subscribe(ctx context.Context, patterns []string, credit int32) (
 		case errors.Is(err, ErrNoPlace):
 			return nil, fmt.Errorf("%w than %d: give fewer patterns", err, len(receivers))
 		case err != nil:
-			return nil, c.InTime(ctx, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's "+
+			return nil, c.inTime(ctx, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's "+
 				"permission to read", source, err))
 		}
 		receivers = append(receivers, &Receiver{pattern, r})

@@ -38,7 +38,7 @@ func (e DropError) Error() string { return e.Reason }
 
 // dialFailed says of err which stage of the connection it ended. ctx is the one that bounds all stages.
 func (c *Conn) dialFailed(ctx context.Context, err error) error {
-	e := &DialError{c.InTime(ctx, err), message.FailedConnect}
+	e := &DialError{c.inTime(ctx, err), message.FailedConnect}
 	var remote *amqp.Error
 	var host hostError
 	switch {
@@ -72,8 +72,8 @@ func EndedBy(err error) message.Failure {
 	return message.FailedLost
 }
 
-// InTime says of an error whether it is that the time was over.
-func (c *Conn) InTime(ctx context.Context, err error) error {
+// inTime says of an error whether it is that the time was over.
+func (c *Conn) inTime(ctx context.Context, err error) error {
 	if timeOver(ctx) && !isAuth(err) {
 		return fmt.Errorf("%s: no answer within %v (connect_timeout)", c.stage, c.opts.ConnectTimeout)
 	}

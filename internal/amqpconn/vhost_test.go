@@ -72,7 +72,7 @@ func TestRefusedVirtualHostIsToldApart(t *testing.T) {
 		"another condition":            {"two", rabbit, &amqp.Error{Condition: amqp.ErrCondConnectionForced}, ""},
 		"something that is no refusal": {"two", rabbit, errors.New("some error"), ""},
 	} {
-		c := New(&Options{VirtualHost: tt.host}, endpoint.Endpoint{}, slog.New(slog.DiscardHandler))
+		c := newConn(&Options{VirtualHost: tt.host}, endpoint.Endpoint{}, slog.New(slog.DiscardHandler))
 		c.Peer = tt.peer
 		got := c.hostRefused(tt.err, tt.err)
 		var refused hostError

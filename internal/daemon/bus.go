@@ -15,7 +15,7 @@ import (
 	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
-	"koji-relay/relay"
+	"koji-relay/internal/subscribe"
 )
 
 // This file is what an administrator asks of the bus by way of the relay, whose credentials nobody else may
@@ -31,7 +31,7 @@ func (c control) Tail(ctx context.Context, patterns []string, each func(inspect.
 	notice func(string) error) error {
 	lines := &noticeWriter{notice: notice}
 	log := slog.New(slog.NewTextHandler(lines, nil))
-	return relay.Subscribe(ctx, RelayOptions(c.effective.Load().config, log), patterns,
+	return subscribe.Run(ctx, SubscribeOptions(c.effective.Load().config, log), patterns,
 		func(a inspect.Arrival) error {
 			lines.mu.Lock()
 			defer lines.mu.Unlock()
@@ -131,26 +131,19 @@ func watchFor(ctx context.Context, o *amqpconn.Options, e endpoint.Endpoint, id 
 	w := &testWatch{
 		ready: make(chan struct{}), arrived: make(chan time.Time, 1), ended: make(chan struct{}), cancel: cancel,
 	}
-	go w.run(ctx, amqpconn.New(o, e, slog.New(slog.DiscardHandler)), o.ConnectTimeout, id)
+	go w.run(ctx, o, e, id)
 	return w
 }
 
-func (w *testWatch) run(ctx context.Context, c *amqpconn.Conn, limit time.Duration, id string) {
+func (w *testWatch) run(ctx context.Context, o *amqpconn.Options, e endpoint.Endpoint, id string) {
 	defer close(w.ended)
-	connecting, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	if err := c.Open(connecting); err != nil {
-		w.err = c.InTime(connecting, err)
-		close(w.ready)
-		return
-	}
-	defer c.Close()
-	receivers, err := c.Subscribe(connecting, []string{TestTopic}, 10)
+	c, receivers, err := amqpconn.Listen(ctx, o, e, slog.New(slog.DiscardHandler), []string{TestTopic}, 10)
 	w.err = err
 	close(w.ready)
 	if err != nil {
 		return
 	}
+	defer c.Close()
 	for {
 		m, err := receivers[0].Receive(ctx)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"koji-relay/callbacks"
 	"koji-relay/config"
 	"koji-relay/internal/amqpconn"
+	"koji-relay/internal/subscribe"
 	"koji-relay/queue"
 	"koji-relay/queue/drain"
 	"koji-relay/relay"
@@ -24,7 +25,7 @@ func RulesOptions(c *config.Config) callbacks.Options {
 }
 
 // RelayOptions are what c says about brokers and sending. Commands that talk to the brokers by themselves
-// (check --connect, tail) use them as well, so that they see what serve sees.
+// (check --connect) use them as well, so that they see what serve sees.
 func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 	o := relay.Options{
 		Options: amqpconn.Options{
@@ -57,6 +58,15 @@ func RelayOptions(c *config.Config, log *slog.Logger) relay.Options {
 	}
 	for _, u := range c.Broker.URLs {
 		o.Brokers = append(o.Brokers, relay.Broker{URL: u.Reveal()})
+	}
+	return o
+}
+
+// SubscribeOptions are what c says about the brokers, for tail.
+func SubscribeOptions(c *config.Config, log *slog.Logger) subscribe.Options {
+	o := subscribe.Options{Options: RelayOptions(c, log).Options, Logger: log}
+	for _, u := range c.Broker.URLs {
+		o.URLs = append(o.URLs, u.Reveal())
 	}
 	return o
 }

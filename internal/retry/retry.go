@@ -4,6 +4,7 @@
 package retry
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"regexp"
@@ -13,14 +14,18 @@ import (
 // Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value
 // is a loop that works. It is not safe for concurrent use.
 type Trouble struct {
+	Limit time.Duration // the longest Delay; 0 = 5 s
+
 	failures int
 	cause    string
 }
 
 // Failed counts a failure. It reports whether the cause is news, and so belongs in the log.
-func (t *Trouble) Failed(err error) bool {
+func (t *Trouble) Failed(err error) bool { return t.FailedBy(Cause(err)) }
+
+// FailedBy is Failed for a cause that is a text already.
+func (t *Trouble) FailedBy(cause string) bool {
 	t.failures++
-	cause := Cause(err)
 	news := cause != t.cause
 	t.cause = cause
 	return news
@@ -29,13 +34,16 @@ func (t *Trouble) Failed(err error) bool {
 // Over notes success. It reports whether that follows a failure, and so belongs in the log.
 func (t *Trouble) Over() bool {
 	again := t.failures > 0
-	*t = Trouble{}
+	t.failures, t.cause = 0, ""
 	return again
 }
 
-// Delay is the time until the next try: 200 ms, doubling with each failure to 5 s, and jitter.
+// Forget makes the next cause news, whatever it is.
+func (t *Trouble) Forget() { t.cause = "" }
+
+// Delay is the time until the next try: 200 ms, doubling with each failure to Limit, and jitter.
 func (t *Trouble) Delay() time.Duration {
-	return Jitter(Doubled(200*time.Millisecond, t.failures, 5*time.Second))
+	return Jitter(Doubled(200*time.Millisecond, t.failures, cmp.Or(t.Limit, 5*time.Second)))
 }
 
 // ownAddress is our side of a connection in the error of a socket.

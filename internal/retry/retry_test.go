@@ -31,16 +31,28 @@ func TestCauseIsNewsOnlyOnce(t *testing.T) {
 	if !trouble.Failed(errors.New("no route to host")) {
 		t.Error("a cause from before a success is news again")
 	}
+	trouble.Forget()
+	if !trouble.FailedBy("no route to host") || trouble.FailedBy("no route to host") {
+		t.Error("a cause that was forgotten is news once")
+	}
 }
 
 func TestDelayDoublesToItsLimitAndIsNeverShorter(t *testing.T) {
 	t.Parallel()
-	var trouble Trouble
-	for _, want := range []time.Duration{200, 400, 800, 1600, 3200, 5000, 5000} {
-		trouble.Failed(errors.New("down"))
-		least := want * time.Millisecond
-		if got := trouble.Delay(); got < least || got > least+least/4 {
-			t.Errorf("delay %v, want %v to a quarter more", got, least)
+	for limit, delays := range map[time.Duration][]time.Duration{
+		0:                {200, 400, 800, 1600, 3200, 5000, 5000},
+		10 * time.Second: {200, 400, 800, 1600, 3200, 6400, 10000, 10000},
+	} {
+		trouble := Trouble{Limit: limit}
+		for range 2 {
+			for _, want := range delays {
+				trouble.Failed(errors.New("down"))
+				least := want * time.Millisecond
+				if got := trouble.Delay(); got < least || got > least+least/4 {
+					t.Errorf("limit %v: delay %v, want %v to a quarter more", limit, got, least)
+				}
+			}
+			trouble.Over()
 		}
 	}
 }

@@ -1,4 +1,7 @@
-package relay
+// Package subscribe receives messages of the bus, as a consumer does, and shows them: for the command tail.
+// It promises to say when it is not subscribed, and to connect again. It keeps nothing, on no broker and
+// nowhere else.
+package subscribe
 
 import (
 	"context"
@@ -10,28 +13,41 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
-	"github.com/cenkalti/backoff/v5"
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/amqpconn/failure"
 	"koji-relay/internal/inspect"
+	"koji-relay/internal/retry"
 )
 
-// subscribeCredit is how many messages a broker may have on their way to us.
-const subscribeCredit = 200
+const (
+	// credit is how many messages a broker may have on their way to us.
+	credit = 200
+	// seasoned is how long a subscription has to last before its end is tried again without delay.
+	seasoned = 5 * time.Second
+	// maxPause is the longest time between two attempts to subscribe.
+	maxPause = 10 * time.Second
+)
 
-// Subscribe receives on all brokers of o what matches the patterns (of topics without prefix: * is one word,
-// # any number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends,
-// which is no error, or deliver returns an error, which is returned. It connects again to brokers that go
-// away, and logs why.
+// Options says where to subscribe.
+type Options struct {
+	URLs             []string // amqp:// or amqps://
+	amqpconn.Options          // how to connect to any of them
+	Logger           *slog.Logger
+}
+
+// Run receives on all brokers what matches the patterns (of topics without prefix: * is one word, # any
+// number; none means all) and calls deliver for each message, one at a time. It blocks until ctx ends, which
+// is no error, or deliver returns an error, which is returned. It connects again to brokers that go away, and
+// logs why.
 //
 // Nothing is kept on a broker for a subscriber that is away; only RabbitMQ 3 leaves a queue amq.gen-…
 // for each pattern, which goes on filling (docs/consumers.md has the remedy). RabbitMQ 4 needs the permission
 // to declare a queue of its own and to bind it; RabbitMQ 3 the same for its plugin's sake.
-func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(inspect.Arrival) error) error {
-	if err := o.check(); err != nil {
+func Run(ctx context.Context, o Options, patterns []string, deliver func(inspect.Arrival) error) error {
+	if err := o.Options.Check(); err != nil {
 		return err
 	}
 	if len(patterns) == 0 {
@@ -41,8 +57,8 @@ func Subscribe(ctx context.Context, o Options, patterns []string, deliver func(i
 	defer cancel(nil)
 	s := &subscriber{opts: &o, patterns: patterns, deliver: deliver, end: cancel}
 	var wg sync.WaitGroup
-	for _, b := range o.Brokers {
-		e, err := endpoint.Parse(b.URL)
+	for _, url := range o.URLs {
+		e, err := endpoint.Parse(url)
 		if err != nil {
 			cancel(err)
 			break
@@ -76,40 +92,30 @@ type subscriber struct {
 // follow keeps subscribed to one broker until ctx ends.
 func (s *subscriber) follow(ctx context.Context, e endpoint.Endpoint) {
 	log := s.opts.Logger.With("broker", e.Name)
-	pause := newPause()
-	logged := ""
+	trouble := retry.Trouble{Limit: maxPause}
 	for ctx.Err() == nil {
-		began := time.Now()
-		err := s.receive(ctx, e, log, func() { logged = "" })
+		var since time.Time // it has been subscribed
+		err := s.receive(ctx, e, log, func() {
+			since = time.Now()
+			trouble.Forget()
+		})
 		if ctx.Err() != nil {
 			return
 		}
-		if cause := failure.Cause(err); cause != logged {
+		if !since.IsZero() && time.Since(since) >= seasoned {
+			trouble.Over()
+		}
+		if cause := failure.Cause(err); trouble.FailedBy(cause) {
 			log.Warn("not subscribed", "cause", cause)
-			logged = cause
 		}
-		if time.Since(began) >= seasoned {
-			pause.Reset()
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause.NextBackOff()):
-		}
+		retry.Pause(ctx, trouble.Delay())
 	}
-}
-
-// newPause is how often a broker that is away is tried again.
-func newPause() *backoff.ExponentialBackOff {
-	p := backoff.NewExponentialBackOff()
-	p.InitialInterval, p.MaxInterval, p.Multiplier = 200*time.Millisecond, 10*time.Second, 1.7
-	return p
 }
 
 // receive works on one connection until it or ctx ends, and says why it ended.
 func (s *subscriber) receive(ctx context.Context, e endpoint.Endpoint, log *slog.Logger,
 	subscribed func()) error {
-	c := amqpconn.New(&s.opts.Options, e, log)
-	receivers, err := s.attach(ctx, c)
+	c, receivers, err := amqpconn.Listen(ctx, &s.opts.Options, e, log, s.patterns, credit)
 	if err != nil {
 		return err
 	}
@@ -130,20 +136,6 @@ func (s *subscriber) receive(ctx context.Context, e endpoint.Endpoint, log *slog
 	default:
 		return context.Cause(receiving)
 	}
-}
-
-// attach connects, within ConnectTimeout. After an error nothing is left open.
-func (s *subscriber) attach(ctx context.Context, c *amqpconn.Conn) ([]*amqpconn.Receiver, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.ConnectTimeout)
-	defer cancel()
-	if err := c.Open(ctx); err != nil {
-		return nil, c.InTime(ctx, err)
-	}
-	receivers, err := c.Subscribe(ctx, s.patterns, subscribeCredit)
-	if err != nil {
-		c.Close()
-	}
-	return receivers, err
 }
 
 // drain delivers what one receiver gets, until an error or the end of ctx.
@@ -188,9 +180,9 @@ func newArrival(broker, pattern, prefix string, m *amqp.Message) inspect.Arrival
 	}
 	switch {
 	case m.Value != nil:
-		a.Section, a.Body = BodyValue, fmt.Sprint(m.Value)
+		a.Section, a.Body = "value", fmt.Sprint(m.Value)
 	case len(m.Data) > 0:
-		a.Section = BodyData
+		a.Section = "data"
 		for _, part := range m.Data {
 			a.Body += string(part)
 		}
