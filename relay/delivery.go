@@ -40,6 +40,8 @@ type delivery struct {
 	since   time.Duration // when its flight began
 	within  any           // the session that it has to be sent in; nil = any
 
+	followed bool // another one was behind it when it left the queue
+
 	at   atomic.Int32 // deliveryState; move changes it
 	left atomic.Bool  // its caller stopped waiting while it was sent
 

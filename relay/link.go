@@ -285,6 +285,7 @@ func (l *link) take(s *sender) (d, stray *delivery) {
 			continue // withdrawn
 		}
 		s.left = max(s.left-1, 0)
+		d.followed = len(l.queue) > 0
 		return d, nil
 	}
 	l.queue, s.left = nil, 0 // lets go of the array

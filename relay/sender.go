@@ -44,7 +44,7 @@ func (l *link) alive(s *sender) bool {
 
 // transfer gives d to the driver, and waits for the answer elsewhere.
 func (l *link) transfer(s *sender, d *delivery) {
-	receipt, err := s.Send(d.wire, d.msg.Keys())
+	receipt, err := s.Send(d.wire, d.msg.Keys(), d.followed)
 	d.wire = nil // sent or not, it is not sent again from here
 	if err != nil {
 		l.failed(s, d, err)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/guard"
 )
 
 // This file gathers what we do because the driver, github.com/Azure/go-amqp v1.7.0, is as it is. Each has its
@@ -97,15 +99,14 @@ type Receipt struct {
 }
 
 // Send gives m to the broker, its application-properties in the order of keys, and blocks until there is
-// credit for it. One goroutine at a time may call it. It has no context, since a send that is cancelled would
+// credit for it. more tells that another one is sent right afterwards: they may go together. One goroutine at a
+// time may call it. It has no context, since a send that is cancelled would
 // leave half a message on the link (upstream 3): the end of the link or of the connection is what ends it.
-func (s *Sender) Send(m *amqp.Message, keys []string) (Receipt, error) {
+func (s *Sender) Send(m *amqp.Message, keys []string, more bool) (Receipt, error) {
 	tag := s.c.tags.Add(1)
 	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, tag)
-	if len(keys) > 1 {
-		s.c.guard.Order(tag, keys)
-		defer s.c.guard.Forget(tag)
-	}
+	s.c.guard.Await(tag, guard.Delivery{Keys: keys, More: more})
+	defer s.c.guard.Forget(tag)
 	r, err := s.driver.SendWithReceipt(context.Background(), m, nil)
 	return Receipt{s, r}, s.note(err)
 }

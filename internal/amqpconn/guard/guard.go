@@ -59,7 +59,7 @@ type Guard struct {
 	writing  bool
 	behind   int                 // frames read while one write is under way
 	echoes   int                 // answers that the peer waits for
-	orders   map[uint64][]string // of the properties of deliveries, by tag
+	awaited  map[uint64]Delivery // by tag
 	sorter   sorter
 }
 
@@ -81,7 +81,7 @@ type channel struct {
 func New(nc net.Conn) *Guard {
 	return &Guard{
 		Conn: nc, in: bufio.NewReaderSize(nc, MaxFrame), out: newWriter(nc),
-		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, orders: map[uint64][]string{},
+		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, awaited: map[uint64]Delivery{},
 	}
 }
 
@@ -140,18 +140,24 @@ func (g *Guard) Links() uint32 {
 	return g.begun.links
 }
 
-// Order has the properties of the delivery with this tag sent in the order of keys, until Forget.
-func (g *Guard) Order(tag uint64, keys []string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.orders[tag] = keys
+// Delivery is what the guard is told of one that the driver is about to send.
+type Delivery struct {
+	Keys []string // the order of its properties
+	More bool     // another one follows at once: it may wait a little, and go together with that
 }
 
-// Forget ends what Order began.
+// Await tells of the delivery with this tag, until Forget.
+func (g *Guard) Await(tag uint64, d Delivery) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.awaited[tag] = d
+}
+
+// Forget ends what Await began.
 func (g *Guard) Forget(tag uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.orders, tag)
+	delete(g.awaited, tag)
 }
 
 // Refused is the refusal that ended reading; nil without one.
@@ -386,11 +392,11 @@ func (g *Guard) WriteError() error { return g.out.failure() }
 // Write looks at what the driver sends: it writes whole frames. Transfers may still be on their way to the
 // socket when it returns; nothing overtakes them. One goroutine at a time calls it.
 func (g *Guard) Write(b []byte) (int, error) {
-	if err := g.sending(b); err != nil {
+	how, err := g.sending(b)
+	if err != nil {
 		return 0, err
 	}
-	transfer := len(b) > 10 && b[8] == 0 && b[10] == frame.Transfer
-	err := g.out.write(b, !transfer)
+	err = g.out.write(b, how)
 	g.mu.Lock()
 	g.writing, g.behind = false, 0
 	g.mu.Unlock()
@@ -400,12 +406,12 @@ func (g *Guard) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (g *Guard) sending(b []byte) error {
+func (g *Guard) sending(b []byte) (manner, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.writing = true
 	if len(b) <= 10 || b[8] != 0 {
-		return nil // a header, or a heartbeat
+		return through, nil // a header, or a heartbeat
 	}
 	number := binary.BigEndian.Uint16(b[6:8])
 	switch b[10] {
@@ -416,43 +422,50 @@ func (g *Guard) sending(b []byte) error {
 	case frame.Transfer:
 		return g.transferring(g.channels[number], b[8:])
 	}
-	return nil
+	return through, nil
 }
 
 // transferring counts deliveries, and puts the properties of a message in order.
-func (g *Guard) transferring(c *channel, body []byte) error {
+func (g *Guard) transferring(c *channel, body []byte) (manner, error) {
 	p, err := frame.Parse(body)
 	if err != nil || c == nil {
-		return err
+		return soon, err
 	}
 	if err := p.Skip(1); err != nil {
-		return err
+		return soon, err
 	}
 	id, err := p.Next()
 	if err != nil || frame.IsNull(id) {
-		return err // not the first frame of its message
+		return soon, err // not the first frame of its message
 	}
 	n, err := frame.Number(id, 0)
 	if err != nil {
-		return err
+		return soon, err
 	}
 	if c.sent = n + 1; c.sent > lastDelivery {
-		return errors.New("the numbers for deliveries are used up")
+		return soon, errors.New("the numbers for deliveries are used up")
 	}
 	c.outgoing = min(c.outgoing+allowanceEach, maxAllowance)
 	tag, err := p.Next()
 	if err != nil {
-		return err
+		return soon, err
 	}
 	if len(tag) != 2+8 { // it is not one of ours
-		return nil
+		return soon, nil
 	}
-	if order := g.orders[binary.BigEndian.Uint64(tag[2:])]; order != nil {
+	d, ours := g.awaited[binary.BigEndian.Uint64(tag[2:])]
+	if !ours {
+		return soon, nil
+	}
+	if len(d.Keys) > 1 {
 		size, err := frame.Size(body)
 		if err != nil {
-			return err
+			return soon, err
 		}
-		g.sorter.orderProperties(body[size:], order)
+		g.sorter.orderProperties(body[size:], d.Keys)
 	}
-	return nil
+	if d.More {
+		return held, nil
+	}
+	return soon, nil
 }

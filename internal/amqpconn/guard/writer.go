@@ -3,6 +3,7 @@ package guard
 import (
 	"net"
 	"sync"
+	"time"
 )
 
 // writer gathers frames on their way to the socket. The driver writes each frame by itself; under load that
@@ -21,6 +22,8 @@ type writer struct {
 	changed  sync.Cond  // signalled when flush has made progress
 	waiting  []byte     // frames that are not given to the socket
 	spare    []byte     // the array of those that were
+	held     bool       // the last of them is to wait for the next
+	late     *time.Timer
 	flushing bool
 	err      error
 }
@@ -28,15 +31,32 @@ type writer struct {
 // maxWaiting is how many bytes wait for the socket before Write does.
 const maxWaiting = 64 << 10
 
+// Frames are held while they are fewer bytes than heldBytes, and no longer than heldTime: the next one may be
+// stuck in the driver, for want of credit. It does not tell.
+const (
+	heldBytes = 8 << 10
+	heldTime  = 500 * time.Microsecond
+)
+
 func newWriter(socket net.Conn) *writer {
 	w := &writer{socket: socket, spawn: func(f func()) bool { go f(); return true }}
 	w.changed.L = &w.mu
+	w.late = time.AfterFunc(time.Hour, w.release)
+	w.late.Stop()
 	return w
 }
 
-// write takes b. With through it returns when the socket has it, and all before it; else at once, unless much
-// waits already. The deadline of the socket bounds both. One goroutine at a time calls it.
-func (w *writer) write(b []byte, through bool) error {
+// How a frame is written.
+type manner int
+
+const (
+	soon    manner = iota // write returns at once, unless much waits already
+	held                  // the same, and another frame follows at once
+	through               // write returns when the socket has it, and all before it
+)
+
+// write takes b. The deadline of the socket bounds it. One goroutine at a time calls it.
+func (w *writer) write(b []byte, how manner) error {
 	w.mu.Lock()
 	for len(w.waiting) > maxWaiting && w.err == nil {
 		w.changed.Wait()
@@ -45,14 +65,18 @@ func (w *writer) write(b []byte, through bool) error {
 		defer w.mu.Unlock()
 		return w.err
 	}
+	if how == held && len(w.waiting) == 0 {
+		w.late.Reset(heldTime)
+	}
 	w.waiting = append(w.waiting, b...)
-	begin := !w.flushing
-	w.flushing = true
+	w.held = how == held
+	begin := !w.flushing && w.due()
+	w.flushing = w.flushing || begin
 	w.mu.Unlock()
-	if begin && (through || !w.spawn(w.flush)) {
+	if begin && (how == through || !w.spawn(w.flush)) {
 		w.flush()
 	}
-	if !through {
+	if how != through {
 		return nil
 	}
 	w.mu.Lock()
@@ -63,11 +87,26 @@ func (w *writer) write(b []byte, through bool) error {
 	return w.err
 }
 
-// flush gives the socket what waits, until nothing does.
+// due reports whether what waits is to be written now. w.mu is held.
+func (w *writer) due() bool { return len(w.waiting) > 0 && (!w.held || len(w.waiting) >= heldBytes) }
+
+// release ends the wait for the next frame.
+func (w *writer) release() {
+	w.mu.Lock()
+	w.held = false
+	begin := !w.flushing && w.due()
+	w.flushing = w.flushing || begin
+	w.mu.Unlock()
+	if begin {
+		w.flush()
+	}
+}
+
+// flush gives the socket what waits, until nothing is due.
 func (w *writer) flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for len(w.waiting) > 0 && w.err == nil {
+	for w.due() && w.err == nil {
 		now := w.waiting
 		w.waiting, w.spare = w.spare[:0], nil
 		w.mu.Unlock()

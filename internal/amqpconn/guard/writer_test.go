@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // slowSocket writes when it is told to, and gives what each write had. An error in its place fails the write.
@@ -39,7 +41,7 @@ func (s *slowSocket) want(t *testing.T, text string) {
 
 func mustTake(t *testing.T, w *writer, text string) {
 	t.Helper()
-	if err := w.write([]byte(text), false); err != nil {
+	if err := w.write([]byte(text), soon); err != nil {
 		t.Errorf("write %s: %v", text, err)
 	}
 }
@@ -53,19 +55,19 @@ func TestFramesThatComeDuringAWriteGoTogether(t *testing.T) {
 		s.want(t, "one.")
 		mustTake(t, w, "two.")
 		mustTake(t, w, "three.")
-		through := make(chan error, 1)
-		go func() { through <- w.write([]byte("close."), true) }()
+		over := make(chan error, 1)
+		go func() { over <- w.write([]byte("close."), through) }()
 		synctest.Wait()
 		s.result <- nil
 		s.want(t, "two.three.close.")
 		synctest.Wait()
 		select {
-		case <-through:
+		case <-over:
 			t.Error("the last write returned before the socket had it")
 		default:
 		}
 		s.result <- nil
-		if err := <-through; err != nil {
+		if err := <-over; err != nil {
 			t.Error(err)
 		}
 	})
@@ -82,7 +84,7 @@ func TestNoMoreThanAFewFramesWaitForTheSocket(t *testing.T) {
 		over := make(chan error, 1)
 		go func() {
 			for {
-				if err := w.write(frame, false); err != nil {
+				if err := w.write(frame, soon); err != nil {
 					over <- err
 					return
 				}
@@ -98,7 +100,7 @@ func TestNoMoreThanAFewFramesWaitForTheSocket(t *testing.T) {
 		if err := <-over; !errors.Is(err, stop) || !s.closed {
 			t.Errorf("after the socket failed: %v, closed %v", err, s.closed)
 		}
-		if err := w.write(frame, true); !errors.Is(err, stop) || !errors.Is(w.failure(), stop) {
+		if err := w.write(frame, through); !errors.Is(err, stop) || !errors.Is(w.failure(), stop) {
 			t.Errorf("another frame: %v, and %v is why", err, w.failure())
 		}
 	})
@@ -117,4 +119,54 @@ func TestWriterThatMayNotSpawnWritesByItself(t *testing.T) {
 	if len(w.waiting) > 0 || w.flushing {
 		t.Errorf("%q still waits", w.waiting)
 	}
+}
+
+func TestFrameThatIsFollowedWaitsForTheNext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlowSocket()
+		w := newWriter(s)
+		hold := func(text string) {
+			t.Helper()
+			if err := w.write([]byte(text), held); err != nil {
+				t.Error(err)
+			}
+		}
+		wantHeld := func(text string) {
+			t.Helper()
+			synctest.Wait()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.flushing || string(w.waiting) != text {
+				t.Errorf("%q is held, want %q; writing: %v", w.waiting, text, w.flushing)
+			}
+		}
+		hold("one.")
+		hold("two.")
+		wantHeld("one.two.")
+		mustTake(t, w, "three.")
+		s.want(t, "one.two.three.")
+		hold("four.") // during a write
+		s.result <- nil
+		wantHeld("four.")
+		began := time.Now()
+		s.want(t, "four.") // nothing follows after all
+		if waited := time.Since(began); waited > heldTime {
+			t.Errorf("the frame was held for %v", waited)
+		}
+		s.result <- nil
+		full := strings.Repeat("x", heldBytes)
+		hold(full)
+		s.want(t, full) // no more are gathered
+		s.result <- nil
+		hold("five.")
+		go func() {
+			if err := w.write([]byte("close."), through); err != nil {
+				t.Error(err)
+			}
+		}()
+		s.want(t, "five.close.")
+		s.result <- nil
+		synctest.Wait()
+	})
 }
