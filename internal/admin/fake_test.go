@@ -228,9 +228,8 @@ func exercise(m *Metrics) {
 		message.Commit{Events: []message.Event{{Callback: "postTag"}, {Callback: "postUntag"}}},
 		message.Receipt{Sent: 1, NotTaken: []int{1}}, 3*time.Millisecond)
 	m.CommitTaken(inspect.ViaSocket, message.Commit{}, message.Receipt{}, time.Millisecond)
-	m.MessageSent("build.tag", "broker1.example.com:5671")
+	m.MessageSent("build.tag", "broker1.example.com:5671", time.Millisecond)
 	m.SendFailed("broker1.example.com:5671", message.FailedRejected)
-	m.RoundTrip("broker1.example.com:5671", time.Millisecond)
 	m.QueuePut(3)
 	m.QueueDrained(2)
 	m.QueueExpired("build.tag", 1)

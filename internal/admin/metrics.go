@@ -82,6 +82,9 @@ type Metrics struct {
 
 	handOver handOver
 
+	mu   sync.RWMutex
+	ways map[way]series // guarded by mu
+
 	// The totals behind the status page's rates.
 	nEvents, nSent, nQueued, nDrained, nFailed, nNotTaken atomic.Int64
 }
@@ -107,7 +110,8 @@ func NewMetrics(version, relay string) *Metrics {
 	sendBuckets := []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60}
 
 	m := &Metrics{
-		registry: prometheus.NewRegistry(), addresses: newLabels(), callbacks: newLabels(), brokers: newLabels(),
+		registry: prometheus.NewRegistry(), ways: map[way]series{},
+		addresses: newLabels(), callbacks: newLabels(), brokers: newLabels(),
 
 		commits: counters("commits_received_total", "Commits that the hub handed over.", "via"),
 		fallback: counter("fallback_commits_total",
@@ -185,8 +189,13 @@ func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, t
 	}
 	m.nEvents.Add(int64(len(c.Events)))
 	m.nNotTaken.Add(int64(len(r.NotTaken)))
-	for i := range c.Events {
-		m.events.WithLabelValues(m.callbacks.value(c.Events[i].Callback)).Inc()
+	for events := c.Events; len(events) > 0; { // those in a row are mostly of one kind
+		n := 1
+		for n < len(events) && events[n].Callback == events[0].Callback {
+			n++
+		}
+		m.events.WithLabelValues(m.callbacks.value(events[0].Callback)).Add(float64(n))
+		events = events[n:]
 	}
 	m.handled.WithLabelValues(string(Sent)).Add(float64(r.Sent))
 	m.handled.WithLabelValues(string(Queued)).Add(float64(r.Queued))
@@ -196,23 +205,48 @@ func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, t
 	m.handoff.Observe(took.Seconds())
 }
 
-// MessageSent counts a message that a broker accepted, from the hub or from the queue.
-func (m *Metrics) MessageSent(address, broker string) {
+// MessageSent counts a message that a broker accepted, from the hub or from the queue, and the time between its
+// sending and the broker's answer.
+func (m *Metrics) MessageSent(address, broker string, took time.Duration) {
 	m.nSent.Add(1)
-	address = m.addresses.value(address)
-	m.sent.WithLabelValues(address, m.brokers.value(broker)).Inc()
-	m.lastSuccess.WithLabelValues(address).SetToCurrentTime()
+	to := m.seriesOf(way{address, broker})
+	to.sent.Inc()
+	to.lastSuccess.SetToCurrentTime()
+	to.roundTrip.Observe(took.Seconds())
+}
+
+// way is what a message went by.
+type way struct{ address, broker string }
+
+// series are those of a way. Looking up each costs more than counting.
+type series struct {
+	sent        prometheus.Counter
+	lastSuccess prometheus.Gauge
+	roundTrip   prometheus.Observer
+}
+
+func (m *Metrics) seriesOf(w way) series {
+	m.mu.RLock()
+	s, known := m.ways[w]
+	m.mu.RUnlock()
+	if known {
+		return s
+	}
+	label := way{m.addresses.value(w.address), m.brokers.value(w.broker)}
+	s = series{m.sent.WithLabelValues(label.address, label.broker), m.lastSuccess.WithLabelValues(label.address),
+		m.roundTrip.WithLabelValues(label.broker)}
+	if label == w { // labels bounds how many those are
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.ways[w] = s
+	}
+	return s
 }
 
 // SendFailed counts an attempt that failed: of a message, or of reaching the broker at all.
 func (m *Metrics) SendFailed(broker string, reason message.Failure) {
 	m.nFailed.Add(1)
 	m.failed.WithLabelValues(m.brokers.value(broker), string(reason.Bounded())).Inc()
-}
-
-// RoundTrip observes the time between a message's sending and the broker's answer.
-func (m *Metrics) RoundTrip(broker string, took time.Duration) {
-	m.roundTrip.WithLabelValues(m.brokers.value(broker)).Observe(took.Seconds())
 }
 
 // QueuePut counts messages put into the queue.

@@ -168,7 +168,7 @@ func TestLabelValuesAreBounded(t *testing.T) {
 	for g := range 4 {
 		wg.Go(func() {
 			for i := range 500 {
-				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1")
+				m.MessageSent(fmt.Sprintf("other.%d.%d", g, i), "b:1", time.Millisecond)
 				m.SendFailed("b:1", message.Failure(fmt.Sprint(i)))
 				m.CommitTaken(inspect.ViaSocket,
 					message.Commit{Events: []message.Event{{Callback: fmt.Sprint("post", g, i)}}},
@@ -196,8 +196,8 @@ func TestHostileLabelValuesDoNotPanic(t *testing.T) {
 	t.Parallel()
 	s, source, _ := newTestServer(t, runningStatus())
 	m := s.opts.Metrics
-	m.MessageSent("other.\xff\xfe", "b\xff:1")
-	m.MessageSent(strings.Repeat("ä", 150), "b:1") // cut within a character
+	m.MessageSent("other.\xff\xfe", "b\xff:1", time.Millisecond)
+	m.MessageSent(strings.Repeat("ä", 150), "b:1", time.Millisecond) // cut within a character
 	source.change(func(s *Status) {
 		s.Brokers = []inspect.Broker{{Name: "b\xff"}, {Name: "b\xff"}, {Name: "b"}, {Name: "b"}}
 		s.Certificates = []Certificate{{Name: "cert"}, {Name: "cert"}}
@@ -214,9 +214,8 @@ func TestHooksDoNotAllocate(t *testing.T) {
 	recent := NewRecent(10)
 	all := func() {
 		m.CommitTaken(inspect.ViaSocket, commit, message.Receipt{Sent: 1}, time.Millisecond)
-		m.MessageSent("build.tag", "b:1")
+		m.MessageSent("build.tag", "b:1", time.Millisecond)
 		m.SendFailed("b:1", message.FailedTimeout)
-		m.RoundTrip("b:1", time.Millisecond)
 		m.QueuePut(1)
 		m.QueueDrained(1)
 		m.DeadLetters(message.FailedRejected, 1)

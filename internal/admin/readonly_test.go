@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func request(t *testing.T, h http.Handler, method, host, path string) (int, string) {
@@ -75,7 +76,7 @@ func TestReadsAndRefreshesGoTogether(t *testing.T) {
 		for i := range 50 {
 			source.change(func(s *Status) { s.Queue.Depth = int64(i) })
 			s.refresh(t.Context())
-			s.opts.Metrics.MessageSent("build.tag", "b:1")
+			s.opts.Metrics.MessageSent("build.tag", "b:1", time.Millisecond)
 			s.opts.Recent.Add(Fate{Event: i})
 		}
 	})

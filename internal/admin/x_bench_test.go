@@ -18,8 +18,7 @@ func BenchmarkHooks(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m.CommitTaken(inspect.ViaSocket, commit, message.Receipt{Sent: 1}, time.Millisecond)
-		m.MessageSent("build.tag", "broker1.example.com:5671")
-		m.RoundTrip("broker1.example.com:5671", time.Millisecond)
+		m.MessageSent("build.tag", "broker1.example.com:5671", time.Millisecond)
 		recent.Add(Fate{Address: "build.tag", Fate: Sent})
 	}
 }
@@ -31,7 +30,7 @@ func BenchmarkReads(b *testing.B) {
 	s := New(Options{Source: source.get, Metrics: NewMetrics("1", ""), Recent: NewRecent(100),
 		Control: &fakeControl{}, Logger: discard})
 	for i := range 40 {
-		s.opts.Metrics.MessageSent(fmt.Sprint("address", i), "broker1.example.com:5671")
+		s.opts.Metrics.MessageSent(fmt.Sprint("address", i), "broker1.example.com:5671", time.Millisecond)
 	}
 	fill(s, time.Now())
 	s.refresh(b.Context())

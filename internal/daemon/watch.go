@@ -141,8 +141,7 @@ func (w *watch) relayObserver() relay.Observer {
 				w.history.Step(m.ID, m.Created, step(inspect.Attempt, o))
 				return
 			}
-			w.metrics.MessageSent(m.Address, broker)
-			w.metrics.RoundTrip(broker, took)
+			w.metrics.MessageSent(m.Address, broker, took)
 		},
 		BrokerState: func(broker string, s relay.BrokerState) {
 			if s != relay.Up {
