@@ -146,7 +146,7 @@ func passThrough(t *table) {
 	messages := t.n(20_000, 800)
 	for range t.rounds {
 		began := time.Now()
-		clientsPost(t, socket, 4, messages/400)
-		r.add(float64(messages/400*400)/time.Since(began).Seconds(), t.throughput(t.up, 4, 100, messages))
+		clientsPost(t, socket, 4, messages/100)
+		r.add(float64(messages/100*100)/time.Since(began).Seconds(), t.throughput(t.up, 4, 100, messages))
 	}
 }
