@@ -169,7 +169,9 @@ func (s *Server) Status() *Status {
 	status.Recent = s.opts.Recent.Last()
 	s.judge(&status, now)
 	for i := range status.Reasons {
-		status.Reasons[i].Since = last.since[status.Reasons[i].Code]
+		if r := &status.Reasons[i]; r.Since.IsZero() { // else what it is about is older than our looking
+			r.Since = last.since[r.Code]
+		}
 	}
 	// An empty list is [] in JSON, for programs that count.
 	status.Brokers = present(status.Brokers)

@@ -114,8 +114,8 @@ func (s *Status) sending(now time.Time) (all []Reason) {
 			text += "; messages wait in the queue"
 		}
 		all = append(all, Reason{Code: "NO_BROKER", Text: text, Command: command})
-	} else if missing := s.missing(now); len(missing) > 0 {
-		all = append(all, Reason{Code: "BROKER_DOWN",
+	} else if missing, since := s.missing(now); len(missing) > 0 {
+		all = append(all, Reason{Code: "BROKER_DOWN", Since: since,
 			Text:    strings.Join(missing, "; ") + "; another broker takes the messages",
 			Command: "koji-relay check --connect"})
 	}
@@ -128,20 +128,23 @@ func (s *Status) sending(now time.Time) (all []Reason) {
 	return all
 }
 
-// missing says of each broker that has not been up for a while what it is, and why.
-func (s *Status) missing(now time.Time) (all []string) {
+// missing says of each broker that has not been up for a while what it is, and why; and since when one is so.
+func (s *Status) missing(now time.Time) (all []string, since time.Time) {
 	for i := range s.Brokers {
 		b := &s.Brokers[i]
 		if b.State == inspect.Up || seconds(now, b.Since) < brokerDownAfter.Seconds() {
 			continue
 		}
-		text := fmt.Sprintf("%s is %s for %s", b.Name, b.State, inspect.Age(now, b.Since))
+		text := fmt.Sprintf("broker %s has been %s for %s", b.Name, b.State, inspect.Age(now, b.Since))
 		if b.Reason != "" {
 			text += ": " + b.Reason
 		}
 		all = append(all, text)
+		if since.IsZero() || b.Since.Before(since) {
+			since = b.Since
+		}
 	}
-	return all
+	return all, since
 }
 
 // storing gives the reasons why what no broker takes is not kept.

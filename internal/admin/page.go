@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"html/template"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -180,6 +181,18 @@ func (v *view) Count(n int64) string { return countText(n) }
 
 // Noun gives a noun as it stands beside a number.
 func (v *view) Noun(n int64, noun string) string { return inspect.Noun(n, noun) }
+
+// Carries says how large a message a broker takes, and how many links it has.
+func (v *view) Carries(b inspect.Broker) string {
+	if b.Links == 0 {
+		return ""
+	}
+	text := inspect.Count(b.Links, "link")
+	if b.MaxMessageSize > 0 {
+		text += fmt.Sprintf(", messages up to %s", v.Size(int64(min(b.MaxMessageSize, math.MaxInt64))))
+	}
+	return text
+}
 
 func countText(n int64) string {
 	text := strconv.FormatInt(n, 10)
