@@ -346,3 +346,26 @@ func TestBrokerWithLittleTimeIsNotStalled(t *testing.T) {
 	}
 	b.SettleHeld()
 }
+
+// That a broker lets us in again does not show that it takes messages: the next one tells.
+func TestBrokerIsUntriedAfterASilenceUntilTheNextMessage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 100 * time.Millisecond }, b)
+	w.await(0, Up)
+	b.Script("#", held)
+	w.Send(t.Context(), sample(1))
+	if s := w.Status()[0]; s.State != Stalled || s.Untried {
+		t.Errorf("while it is silent: %+v", s)
+	}
+	b.Script("#", devbroker.Behaviour{})
+	b.Inflict("", devbroker.DropConnection, devbroker.Cause{})
+	poll(t, "it is connected again", func() bool { return b.Stats().Opened > 1 && w.Status()[0].Untried })
+	if s := w.Status()[0]; s.State != Stalled || s.Reason != "connected again; the next message tries it" {
+		t.Errorf("connected again: %+v", s)
+	}
+	wantAll(t, w.SendPatiently(t.Context(), fresh("build.tag")), message.Accepted, message.Done)
+	if s := w.Status()[0]; s.State != Up || s.Untried {
+		t.Errorf("after a message: %+v", s)
+	}
+}

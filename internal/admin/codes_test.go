@@ -44,8 +44,8 @@ func TestBrokerThatIsUntriedIsTriedByATest(t *testing.T) {
 		broker  inspect.Broker
 		command string
 	}{
-		{inspect.Broker{State: inspect.Stalled}, "koji-relay send-test"},
-		{inspect.Broker{State: inspect.Stalled, InFlight: 1}, "koji-relay check --connect"},
+		{inspect.Broker{State: inspect.Stalled, Untried: true}, "koji-relay send-test"},
+		{inspect.Broker{State: inspect.Stalled}, "koji-relay check --connect"},
 		{inspect.Broker{State: inspect.Down}, "koji-relay check --connect"},
 	} {
 		s := Status{Brokers: []inspect.Broker{c.broker}}

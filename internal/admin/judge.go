@@ -100,14 +100,11 @@ func (s *Status) sends() bool {
 	return slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
 }
 
-// untried reports whether a broker that went silent is connected and owes no answer: the next message tries it.
-func untried(b inspect.Broker) bool { return b.State == inspect.Stalled && b.InFlight == 0 }
-
 // sending gives the reasons why messages do not go out at once.
 func (s *Status) sending(now time.Time) (all []Reason) {
 	if !s.sends() {
 		text, command := "no broker is up", "koji-relay check --connect"
-		if slices.ContainsFunc(s.Brokers, untried) {
+		if slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.Untried }) {
 			text, command = "no broker has answered since it went silent", "koji-relay send-test"
 		}
 		if s.stores() {

@@ -23,6 +23,9 @@ type Broker struct {
 	Active bool        `json:"active"`           // new messages go here
 	TLS    bool        `json:"tls"`
 
+	// Untried says of a stalled broker that its connection is not what went silent: the next message tries it.
+	Untried bool `json:"untried,omitempty"`
+
 	// The following are known while it is connected.
 	Product        string `json:"product,omitempty"` // as it announced itself, with Version
 	Version        string `json:"version,omitempty"`

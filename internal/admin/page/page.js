@@ -1,7 +1,6 @@
 "use strict";
 (() => {
   const every = 5000;
-  const note = document.getElementById("connection");
   const shown = new Map(); // what the server last sent for each part
   let timer, answered = new Date();
 
@@ -23,18 +22,20 @@
 
   // What is shown may be wrong by now, and the colour of it most of all.
   const noAnswer = since => {
-    note.textContent = `No answer ${since}: what is shown is from then.`;
-    note.hidden = false;
     document.title = "No answer - koji-relay";
     const state = document.getElementById("state");
     const box = document.createElement("div");
     box.className = "state-box bad";
-    for (const [name, text] of [["word", "No answer"], ["sentence", `The relay has not answered ${since}.`]]) {
-      const line = document.createElement("p");
-      line.className = name;
-      line.textContent = text;
-      box.append(line);
-    }
+    const add = (parent, tag, name, text) => {
+      const made = document.createElement(tag);
+      made.className = name;
+      made.textContent = text;
+      parent.append(made);
+      return made;
+    };
+    add(box, "p", "word", "No answer");
+    add(box, "p", "sentence", `The relay has not answered ${since}. What is shown below is from then.`);
+    add(add(box, "p", "hint", ""), "code", "command", "systemctl status koji-relay");
     state.replaceChildren(box);
     shown.delete("state"); // so that the next answer replaces it
   };
@@ -48,7 +49,6 @@
       document.title = page.title;
       document.querySelectorAll("[data-live]").forEach(part => replace(part, page.getElementById(part.id)));
       answered = new Date();
-      note.hidden = true;
     } catch {
       noAnswer(`since ${answered.toISOString().slice(11, 19)} UTC`);
     }
