@@ -11,14 +11,16 @@ import (
 // BenchmarkFrozenReader freezes one of two readers of an outbox under load, and compares what the other bus
 // notices with a second site, whose readers both go on: same servers, same load, same time. Each hub commits
 // 20 times a second two events. KOJI_RELAY_FROZEN_SECONDS is how long the freeze lasts (6); before it is a
-// twelfth of that.
+// twelfth of that. KOJI_RELAY_FROZEN_HELD events (0) are held for the frozen reader at once, as if it had been
+// frozen for longer.
 func BenchmarkFrozenReader(b *testing.B) {
 	for b.Loop() {
-		freezeReader(b, time.Duration(number(b, "KOJI_RELAY_FROZEN_SECONDS", 6))*time.Second)
+		freezeReader(b, time.Duration(number(b, "KOJI_RELAY_FROZEN_SECONDS", 6))*time.Second,
+			int(number(b, "KOJI_RELAY_FROZEN_HELD", 0)))
 	}
 }
 
-func freezeReader(b *testing.B, frozen time.Duration) {
+func freezeReader(b *testing.B, frozen time.Duration, held int) {
 	kinds := [2]brokerKind{rabbitmq40, rabbitmq310}
 	var brokers [2]*server
 	for i, k := range kinds {
@@ -47,6 +49,12 @@ func freezeReader(b *testing.B, frozen time.Duration) {
 	}
 	run("both read", frozen/12)
 	sites[0].relays[1].signal(b, syscall.SIGSTOP)
+	for range held / 100 {
+		sites[0].hub.commit(b, 100)
+	}
+	if _, err := sites[0].hub.awaitArrival(sites[0].boxes[0], time.Minute); err != nil {
+		b.Fatal(err)
+	}
 	for quarter := range 4 {
 		run(fmt.Sprintf("frozen, quarter %d", quarter+1), frozen/4)
 	}

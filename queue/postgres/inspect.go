@@ -14,40 +14,43 @@ import (
 	"koji-relay/queue"
 )
 
-// Counting a queue takes time that grows with it. So what was counted is shown again for a while where it is
-// long: counting takes at most 2 % of the time, however long the queue is and however often it is asked for.
+// Counting a queue takes time that grows with it, and so does counting an outbox that is held for another
+// reader. So what was counted is shown again for a while where it is long: counting takes at most 2 % of the
+// time, however long it is and however often it is asked for.
 const (
 	statsLong  = 10_000 // less than that is counted each time
 	statsShare = 50
 	statsOld   = 30 * time.Second // at the most
 )
 
-// counted is the last count of the queue.
-type counted struct {
+// counted is the last count of something.
+type counted[T any] struct {
 	// mu guards the fields below.
 	mu    sync.Mutex
-	stats inspect.Statistics
+	count T
+	rows  int64 // that were walked over
 	at    time.Time
 	took  time.Duration
 }
 
 // last gives the last count, unless it is to be repeated.
-func (c *counted) last(now time.Time) (inspect.Statistics, bool) {
+func (c *counted[T]) last(now time.Time) (T, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := c.stats
-	age := now.Sub(c.at)
-	return st, st.Depth+st.DeadLetters+st.Outbox >= statsLong && age < min(statsShare*c.took, statsOld)
+	return c.count, c.rows >= statsLong && now.Sub(c.at) < min(statsShare*c.took, statsOld)
 }
 
-func (c *counted) note(st inspect.Statistics, at time.Time, took time.Duration) {
+func (c *counted[T]) note(count T, rows int64, at time.Time, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stats, c.at, c.took = st, at, took
+	c.count, c.rows, c.at, c.took = count, rows, at, took
 }
 
 // forget makes the next count a new one: after an administrator's change.
-func (c *counted) forget() { c.note(inspect.Statistics{}, time.Time{}, 0) }
+func (c *counted[T]) forget() {
+	var none T
+	c.note(none, 0, time.Time{}, 0)
+}
 
 // Stats implements Inspector. Of a long queue it may be some seconds old.
 func (p *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
@@ -55,43 +58,44 @@ func (p *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
 	if st, ok := p.counted.last(began); ok {
 		return st, nil
 	}
-	st, err := p.count(ctx)
+	st, rows, err := p.count(ctx)
 	if err != nil {
 		return st, err
 	}
-	p.counted.note(st, began, time.Since(began))
+	p.counted.note(st, rows, began, time.Since(began))
 	return st, nil
 }
 
-func (p *Store) count(ctx context.Context) (inspect.Statistics, error) {
-	var st inspect.Statistics
-	err := p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+// count also gives how many rows it walked over.
+func (p *Store) count(ctx context.Context) (st inspect.Statistics, walked int64, err error) {
+	err = p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 			// Counting all is the one thing that a scan of the table does best.
 			if _, err := tx.Exec(ctx, "SET LOCAL enable_seqscan = on"); err != nil {
 				return err
 			}
-			return readStats(ctx, tx, &st)
+			walked, err = readStats(ctx, tx, &st)
+			return err
 		})
 	})
-	return st, err
+	return st, walked, err
 }
 
-func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
+func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked int64, err error) {
 	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt),
 		min(next_attempt)
 		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
 	var t inspect.Topic
 	var aside int64
 	var oldest, next pgtype.Timestamptz
-	_, err := pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
 		t.Oldest = timeOf(oldest)
 		queue.AddTopic(st, t, aside, timeOf(next))
 		return nil
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	rows, _ = tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason
 		ORDER BY count(*) DESC LIMIT 50`)
@@ -102,13 +106,16 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*), min(created)
-		FROM koji_relay.outbox o WHERE '' <> ALL (`+takenBy+`)`).
-		Scan(&st.DeadLetters, &st.Outbox, &oldest)
+	if _, err := tx.Exec(ctx, onlyMerge); err != nil {
+		return 0, err
+	}
+	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*),
+		count(*) FILTER (WHERE t.id IS NULL), min(o.created) FILTER (WHERE t.id IS NULL) FROM `+untaken+`''`).
+		Scan(&st.DeadLetters, &walked, &st.Outbox, &oldest)
 	st.OutboxOldest = timeOf(oldest)
-	return err
+	return st.Depth + st.DeadLetters + walked, err
 }
 
 // List implements Inspector. Items that come or go meanwhile may be listed or not.

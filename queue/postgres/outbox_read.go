@@ -76,16 +76,26 @@ func (w *window) page(ctx context.Context, most int) ([]outboxEvent, error) {
 	var page []outboxEvent
 	err := w.store.do(ctx, "look into the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		began := time.Now()
-		from, full := w.walk.start(began, born(conn), math.MinInt64)
-		rows, _ := conn.Query(ctx, `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox o
-			WHERE id > $1 AND $3 <> ALL (`+takenBy+`) ORDER BY id LIMIT $2`,
-			from, most, w.o.Name) // CollectRows gives the error
-		var err error
-		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (outboxEvent, error) {
-			var e outboxEvent
-			err := row.Scan(&e.id, &e.commit, &e.size)
-			return e, err
+		// The positions are of this window, and so of one session, which a crash of the server ends. Whatever
+		// connection reads, they are believed: else each new one would walk past all that is held for others.
+		from, full := w.walk.start(began, time.Time{}, math.MinInt64)
+		batch := &pgx.Batch{} // one transaction
+		sql := `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox o
+			WHERE id > $1 AND $3 <> ALL (` + takenBy + `) ORDER BY id LIMIT $2`
+		if full && w.store.Shared() { // past what is held for others
+			batch.Queue(onlyMerge)
+			sql = `SELECT o.id, o.commit::text, octet_length(o.kwargs::text) FROM ` + untaken + `$3
+				WHERE o.id > $1 AND t.id IS NULL ORDER BY o.id LIMIT $2`
+		}
+		batch.Queue(sql, from, most, w.o.Name).Query(func(rows pgx.Rows) (err error) {
+			page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (outboxEvent, error) {
+				var e outboxEvent
+				err := row.Scan(&e.id, &e.commit, &e.size)
+				return e, err
+			})
+			return err
 		})
+		err := conn.SendBatch(ctx, batch).Close()
 		if full && err == nil {
 			w.walk.walked(began, time.Since(began))
 		}

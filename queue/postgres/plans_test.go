@@ -43,6 +43,62 @@ func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 	}
 }
 
+// TestOutboxHeldForAnotherReaderCostsLittle: what is held for a reader that is away is walked past now and then
+// only, and once, whatever the planner believes of it.
+func TestOutboxHeldForAnotherReaderCostsLittle(t *testing.T) {
+	t.Parallel()
+	for name, reltuples := range map[string]float64{"empty": 0, "never analyzed": -1, "huge": 1e8} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const rows = 20_000
+			conn := hubDatabase(t)
+			setUp := open(t, conn, queue.Limits{})
+			announce(t, setUp, "", "away")
+			if err := setUp.Close(); err != nil {
+				t.Fatal(err)
+			}
+			pgtest.SQL(t, conn, fmt.Sprintf(`INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+				SELECT md5(i::text)::uuid, 0, 'postTag', '{}' FROM generate_series(1, %d) i;
+				INSERT INTO koji_relay.outbox_taken SELECT id, '', commit FROM koji_relay.outbox`, rows))
+			pgtest.SQL(t, conn, "VACUUM ANALYZE")
+			pgtest.SQL(t, conn, fmt.Sprintf(`UPDATE pg_class SET reltuples = %v
+				WHERE relnamespace = 'koji_relay'::regnamespace`, reltuples))
+			before := rowsRead(t, conn)
+			p := open(t, conn, queue.Limits{})
+			announce(t, p, "")
+			w := newWindow(NewOutbox(p, &fakePublisher{}, OutboxOptions{Interval: time.Minute}), nil)
+			look := func(want int) {
+				t.Helper()
+				if page, err := w.page(t.Context(), outboxPage); err != nil || len(page) != want {
+					t.Fatalf("%d events are seen, want %d (%v)", len(page), want, err)
+				}
+			}
+			look(0)
+			// From ten seconds on a reader walks past everything once a minute only, whatever connection it uses.
+			w.walk.reached(time.Now().Add(-2*lateness), rows)
+			for n := range 10 {
+				p.pool.Reset()
+				pgtest.SQL(t, conn, insertEvents(commitID(n), 0, 1))
+				look(n + 1)
+				// A slow machine counts no more often than the administrator looks.
+				p.counted.took, p.readers.took = time.Hour, time.Hour
+				st, err := p.Stats(t.Context())
+				readers, alsoErr := p.Readers(t.Context())
+				if err != nil || alsoErr != nil || st.Outbox != 1 || len(readers) != 2 || readers[1].Depth != rows+1 {
+					t.Fatalf("%d events wait, the readers are %+v (%v, %v)", st.Outbox, readers, err, alsoErr)
+				}
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			// One full walk over events and marks, and one of each count; the second reader has no marks.
+			if read := rowsRead(t, conn) - before; read > 9*rows {
+				t.Errorf("%d rows were read for 10 events beside %d that are held", read, rows)
+			}
+		})
+	}
+}
+
 // rowsRead is what sessions that have ended read of our tables, by index or not.
 func rowsRead(tb testing.TB, conn string) int64 {
 	tb.Helper()

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/libpq"
 	"koji-relay/queue"
 )
@@ -45,7 +46,8 @@ type Store struct {
 	shared  atomic.Bool           // the outbox had other readers at the last Announce
 	limits  atomic.Pointer[queue.Limits]
 	bytes   gauge
-	counted counted
+	counted counted[inspect.Statistics]
+	readers counted[[]inspect.Reader]
 	news    *news
 
 	together together

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/libpq"
 	"koji-relay/queue/schema"
 )
@@ -27,6 +28,7 @@ type ProbeReport struct {
 	// the first of them was inserted.
 	Outbox       int64
 	OutboxOldest time.Time
+	Readers      []inspect.Reader // of the outbox
 }
 
 // Probe connects to the database as serve would and looks at what serve needs. It changes nothing, and blocks
@@ -72,6 +74,9 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 		return r, fmt.Errorf("look into the outbox of %s: %w", s.name, libpq.Plain(err))
 	}
 	r.OutboxOldest = timeOf(oldest)
+	if r.Readers, _, err = readReaders(ctx, s.conn); err != nil {
+		return r, fmt.Errorf("look at the readers of the outbox of %s: %w", s.name, libpq.Plain(err))
+	}
 	return r, nil
 }
 

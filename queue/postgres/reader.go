@@ -31,6 +31,15 @@ import (
 const takenBy = `ARRAY(SELECT t.reader FROM koji_relay.outbox_taken t ` +
 	`WHERE t.id = o.id AND t.commit = o.commit)`
 
+// untaken joins the outbox o with the marks t of one reader, which follows: t.id is NULL where it has not taken
+// an event. For walks over the whole outbox: after onlyMerge that is one walk over two indexes, in the order of
+// ids, whatever the planner believes. Another reader that is away makes the outbox long.
+const untaken = `koji_relay.outbox o LEFT JOIN koji_relay.outbox_taken t ` +
+	`ON t.id = o.id AND t.commit = o.commit AND t.reader = `
+
+// onlyMerge is for the rest of a transaction.
+const onlyMerge = `SELECT set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true)`
+
 // takenByAll is true where each reader has taken o.
 const takenByAll = `NOT EXISTS (SELECT FROM koji_relay.reader r WHERE r.name <> ALL (` + takenBy + `))`
 
@@ -151,24 +160,32 @@ func (p *Store) ExpireOutbox(ctx context.Context, name string,
 	}
 }
 
-// Readers describes the readers of the outbox, by name. Its counts cost time that grows with the outbox.
+// Readers describes the readers of the outbox, by name. Of a long outbox that may be some seconds old.
 func (p *Store) Readers(ctx context.Context) ([]inspect.Reader, error) {
+	began := time.Now()
+	if readers, ok := p.readers.last(began); ok {
+		return readers, nil
+	}
 	var readers []inspect.Reader
+	var rows int64
 	err := p.do(ctx, "look at the readers of the outbox", callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
 			var err error
-			readers, err = readReaders(ctx, conn)
+			readers, rows, err = readReaders(ctx, conn)
 			return err
 		})
+	if err == nil {
+		p.readers.note(readers, rows, began, time.Since(began))
+	}
 	return readers, err
 }
 
 // selectReaders gives each reader with the session that holds its lock. $1 is inspect.AwayAfter in seconds.
-const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(secs => $1), w.n, w.oldest, coalesce(l.pid, 0),
+const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(secs => $1), w.walked, w.n, w.oldest, coalesce(l.pid, 0),
 		coalesce(a.application_name, ''), coalesce(host(a.client_addr), '')
 	FROM koji_relay.reader r
-	CROSS JOIN LATERAL (SELECT count(*) AS n, min(o.created) AS oldest FROM koji_relay.outbox o
-		WHERE r.name <> ALL (` + takenBy + `)) w
+	CROSS JOIN LATERAL (SELECT count(*) AS walked, count(*) FILTER (WHERE t.id IS NULL) AS n,
+		min(o.created) FILTER (WHERE t.id IS NULL) AS oldest FROM ` + untaken + `r.name) w
 	LEFT JOIN LATERAL (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		AND classid = (hashtext('koji_relay')::bigint & 4294967295)::oid
@@ -177,17 +194,30 @@ const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(sec
 	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 	ORDER BY r.name`
 
-func readReaders(ctx context.Context, conn *pgx.Conn) ([]inspect.Reader, error) {
-	rows, _ := conn.Query(ctx, selectReaders, inspect.AwayAfter.Seconds()) // CollectRows gives the error
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (inspect.Reader, error) {
+// readReaders also gives how many rows it walked over.
+func readReaders(ctx context.Context, conn *pgx.Conn) (readers []inspect.Reader, rows int64, err error) {
+	batch := &pgx.Batch{} // one transaction
+	batch.Queue(onlyMerge)
+	batch.Queue(selectReaders, inspect.AwayAfter.Seconds()).Query(func(found pgx.Rows) (err error) {
+		readers, err = pgx.CollectRows(found, scanReader(&rows))
+		return err
+	})
+	return readers, rows, conn.SendBatch(ctx, batch).Close()
+}
+
+// scanReader adds to walked what each row cost.
+func scanReader(walked *int64) pgx.RowToFunc[inspect.Reader] {
+	return func(row pgx.CollectableRow) (inspect.Reader, error) {
 		var r inspect.Reader
 		var oldest pgtype.Timestamptz
-		err := row.Scan(&r.Name, &r.Seen, &r.Away, &r.Depth, &oldest, &r.Holder.PID, &r.Holder.Name,
+		var n int64
+		err := row.Scan(&r.Name, &r.Seen, &r.Away, &n, &r.Depth, &oldest, &r.Holder.PID, &r.Holder.Name,
 			&r.Holder.Address)
 		r.Oldest = timeOf(oldest)
 		r.Holder.Name = inspect.Line(r.Holder.Name, 0)
+		*walked += n
 		return r, err
-	})
+	}
 }
 
 // ErrReading is a reader that is reading.
@@ -222,6 +252,32 @@ func (p *Store) ForgetReader(ctx context.Context, name string) (known bool, dele
 	}
 	deleted, err = p.sweepOutbox(ctx, name)
 	return known, deleted, err
+}
+
+// DropOutbox deletes events inserted before a moment, whoever has not taken them, and gives their number; with
+// dry it only counts. What a relay has in hand meanwhile goes out all the same. After an error it gives what was
+// deleted before it.
+func (p *Store) DropOutbox(ctx context.Context, before time.Time, dry bool) (n int64, err error) {
+	if dry {
+		err = p.do(ctx, "count events of the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+			return conn.QueryRow(ctx, `SELECT count(*) FROM koji_relay.outbox WHERE created < $1`, before).Scan(&n)
+		})
+		return n, err
+	}
+	for gone := int64(outboxChunk); gone == outboxChunk; n += gone {
+		err := p.do(ctx, "delete events from the outbox", callTimeout,
+			func(ctx context.Context, conn *pgx.Conn) error {
+				return conn.QueryRow(ctx, `WITH old AS MATERIALIZED (
+						SELECT id FROM koji_relay.outbox WHERE created < $1 ORDER BY id LIMIT $2),
+					marks AS (DELETE FROM koji_relay.outbox_taken WHERE id = ANY(ARRAY(SELECT id FROM old))),
+					gone AS (DELETE FROM koji_relay.outbox WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id)
+					SELECT count(*) FROM gone`, before, outboxChunk).Scan(&gone)
+			})
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // sweepOutbox deletes the marks of name, and the events that every reader has taken. Where there is no reader

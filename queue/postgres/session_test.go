@@ -235,7 +235,7 @@ func TestLongQueueIsNotCountedAllTheTime(t *testing.T) {
 	if st := count(); first.Depth != 10 || st.Depth != statsLong {
 		t.Fatalf("a short queue is counted as %d, a long one then as %d", first.Depth, st.Depth)
 	}
-	s.counted.note(count(), time.Now(), time.Hour) // as if that had taken long
+	s.counted.note(count(), statsLong, time.Now(), time.Hour) // as if that had taken long
 	fill(t, conn, statsLong+1, statsLong+5, "NULL")
 	if st := count(); st.Depth != statsLong {
 		t.Errorf("the count is %d, want the last one, of %d", st.Depth, statsLong)
