@@ -88,7 +88,30 @@ func printDatabase(out *table, d *daemon.DatabaseReport) {
 	if d.Schema > 0 {
 		out.fact("  schema koji_relay", fmt.Sprintf("version %d", d.Schema))
 	}
+	printReadersOf(out, d)
 	out.fact("  remedy", d.Remedy)
-	out.fact("  warning", d.Warning)
+	for _, w := range d.Warnings {
+		out.fact("  warning", w)
+	}
 	out.fact("  problem", d.Error)
+}
+
+// printReadersOf says who reads the outbox of the database.
+func printReadersOf(out *table, d *daemon.DatabaseReport) {
+	known := false
+	for _, r := range d.Readers {
+		text := inspect.Count(r.Depth, "event") + " to take"
+		switch {
+		case r.Away:
+			text += ", away since " + inspect.Time(r.Seen)
+		case r.Holder.PID != 0:
+			text += ", read by " + r.Holder.String()
+		}
+		out.fact("  reader "+r.Shown(), text)
+		known = known || r.Name == d.Reader
+	}
+	if d.Usable && !known {
+		out.fact("  reader "+inspect.Reader{Name: d.Reader}.Shown(),
+			"not registered: it gets what the hub does from its first start on")
+	}
 }

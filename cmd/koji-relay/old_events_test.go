@@ -37,7 +37,7 @@ func TestOldEventsOfTheOutboxAreNamed(t *testing.T) {
 		pgtest.SQL(t, conn, `INSERT INTO koji_relay.outbox (commit, event, created, callback, kwargs)
 			VALUES (gen_random_uuid(), 0, now() - interval '`+age+`', 'postTag', '{}')`)
 	}
-	const remedy = "DELETE FROM koji_relay.outbox WHERE created < now() - interval '1 hour'"
+	const remedy = "koji-relay outbox drop --older-than 1h"
 
 	insert("1 minute")
 	if code, stdout, stderr := checkFile(t, text, "--connect"); code != exitOK {

@@ -19,14 +19,14 @@ import (
 func outboxCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "outbox",
-		Short: "Look at the readers of the outbox, and forget one",
-		Long: `Look at the readers of the outbox, and forget one. A reader is a relay with a
+		Short: "Look at the readers of the outbox, forget one, drop events",
+		Long: `Look at the readers of the outbox, forget one, drop events. A reader is a relay with a
 name of its own ([relay] name), or the relays without one. An event goes when
 each reader has taken it. The commands work on the database itself.`,
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(outboxReadersCommand(), outboxForgetCommand())
+	cmd.AddCommand(outboxReadersCommand(), outboxForgetCommand(), outboxDropCommand())
 	return cmd
 }
 
@@ -113,6 +113,57 @@ registers again within a minute.`,
 		}
 		return onOutbox(cmd.Context(), *path, func(p *postgres.Store) error {
 			return forgetReader(cmd, p, name, yes)
+		})
+	}
+	return cmd
+}
+
+func outboxDropCommand() *cobra.Command {
+	var yes, dry bool
+	var older string
+	cmd := &cobra.Command{
+		Use:   "drop --older-than TIME",
+		Short: "Drop events of the outbox that nobody needs, for all readers",
+		Long: `Drop events of the outbox that nobody needs, for all readers: no relay publishes
+them. Do it before a relay starts; one that runs may have taken them already.
+A DELETE of your own does less: for readers with a name it is held back.`,
+		Example: `  koji-relay outbox drop --older-than 1h --dry-run
+  koji-relay outbox drop --older-than 7d`,
+	}
+	path := addConfigFlag(cmd)
+	cmd.Flags().StringVar(&older, "older-than", "", "those older than this `time`: 90m, 12h, 7d")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say how many there are")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if older == "" {
+			return usageError{errors.New("give --older-than, such as --older-than 1h; 0s means all")}
+		}
+		return cobra.NoArgs(cmd, args)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var which inspect.Selection
+		if err := setOlder(&which, older); err != nil {
+			return err
+		}
+		return onOutbox(cmd.Context(), *path, func(p *postgres.Store) error {
+			n, err := p.DropOutbox(cmd.Context(), which.Before, true)
+			if err == nil && n > 0 && !dry {
+				if !yes {
+					err = askToGoOn(cmd, fmt.Sprintf("Drop %s of the outbox for good?", inspect.Count(n, "event")))
+				}
+				if err == nil {
+					n, err = p.DropOutbox(cmd.Context(), which.Before, false)
+				}
+			}
+			if err != nil {
+				return err
+			}
+			verb := "drop"
+			if dry {
+				verb = "drop would change"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d\n", verb, n)
+			return err
 		})
 	}
 	return cmd

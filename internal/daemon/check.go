@@ -136,7 +136,10 @@ type DatabaseReport struct {
 	Pooler   string   `json:"pooler,omitempty"`
 	Schema   int      `json:"schema_version"`
 	Remedy   string   `json:"remedy,omitempty"`
-	Warning  string   `json:"warning,omitempty"` // old events, which a start publishes
+	Warnings []string `json:"warnings,omitempty"`
+	// Reader is the name as which this relay reads the outbox, and Readers are all that are registered there.
+	Reader  string           `json:"reader"`
+	Readers []inspect.Reader `json:"readers,omitempty"`
 }
 
 // connect looks at everything that cfg names, at once: a silent broker costs its connect_timeout, not their
@@ -182,7 +185,7 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	r, err := postgres.Probe(ctx, conn.Reveal())
 	d := &DatabaseReport{
 		Database: r.Database, Server: r.Server, Role: r.Role, Missing: r.Missing, Pooler: r.Pooler,
-		Schema: r.Version,
+		Schema: r.Version, Reader: cfg.Relay.Name, Readers: r.Readers,
 	}
 	if err != nil {
 		d.Error = err.Error()
@@ -192,8 +195,17 @@ func probeDatabase(ctx context.Context, cfg *config.Config) *DatabaseReport {
 	d.Usable = d.Remedy == ""
 	// Another reader began with its first start.
 	if cfg.Relay.Name == "" && outboxIsOld(r.Outbox, r.OutboxOldest) {
-		d.Warning = fmt.Sprintf("the outbox holds %s, the oldest of %s UTC; a relay publishes them; "+
-			"to drop the old ones: %s", inspect.Count(r.Outbox, "event"), r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents)
+		d.Warnings = append(d.Warnings, fmt.Sprintf("the outbox holds %s, the oldest of %s UTC; "+
+			"a relay publishes them; to drop the old ones: %s", inspect.Count(r.Outbox, "event"),
+			r.OutboxOldest.UTC().Format(time.DateTime), dropOldEvents))
+	}
+	for _, reader := range r.Readers {
+		// That this relay does not run is no complaint: a check comes before a start.
+		if reader.Away && reader.Name != cfg.Relay.Name {
+			d.Warnings = append(d.Warnings, fmt.Sprintf("nobody reads the outbox for %s, since %s; %s held for it; "+
+				"start its relay, or: koji-relay outbox forget %s", reader.Shown(), inspect.Time(reader.Seen),
+				inspect.Count(reader.Depth, "event"), reader.Argument()))
+		}
 	}
 	return d
 }
@@ -212,5 +224,5 @@ func (c *Connections) usable() bool {
 func (c *Connections) clean() bool {
 	warned := func(b BrokerReport) bool { return len(b.Warnings) > 0 }
 	return c.usable() && !slices.ContainsFunc(c.Brokers, warned) &&
-		(c.Database == nil || c.Database.Warning == "")
+		(c.Database == nil || len(c.Database.Warnings) == 0)
 }

@@ -32,8 +32,7 @@ func (d *Daemon) warnOfOldEvents(ctx context.Context) {
 
 // dropOldEvents is how an administrator drops events of the outbox that nobody needs. Once a relay runs it is
 // too late.
-const dropOldEvents = "before the start, DELETE FROM koji_relay.outbox WHERE created < " +
-	"now() - interval '1 hour'"
+const dropOldEvents = "before the start, koji-relay outbox drop --older-than 1h"
 
 // outboxIsOld reports whether the oldest of so many events is older than what a restart or a short outage
 // leaves.

@@ -23,6 +23,14 @@ func (r Reader) Shown() string {
 	return r.Name
 }
 
+// Argument is the name for 'koji-relay outbox forget'.
+func (r Reader) Argument() string {
+	if r.Name == "" {
+		return "--unnamed"
+	}
+	return r.Name
+}
+
 // AwayAfter is how long a reader may say nothing before it counts as away. A relay that is frozen still holds
 // its session, so that the session alone says nothing.
 const AwayAfter = 3 * time.Minute
