@@ -61,14 +61,14 @@ func reason(o message.Outcome) string {
 // laterDelay is the time until a message is tried again that was turned away for a passing reason: 5 s,
 // doubling to 10 min, so that a binding or room made by the administrator is noticed soon.
 func laterDelay(tries int) time.Duration {
-	return retry.Jitter(retry.Doubled(5*time.Second, tries, 10*time.Minute))
+	return retry.Delay(5*time.Second, tries, 10*time.Minute)
 }
 
 // countDelay is the time until a message is tried again that looks permanently refused: 30 s, doubling to 2
 // h. The seven delays between the default eight attempts add up to 63.5 min or more, so that a broker
 // misconfigured for an hour costs no message.
 func countDelay(attempts int) time.Duration {
-	return retry.Jitter(retry.Doubled(30*time.Second, attempts, 2*time.Hour))
+	return retry.Delay(30*time.Second, attempts, 2*time.Hour)
 }
 
 // PutText names a put in errors.

@@ -6,9 +6,10 @@ package retry
 import (
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"regexp"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 )
 
 // Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value
@@ -43,7 +44,7 @@ func (t *Trouble) Forget() { t.cause = "" }
 
 // Delay is the time until the next try: 200 ms, doubling with each failure to Limit, and jitter.
 func (t *Trouble) Delay() time.Duration {
-	return Jitter(Doubled(200*time.Millisecond, t.failures, cmp.Or(t.Limit, 5*time.Second)))
+	return Delay(200*time.Millisecond, t.failures, cmp.Or(t.Limit, 5*time.Second))
 }
 
 // ownAddress is our side of a connection in the error of a socket.
@@ -53,19 +54,21 @@ var ownAddress = regexp.MustCompile(`\S+:\d+->`)
 // news.
 func Cause(err error) string { return ownAddress.ReplaceAllString(err.Error(), "->") }
 
-// Doubled is first for n = 1 and twice as much for each further n, up to limit.
-func Doubled(first time.Duration, n int, limit time.Duration) time.Duration {
-	d := first
-	for ; n > 1 && d < limit; n-- {
-		d *= 2
+// Delay is first for n = 1 and twice as much for each further n, up to limit, and up to a quarter more. It is
+// never less: the sum of delays may be a promise.
+func Delay(first time.Duration, n int, limit time.Duration) time.Duration {
+	// The library's jitter goes both ways: from 1.001 to 1.249 times the delay.
+	b := backoff.ExponentialBackOff{InitialInterval: first / 8 * 9, MaxInterval: limit / 8 * 9, Multiplier: 2,
+		RandomizationFactor: 0.11}
+	d := b.NextBackOff()
+	for range min(n, 64) - 1 { // the limit has long been reached
+		d = b.NextBackOff()
 	}
-	return min(d, limit)
+	return d
 }
 
-// Jitter adds up to a quarter. It never takes away: the sum of delays may be a promise.
-func Jitter(d time.Duration) time.Duration {
-	return d + rand.N(d/4+1)
-}
+// Jitter adds up to a quarter.
+func Jitter(d time.Duration) time.Duration { return Delay(d, 1, d) }
 
 // Pause waits for d, or until ctx ends.
 func Pause(ctx context.Context, d time.Duration) {
