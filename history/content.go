@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 
 	"koji-relay/internal/message"
@@ -24,30 +25,25 @@ const wordsID = 1
 // maxContent bounds what unpacking one message may take, in memory.
 const maxContent = 1 << 30
 
-// Without entropy coding: it would make the tables of a code for each message, which takes a third of the time
-// and saves a tenth of the size.
-var pack = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(128<<10), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false),
-		zstd.WithNoEntropyCompression(true), zstd.WithEncoderDictRaw(wordsID, words1))
-	if err != nil {
-		panic(err) // of options that never change
-	}
-	return e
-})
+// isS2 is the first byte of a packed message that is a block of S2. That of zstd, which was used before, is
+// another: such messages stay readable.
+const isS2 = 1
 
-var unpack = sync.OnceValue(func() *zstd.Decoder {
+var words = sync.OnceValue(func() *s2.Dict { return s2.MakeDict(words1, nil) })
+
+var unpackZstd = sync.OnceValue(func() *zstd.Decoder {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxMemory(maxContent), zstd.WithDecoderDictRaw(wordsID, words1))
 	if err != nil {
-		panic(err)
+		panic(err) // of options that never change
 	}
 	return d
 })
 
-// plainText has buffers for what is packed: a new one for each message would be most of the recorder's
-// garbage.
-var plainText = sync.Pool{New: func() any { return new([]byte) }}
+// buffers of a message that is packed: new ones for each would be most of the recorder's garbage.
+type buffers struct{ plain, packed []byte }
+
+var pool = sync.Pool{New: func() any { return new(buffers) }}
 
 // maxKept bounds the buffers that are kept.
 const maxKept = 256 << 10
@@ -58,19 +54,34 @@ func Pack(m *message.Message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	buffer := plainText.Get().(*[]byte)
-	defer plainText.Put(buffer)
-	plain := binary.AppendUvarint((*buffer)[:0], uint64(len(props)))
+	b := pool.Get().(*buffers)
+	defer pool.Put(b)
+	plain := binary.AppendUvarint(b.plain[:0], uint64(len(props)))
 	plain = append(append(plain, props...), m.Body...)
-	if cap(plain) <= maxKept {
-		*buffer = plain
+	if len(plain) > maxContent {
+		return nil, fmt.Errorf("%d bytes are too many for the history", len(plain))
 	}
-	return pack().EncodeAll(plain, make([]byte, 0, len(plain)/3)), nil
+	block := words().Encode(b.packed[:cap(b.packed)], plain)
+	if cap(plain) <= maxKept {
+		b.plain, b.packed = plain, block
+	}
+	return append(append(make([]byte, 0, 1+len(block)), isS2), block...), nil
 }
 
 // Unpack is the inverse of Pack.
 func Unpack(content []byte) (props, body []byte, err error) {
-	plain, err := unpack().DecodeAll(content, nil)
+	var plain []byte
+	if len(content) > 0 && content[0] == isS2 {
+		var n int
+		if n, err = s2.DecodedLen(content[1:]); err == nil && n > maxContent {
+			err = s2.ErrTooLarge
+		}
+		if err == nil {
+			plain, err = words().Decode(nil, content[1:])
+		}
+	} else {
+		plain, err = unpackZstd().DecodeAll(content, nil)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("unpack a message of the history: %w", err)
 	}
