@@ -191,8 +191,14 @@ func unknownMessage(tx *bbolt.Tx, st *history.Step) (history.Row, bool) {
 	return row, err == nil
 }
 
+// inOrder is how full a page gets before it is parted.
+const inOrder = 0.95
+
 func writeRow(tx *bbolt.Tx, r *history.Row) error {
 	rows, words, index := tx.Bucket([]byte("row")), tx.Bucket([]byte("word")), tx.Bucket([]byte("index"))
+	contents := tx.Bucket([]byte("content"))
+	// What comes in the order of its keys fills pages; half of each would stay empty.
+	rows.FillPercent, contents.FillPercent = inOrder, inOrder
 	where := place(r.Handed, r.ID)
 	key := append(slices.Clone(where), number(rows)...)
 	errs := []error{
@@ -202,7 +208,7 @@ func writeRow(tx *bbolt.Tx, r *history.Row) error {
 		tx.Bucket([]byte("id")).Put(append(idKey(r.ID), key[len(where):]...), key[:8]),
 	}
 	if r.Content != nil {
-		errs = append(errs, tx.Bucket([]byte("content")).Put(key, r.Content))
+		errs = append(errs, contents.Put(key, r.Content))
 	}
 	for _, w := range rowWords(r) {
 		errs = append(errs, index.Put(append(wordKey(w.kind, w.word), where...), nil))
@@ -218,7 +224,8 @@ type kindAndWord struct{ kind, word string }
 // rowWords are the words by which a row is found. A word that is too long for a key is none: nobody types it.
 func rowWords(r *history.Row) []kindAndWord {
 	all := []kindAndWord{{string(history.Tags), r.Keys.Tag}, {string(history.Addresses), r.Address},
-		{"package", r.Keys.Package}, {"user", r.Keys.User}}
+		{"package", r.Keys.Package}, {"build", r.Keys.Build},
+		{"user", r.Keys.User}}
 	if r.Keys.Task != 0 {
 		all = append(all, kindAndWord{"task", fmt.Sprint(r.Keys.Task)})
 	}

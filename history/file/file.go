@@ -41,7 +41,7 @@ import (
 //	content  handed, id, number     -> properties and body, packed
 //	step     id, number             -> JSON of inspect.Step
 //	id       id, number             -> handed
-//	index    kind, word, handed, id -> nothing
+//	index    kind, word, handed, id -> nothing; kinds are address, build, fate, package, tag, task, user
 //	word     kind, word             -> nothing
 type Store struct {
 	dir      string
@@ -90,8 +90,9 @@ func Open(dir string) (*Store, error) {
 }
 
 func openDB(path string, buckets ...string) (*bbolt.DB, error) {
+	// The list of free pages is kept in the file: without it each start would walk through all of them.
 	db, err := bbolt.Open(path, 0o600,
-		&bbolt.Options{Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+		&bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType})
 	if errors.Is(err, bberrors.ErrTimeout) {
 		return nil, fmt.Errorf("open %s: %w: stop the relay that writes it, or use the commands that ask it",
 			path, history.ErrInUse)

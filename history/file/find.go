@@ -17,19 +17,19 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// Find implements history.Store. What is asked for most narrowly leads; the search loads what it gives, and
-// filters.
+// Find implements history.Store. Words are looked up in the index, all of them together; the search loads what
+// it gives, and filters.
 func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n int) ([]history.Ref, error) {
 	switch {
 	case q.ID != "":
 		return s.byID(ctx, q, after)
 	case q.Fate == inspect.Queued && q.Build == "" && q.Task == 0:
-		return walk(ctx, s.state.View, "open", [][]byte{nil}, q, after, n)
+		return merge(ctx, s.state.View, []walk{{"open", [][]byte{nil}}}, q, after, n)
 	}
-	bucket, prefixes := lead(q)
+	walks := walksOf(q)
 	var found []history.Ref
 	for _, day := range s.daysOf(q, after) {
-		some, err := walk(ctx, day.view, bucket, prefixes, q, after, n-len(found))
+		some, err := merge(ctx, day.view, walks, q, after, n-len(found))
 		if err != nil {
 			return nil, fmt.Errorf("search the history of %s in %s: %w", day.name, s.dir, err)
 		}
@@ -40,30 +40,59 @@ func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n
 	return found, nil
 }
 
-// lead chooses the index to walk, and where.
-func lead(q *history.Query) (bucket string, prefixes [][]byte) {
-	words := func(kind string, list ...string) [][]byte {
-		var keys [][]byte
-		for _, w := range list {
-			keys = append(keys, wordKey(kind, w))
+// walk is a way through one bucket: the places that stand behind all of its prefixes.
+type walk struct {
+	bucket   string
+	prefixes [][]byte
+}
+
+// walksOf chooses what to walk. Together the walks leave nothing out. A condition with one word is a prefix of
+// each walk. What else there is is looked at when a message is loaded.
+func walksOf(q *history.Query) []walk {
+	var all [][]byte // prefixes that every place must have
+	also := func(kind, word string) { all = append(all, wordKey(kind, word)) }
+	if q.Task != 0 {
+		also("task", fmt.Sprint(q.Task))
+	}
+	if q.Fate != "" && q.Fate != inspect.Accepted && q.Fate != inspect.Queued {
+		also("fate", string(q.Fate))
+	}
+	if q.User != "" {
+		also("user", q.User)
+	}
+	var lists [][][]byte // of each list one prefix
+	for _, list := range []struct {
+		kind  history.Kind
+		words []string
+	}{{history.Tags, q.Tags}, {history.Addresses, q.Addresses}} {
+		switch len(list.words) {
+		case 0:
+		case 1:
+			also(string(list.kind), list.words[0])
+		default:
+			var any [][]byte
+			for _, w := range list.words {
+				any = append(any, wordKey(string(list.kind), w))
+			}
+			lists = append(lists, any)
 		}
-		return keys
 	}
 	switch {
-	case q.Build != "":
-		return "index", words("package", q.Package)
-	case q.Task != 0:
-		return "index", words("task", fmt.Sprint(q.Task))
-	case q.Fate != "" && q.Fate != inspect.Accepted:
-		return "index", words("fate", string(q.Fate))
-	case q.Tags != nil:
-		return "index", words(string(history.Tags), q.Tags...)
-	case q.User != "":
-		return "index", words("user", q.User)
-	case q.Addresses != nil:
-		return "index", words(string(history.Addresses), q.Addresses...)
+	case q.Build != "": // a name with two dashes looks like NAME-VERSION-RELEASE
+		lists = [][][]byte{{wordKey("build", q.Build), wordKey("package", q.Build)}}
+	case len(all) > 0: // narrower than a list
+		lists = nil
+	case len(lists) == 0:
+		return []walk{{"row", [][]byte{nil}}}
 	}
-	return "row", [][]byte{nil}
+	if len(lists) == 0 {
+		return []walk{{"index", all}}
+	}
+	var walks []walk
+	for _, prefix := range lists[0] {
+		walks = append(walks, walk{"index", append(slices.Clip([][]byte{prefix}), all...)})
+	}
+	return walks
 }
 
 // daysOf gives the days that q covers, in its order, from that of after on.
@@ -88,16 +117,17 @@ func (s *Store) daysOf(q *history.Query, after history.Ref) []dayFile {
 	return days
 }
 
-// walk merges the places behind prefixes, at most n from each, in the order of q.
-func walk(ctx context.Context, view func(func(*bbolt.Tx) error) error, bucket string, prefixes [][]byte,
-	q *history.Query, after history.Ref, n int) ([]history.Ref, error) {
+// merge gives the places of several walks, at most n, in the order of q.
+func merge(ctx context.Context, view func(func(*bbolt.Tx) error) error, walks []walk, q *history.Query,
+	after history.Ref, n int) ([]history.Ref, error) {
 	var places [][]byte
 	err := view(func(tx *bbolt.Tx) error {
-		for _, prefix := range prefixes {
-			if err := ctx.Err(); err != nil {
+		for _, w := range walks {
+			some, err := w.places(ctx, tx, boundsOf(q, after), n)
+			if err != nil {
 				return err
 			}
-			places = append(places, walkOne(tx.Bucket([]byte(bucket)).Cursor(), prefix, q, after, n)...)
+			places = append(places, some...)
 		}
 		return nil
 	})
@@ -116,49 +146,135 @@ func walk(ctx context.Context, view func(func(*bbolt.Tx) error) error, bucket st
 
 const placeSize = 8 + 16
 
-// walkOne gives up to n places behind one prefix, within the times of q and behind after.
-func walkOne(c *bbolt.Cursor, prefix []byte, q *history.Query, after history.Ref, n int) [][]byte {
-	low, high := []byte{}, binary.BigEndian.AppendUint64(nil, 1<<63) // from low until before high
+// bounds are the times of a search: places from low on and before high, in one direction.
+type bounds struct {
+	low, high []byte
+	forward   bool
+	from      []byte // this place itself is none
+}
+
+func boundsOf(q *history.Query, after history.Ref) bounds {
+	b := bounds{low: []byte{}, high: binary.BigEndian.AppendUint64(nil, 1<<63), forward: q.OldestFirst}
 	if !q.Since.IsZero() {
-		low = at(q.Since)
+		b.low = at(q.Since)
 	}
 	if !q.Until.IsZero() {
-		high = at(q.Until)
+		b.high = at(q.Until)
 	}
-	var from []byte
-	if after.ID != "" {
-		from = place(after.Handed, after.ID)
+	if after.ID == "" {
+		return b
 	}
-	var k []byte
-	step := c.Next
-	if q.OldestFirst {
-		if bytes.Compare(from, low) > 0 {
-			low = from
-		}
-		k, _ = c.Seek(append(slices.Clone(prefix), low...))
-	} else {
-		if from != nil && bytes.Compare(from, high) < 0 {
-			high = from
-		}
-		step = c.Prev
-		if k, _ = c.Seek(append(slices.Clone(prefix), high...)); k == nil {
-			k, _ = c.Last()
-		} else {
-			k, _ = c.Prev()
-		}
+	b.from = place(after.Handed, after.ID)
+	if b.forward && bytes.Compare(b.from, b.low) > 0 {
+		b.low = b.from
+	} else if !b.forward && bytes.Compare(b.from, b.high) < 0 {
+		b.high = b.from
 	}
-	var places [][]byte
-	for ; hasPrefix(k, prefix) && len(places) < n; k, _ = step() {
-		p := k[len(prefix) : len(prefix)+placeSize]
-		if bytes.Compare(p, low) < 0 || bytes.Compare(p, high) >= 0 {
+	return b
+}
+
+func (b *bounds) has(place []byte) bool {
+	return bytes.Compare(place, b.low) >= 0 && bytes.Compare(place, b.high) < 0
+}
+
+// places gives up to n places of a walk. Each cursor in turn goes on to where the last one is, until all are
+// at the same place: so the rarest word decides how many steps are made.
+func (w *walk) places(ctx context.Context, tx *bbolt.Tx, b bounds, n int) (places [][]byte, err error) {
+	cursors := make([]cursor, len(w.prefixes))
+	for i, prefix := range w.prefixes {
+		cursors[i] = cursor{c: tx.Bucket([]byte(w.bucket)).Cursor(), prefix: prefix, forward: b.forward}
+	}
+	p := cursors[0].first(b)
+	for steps := 1; len(places) < n && p != nil && b.has(p); steps++ {
+		if steps%1024 == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		next := p
+		for i := 1; i < len(cursors) && bytes.Equal(next, p); i++ {
+			next = cursors[i].seek(p)
+		}
+		if !bytes.Equal(next, p) { // one of them is further on
+			if next == nil {
+				break
+			}
+			p = cursors[0].seek(next)
+			continue
+		}
+		// A message that was handed over twice at the same time has one place.
+		if !bytes.Equal(p, b.from) && (len(places) == 0 || !bytes.Equal(p, places[len(places)-1])) {
+			places = append(places, slices.Clone(p))
+		}
+		p = cursors[0].next()
+	}
+	return places, nil
+}
+
+// cursor walks the places behind one prefix. Its methods give nil where there are no more.
+type cursor struct {
+	c       *bbolt.Cursor
+	prefix  []byte
+	forward bool
+	now     []byte // the place that was given last
+}
+
+// first gives the first place within bounds, or one that is beyond them.
+func (c *cursor) first(b bounds) []byte {
+	if c.forward {
+		return c.seek(b.low)
+	}
+	k, _ := c.c.Seek(slices.Concat(c.prefix, b.high))
+	return c.before(k)
+}
+
+// nearby is how many places are walked before a way from the top is shorter.
+const nearby = 4
+
+// seek gives the place given, or the first behind it in the direction. It never goes back.
+func (c *cursor) seek(place []byte) []byte {
+	for range nearby {
+		if c.now == nil {
 			break
 		}
-		if bytes.Equal(p, from) || len(places) > 0 && bytes.Equal(p, places[len(places)-1]) {
-			continue // a message that was handed over twice at the same time
+		if order := bytes.Compare(c.now, place); order == 0 || order > 0 == c.forward {
+			return c.now
 		}
-		places = append(places, slices.Clone(p))
+		if c.next() == nil {
+			return nil
+		}
 	}
-	return places
+	wanted := slices.Concat(c.prefix, place)
+	k, _ := c.c.Seek(wanted)
+	if c.forward || hasPrefix(k, wanted) {
+		return c.place(k)
+	}
+	return c.before(k)
+}
+
+// before gives the place before a key, which the cursor is at; nil: it is at the end.
+func (c *cursor) before(key []byte) []byte {
+	if key == nil {
+		key, _ = c.c.Last()
+	} else {
+		key, _ = c.c.Prev()
+	}
+	return c.place(key)
+}
+
+func (c *cursor) next() []byte {
+	var k []byte
+	if c.forward {
+		k, _ = c.c.Next()
+	} else {
+		k, _ = c.c.Prev()
+	}
+	return c.place(k)
+}
+
+func (c *cursor) place(key []byte) []byte {
+	if c.now = nil; hasPrefix(key, c.prefix) {
+		c.now = key[len(c.prefix) : len(c.prefix)+placeSize]
+	}
+	return c.now
 }
 
 // byID gives the places of one message.

@@ -78,22 +78,20 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 	if q.ID != "" {
 		f.where("m.message_id = %s::uuid", q.ID)
 	}
-	if q.Build != "" {
-		f.where("m.package = %s", q.Package)
-		if q.Package != q.Build {
-			f.conditions = append(f.conditions, fmt.Sprintf("m.build = %s AND m.build <> ''", f.arg(q.Build)))
-		}
-		f.conditions = append(f.conditions, "m.package <> ''")
-	}
 	if q.Task != 0 {
 		f.where("m.task = %s AND m.task <> 0", q.Task)
 	}
 	if q.User != "" {
 		f.where("m.username = %s AND m.username <> ''", q.User)
 	}
-	narrow := q.ID != "" || q.Build != "" || q.Task != 0
+	narrow := q.ID != "" || q.Task != 0
+	later := !narrow && metLater(q.Fate)
+	if !narrow && metAtOnce(q.Fate) {
+		f.where("m.fate = %s AND m.fate <> 'accepted'", string(q.Fate))
+	}
 	// Of several tags or addresses one list leads, each word by its index; a single one is a condition.
 	var lead string
+	leads := !narrow && !later && !metAtOnce(q.Fate) && q.Build == ""
 	for _, list := range []struct {
 		column string
 		words  []string
@@ -102,22 +100,41 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		switch {
 		case len(list.words) == 1:
 			f.where(column+" = %s AND "+column+" <> ''", list.words[0])
-		case len(list.words) > 1 && !narrow && lead == "" && !indexedFate(q.Fate):
+		case len(list.words) > 1 && leads && lead == "":
 			lead = fmt.Sprintf("unnest(%s::text[]) AS w(word)", f.arg(list.words))
 			f.conditions = append(f.conditions, column+" = w.word AND "+column+" <> ''")
 		case len(list.words) > 1:
 			f.where(column+" = ANY(%s)", list.words)
 		}
 	}
-	if !narrow && indexedFate(q.Fate) {
+	// A name with two dashes looks like NAME-VERSION-RELEASE: a build is asked for as both.
+	var builds []string
+	if q.Build != "" {
+		build := f.arg(q.Build)
+		for _, column := range []string{"m.build", "m.package"} {
+			builds = append(builds, fmt.Sprintf("%s = %s AND %[1]s <> ''", column, build))
+		}
+	}
+	if later {
+		if builds != nil {
+			f.conditions = append(f.conditions, "("+strings.Join(builds, " OR ")+")")
+		}
 		return byFate(f, q, after, n)
 	}
-	inner := fmt.Sprintf(`SELECT m.at, m.message_id FROM koji_relay.history_message m
-		WHERE %s AND %s %s LIMIT %d`,
-		f.text(), f.bounds(q, after, "m.at"), order(q, "m.at"), n)
-	if lead != "" {
+	walk := func(condition string) string {
+		return fmt.Sprintf(`SELECT m.at, m.message_id FROM koji_relay.history_message m
+			WHERE %s AND %s AND %s %s LIMIT %d`,
+			condition, f.text(), f.bounds(q, after, "m.at"), order(q, "m.at"), n)
+	}
+	var inner string
+	switch {
+	case builds != nil: // each by its index
+		inner = fmt.Sprintf("(%s) UNION (%s) %s LIMIT %d", walk(builds[0]), walk(builds[1]), order(q, "at"), n)
+	case lead != "":
 		inner = fmt.Sprintf("SELECT r.at, r.message_id FROM %s CROSS JOIN LATERAL (%s) r %s LIMIT %d", lead,
-			inner, order(q, "r.at"), n)
+			walk("true"), order(q, "r.at"), n)
+	default:
+		inner = walk("true")
 	}
 	return "SELECT at, message_id::text FROM (" + inner + ") found", f.args
 }
@@ -130,8 +147,11 @@ func order(q *history.Query, at string) string {
 	return fmt.Sprintf("ORDER BY %s %s, message_id %s", at, direction, direction)
 }
 
-// indexedFate reports whether few enough messages have this fate for an index to have them.
-func indexedFate(k inspect.StepKind) bool { return k != "" && k != inspect.Accepted }
+// metAtOnce reports whether a message meets this fate when it is handed over, or never.
+func metAtOnce(k inspect.StepKind) bool { return k == inspect.Skipped || k == inspect.Refused }
+
+// metLater reports whether a message may meet this fate later, and few do.
+func metLater(k inspect.StepKind) bool { return k != "" && k != inspect.Accepted && !metAtOnce(k) }
 
 // byFate walks the messages that met a fate at once, and those that met it later.
 func byFate(f *question, q *history.Query, after history.Ref, n int) (string, []any) {
@@ -149,9 +169,6 @@ func byFate(f *question, q *history.Query, after history.Ref, n int) (string, []
 	}
 	fate := f.arg(string(q.Fate))
 	first := walk("l.at", "history_message", "l.fate = "+fate+" AND l.fate <> 'accepted'")
-	if q.Fate == inspect.Skipped || q.Fate == inspect.Refused { // nobody meets these later
-		return "SELECT at, message_id::text FROM " + first + " found", f.args
-	}
 	later := walk("l.handed", "history_step",
 		"l.kind = "+fate+" AND l.kind IN ('dead', 'expired', 'dropped')")
 	return fmt.Sprintf("SELECT at, message_id::text FROM (%s UNION %s %s LIMIT %d) found", first, later,

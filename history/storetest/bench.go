@@ -192,6 +192,21 @@ func questions(n int, now time.Time) []question {
 		ask("--fate queued --user", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Fate: inspect.Queued, User: siteUser(i)}
 		}),
+		ask("--fate dead --user nobody", func(int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Dead, User: "nobody"}
+		}),
+		ask("--fate dead --build NAME", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Dead, Build: sitePackage(i)}
+		}),
+		ask("--fate skipped --build NAME", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Skipped, Build: sitePackage(i)}
+		}),
+		ask("--fate refused --tag f4*", func(int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Refused, Tag: "f4*"}
+		}),
+		ask("--fate skipped --user nobody", func(int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Skipped, User: "nobody"}
+		}),
 		ask("--fate accepted --tag", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Fate: inspect.Accepted, Tag: siteTag(uneven(some(i), siteTags))}
 		}),
