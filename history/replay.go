@@ -3,10 +3,12 @@ package history
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -291,6 +293,9 @@ func PlanReplay(ctx context.Context, s Store, q inspect.HistoryQuery) (inspect.P
 // FromJSON gives the message that a line of `koji-relay history --json` tells of.
 func FromJSON(line []byte) (Row, error) {
 	var m inspect.HistoryMessage
+	if !utf8.Valid(line) {
+		return Row{}, errors.New("it is not UTF-8")
+	}
 	if err := json.Unmarshal(line, &m); err != nil {
 		return Row{}, err
 	}
@@ -307,5 +312,9 @@ func FromJSON(line []byte) (Row, error) {
 	sent := message.Message{ID: m.MessageID, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
 		Address: m.Address,
 		Props:   props, Body: m.Body, Created: m.Time}
-	return NewRow(&sent, m.Via, inspect.Step{Time: m.Time, Kind: m.Fate})
+	row, err := NewRow(&sent, m.Via, inspect.Step{Time: m.Time, Kind: m.Fate})
+	if err != nil {
+		return Row{}, err
+	}
+	return row, nil
 }

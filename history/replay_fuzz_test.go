@@ -11,14 +11,16 @@ import (
 	"koji-relay/internal/message"
 )
 
-// FuzzReplayLine: whatever line a file of replay --from has, it is refused or is a message that can be sent. What
-// the history would tell of that message is a line of the same message.
+// FuzzReplayLine: whatever line a file of replay --from has, it is refused or is a message that can be sent.
+// What the history would tell of that message is a line of the same message.
 func FuzzReplayLine(f *testing.F) {
 	const id = "2b53e448-91ec-5132-8b6f-8078aa6cb1a3"
 	for _, line := range []string{
-		`{"message_id": "` + id + `", "time": "2026-11-26T14:00:00Z", "via": "socket", "commit": "c", "event": 1, ` +
-			`"callback": "postTag", "address": "build.tag", "fate": "accepted", "props": {"type": "Tag", "id": 1, ` +
-			`"f": 1.50, "n": null, "b": true, "deep": {"x": [1]}, "huge": 92233720368547758080}, "body": "{\"a\": \"é\"}"}`,
+		`{"message_id": "` + id + `", "time": "2026-11-26T14:00:00Z", "via": "socket", "commit": "c", ` +
+			`"event": 1, "callback": "postTag", "address": "build.tag", "fate": "accepted", "props": ` +
+			`{"type": "Tag", "id": 1, ` +
+			`"f": 1.50, "n": null, "b": true, "deep": {"x": [1]}, "huge": 92233720368547758080}, ` +
+			`"body": "{\"a\": \"é\"}"}`,
 		`{"message_id": "` + id + `", "callback": "preTag", "fate": "skipped"}`,
 		`{"message_id": "` + id + `", "address": "a", "body": "\u0000\ud800", "props": {}}`,
 		`{"message_id": "x", "address": "a", "body": "b", "props": {}}`,
@@ -49,14 +51,17 @@ func FuzzReplayLine(f *testing.F) {
 		if err != nil {
 			t.Fatalf("the properties of %q: %v", line, err)
 		}
-		told, err := json.Marshal(inspect.HistoryMessage{MessageID: m.ID, Time: m.Created, Commit: m.Commit,
+		var told bytes.Buffer
+		lines := json.NewEncoder(&told)
+		lines.SetEscapeHTML(false) // as history --json
+		err = lines.Encode(inspect.HistoryMessage{MessageID: m.ID, Time: m.Created, Commit: m.Commit,
 			Event: m.Event, Callback: m.Callback, Address: m.Address, Props: props, Body: m.Body})
 		if err != nil {
 			t.Fatal(err)
 		}
-		row, err = FromJSON(told)
+		row, err = FromJSON(told.Bytes())
 		if err != nil {
-			t.Fatalf("%q, told again as %s: %v", line, told, err)
+			t.Fatalf("%q, told again as %s: %v", line, &told, err)
 		}
 		same, ok := again(&row)
 		encoded, err := message.EncodeProps(same.Props)

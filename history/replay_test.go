@@ -131,9 +131,12 @@ func TestJSONOfAHistoryBecomesTheMessageAgain(t *testing.T) {
 	t.Parallel()
 	for _, line := range []string{`{"message_id": "x"}`, `{`, `{"message_id":
 		"7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55",
-		"address": "a", "body": "{}", "props": []}`} {
-		if _, err := history.FromJSON([]byte(line)); err == nil {
-			t.Errorf("%s is taken", line)
+		"address": "a", "body": "{}", "props": []}`,
+		// Found by FuzzReplayLine: the error told of a property, and a message came beside it.
+		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "b", "props": {"a": "` +
+			"\xc1" + `"}}`} {
+		if row, err := history.FromJSON([]byte(line)); err == nil || row.ID != "" {
+			t.Errorf("%q gives %+v, %v", line, row, err)
 		}
 	}
 	skipped := `{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "fate": "skipped"}`

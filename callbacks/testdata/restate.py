@@ -184,7 +184,7 @@ def serve(limit):
         try:
             kwargs = json.loads(asked['kwargs'], parse_constant=refuse)
             asked['kwargs'] = json.dumps(kwargs, allow_nan=False)
-            asked['want'] = state(asked['callback'], kwargs, limit)
+            asked['want'] = state(asked['callback'], kwargs, limit) if isinstance(kwargs, dict) else 'odd'
         except Exception:
             asked['want'] = 'odd'
         print(json.dumps(asked), flush=True)
