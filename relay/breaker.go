@@ -2,8 +2,6 @@ package relay
 
 import (
 	"time"
-
-	"koji-relay/internal/message"
 )
 
 const (
@@ -215,7 +213,3 @@ func (r *Relay) trip(o candidate, quiet time.Duration) {
 		l.block(result{verdict: unanswered, reason: noAnswer})
 	}
 }
-
-const noAnswer = "no answer from the broker"
-
-var addressBlocked = result{verdict: blocked, state: message.Unknown, reason: "the address stands still"}

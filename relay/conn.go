@@ -11,7 +11,6 @@ import (
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/amqpconn/guard"
-	"koji-relay/internal/message"
 )
 
 const (
@@ -204,7 +203,7 @@ func (c *conn) linkTo(address, topic string) (*link, result) {
 		return l, result{}
 	}
 	if c.closing {
-		return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
+		return nil, connectionLost
 	}
 	if r, ok := c.refusals[address]; ok {
 		if time.Now().Before(r.until) {

@@ -50,7 +50,7 @@ func (o *Options) encode(m *message.Message, to dialect.Destination) *amqp.Messa
 	if !m.Created.IsZero() {
 		wire.Properties.CreationTime = &m.Created
 	}
-	if o.BodySection == BodyData {
+	if o.BodyAsData {
 		wire.Data = [][]byte{[]byte(m.Body)}
 	} else {
 		wire.Value = m.Body

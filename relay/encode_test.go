@@ -66,7 +66,7 @@ func TestWireForm(t *testing.T) {
 			message.Prop{Key: "id", Value: true},
 			"005370" + "d00000000c00000003" + "41" + "5007" + "70000005dc" + properties +
 				"005374" + "d10000000900000002" + "a102" + text("id") + "41" + body + text(m.Body)},
-		{"data", func(o *Options) { o.BodySection = BodyData }, message.Prop{Key: "id", Value: true},
+		{"data", func(o *Options) { o.BodyAsData = true }, message.Prop{Key: "id", Value: true},
 			header + properties + "005374" + "d10000000900000002" + "a102" + text("id") + "41" + "005375" + "a008" +
 				text(m.Body)},
 	} {
@@ -117,10 +117,9 @@ func TestTestModeSendsNothing(t *testing.T) {
 
 func TestBadOptionsAreNamedAllAtOnce(t *testing.T) {
 	t.Parallel()
-	_, err := New(Options{Options: amqpconn.Options{Dialect: "x", SASL: "y"}, URLOrder: "z", Unroutable: "u",
-		BodySection: "v"})
-	for _, want := range []string{"urls", "topic_prefix", `dialect = "x"`, `sasl = "y"`, `url_order = "z"`,
-		`unroutable = "u"`, `body_section = "v"`} {
+	_, err := New(Options{Options: amqpconn.Options{Dialect: "x", SASL: "y"}})
+	for _, want := range []string{"urls", "topic_prefix", `dialect = "x"`, `sasl = "y"`, "connect_timeout",
+		"handoff_timeout"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not mention %s", err, want)
 		}
@@ -143,7 +142,7 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 	first := map[string]bool{}
 	for range 100 {
 		o := options()
-		o.URLOrder, o.Brokers = OrderRandom, []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}}
+		o.Shuffle, o.Brokers = true, []Broker{{"amqp://a"}, {"amqp://b"}, {"amqps://[::1]"}}
 		r, err := New(o)
 		if err != nil {
 			t.Fatal(err)

@@ -179,29 +179,17 @@ func (l *link) attached() (*sender, result) {
 	if s != nil {
 		return s, result{}
 	}
-	reply := make(chan attachReply, 1)
-	select {
-	case l.c.attach <- attachRequest{link: l, reply: reply}:
-	case <-l.c.Done():
-		return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
+	s, err := l.c.attachFor(l)
+	var gone *amqp.ConnError
+	switch {
+	case err == nil:
+		return s, result{}
+	case errors.Is(err, amqpconn.ErrNoPlace):
+		return nil, result{}
+	case errors.Is(err, errConnectionOver), errors.As(err, &gone), l.c.Dropped(), l.c.stopped.Load():
+		return nil, connectionLost
 	}
-	var r attachReply
-	select {
-	case r = <-reply:
-	case <-l.c.Done():
-		return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
-	}
-	if r.err != nil {
-		if errors.Is(r.err, amqpconn.ErrNoPlace) {
-			return nil, result{}
-		}
-		var gone *amqp.ConnError
-		if errors.As(r.err, &gone) || l.c.Dropped() || l.c.stopped.Load() {
-			return nil, result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
-		}
-		return nil, judgeRefusal(r.err, l.c.Peer)
-	}
-	return r.sender, result{}
+	return nil, judgeRefusal(err, l.c.Peer)
 }
 
 // refuse gives all that is queued the reason for which the broker did not let us attach.
@@ -225,7 +213,7 @@ func (l *link) abandon() {
 		s.retired = true
 	}
 	l.mu.Unlock()
-	l.flush(result{verdict: unsent, reason: "connection lost", failure: message.FailedLost})
+	l.flush(connectionLost)
 	if closing {
 		_ = s.Close()
 	}
@@ -295,7 +283,7 @@ func (l *link) take(s *sender) (d, stray *delivery) {
 // forsake ends all that waits here without an answer, because the connection has ended and the driver has
 // not.
 func (l *link) forsake() {
-	l.flush(result{verdict: unsent, reason: "connection lost", failure: message.FailedLost})
+	l.flush(connectionLost)
 	l.mu.Lock()
 	l.retired = true
 	var left []*delivery

@@ -45,6 +45,13 @@ type result struct {
 	failure message.Failure // for the metrics, where verdict and state do not say it
 }
 
+var (
+	connectionLost = result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
+	addressBlocked = result{verdict: blocked, state: message.Unknown, reason: "the address stands still"}
+)
+
+const noAnswer = "no answer from the broker"
+
 // rule is one row of the table of answers. Empty conditions match an answer without one; "*" matches any.
 type rule struct {
 	state     message.State

@@ -18,6 +18,25 @@ type attachReply struct {
 	err    error
 }
 
+var errConnectionOver = errors.New("connection over")
+
+// attachFor waits for its turn and attaches l. It returns when the connection is over, whatever the driver
+// does.
+func (c *conn) attachFor(l *link) (*sender, error) {
+	reply := make(chan attachReply, 1)
+	select {
+	case c.attach <- attachRequest{link: l, reply: reply}:
+	case <-c.Done():
+		return nil, errConnectionOver
+	}
+	select {
+	case r := <-reply:
+		return r.sender, r.err
+	case <-c.Done():
+		return nil, errConnectionOver
+	}
+}
+
 // attachLoop serves link goroutines, one at a time.
 func (c *conn) attachLoop(ctx context.Context) {
 	for {

@@ -18,10 +18,8 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,18 +28,6 @@ import (
 	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
-)
-
-// Values of Options.URLOrder, Unroutable and BodySection.
-const (
-	OrderListed = "listed"
-	OrderRandom = "random"
-
-	UnroutableQueue = "queue"
-	UnroutableDrop  = "drop"
-
-	BodyValue = "value"
-	BodyData  = "data"
 )
 
 // Broker is one AMQP 1.0 endpoint.
@@ -57,8 +43,8 @@ type Options struct {
 
 	HandoffTimeout time.Duration // the most that Send waits
 
-	URLOrder   string
-	Unroutable string
+	Shuffle        bool // the brokers, once
+	DropUnroutable bool // messages that a broker has no binding for count as dealt with
 	// PreserveOrder keeps the order of the messages of one call also where they go to different addresses.
 	// Each change of address costs a round trip then, but for a patient call on RabbitMQ. A message that a
 	// broker may or may not have stops those behind it: they are reported as not sent.
@@ -66,7 +52,7 @@ type Options struct {
 	TTL           time.Duration // 0 = messages do not expire
 	Durable       bool
 	Priority      uint8 // AMQP's own default is 4
-	BodySection   string
+	BodyAsData    bool  // the body is a data section, not an AMQP value
 
 	TestMode     bool // log instead of sending; counts as accepted
 	TestModeFail int  // percentage of messages that test mode pretends to fail
@@ -138,7 +124,7 @@ func New(opts Options) (*Relay, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if opts.URLOrder == OrderRandom {
+	if opts.Shuffle {
 		rand.Shuffle(len(r.brokers), func(i, j int) { r.brokers[i], r.brokers[j] = r.brokers[j], r.brokers[i] })
 	}
 	return r, nil
@@ -153,14 +139,6 @@ func (o *Options) check() error {
 	if len(o.Brokers) == 0 && !o.TestMode {
 		errs = append(errs, errors.New("no broker URL: set urls to one or more amqp:// or amqps:// URLs"))
 	}
-	oneOf := func(key, value string, allowed ...string) {
-		if !slices.Contains(allowed, value) {
-			errs = append(errs, fmt.Errorf("%s = %q is not one of %q", key, value, allowed))
-		}
-	}
-	oneOf("url_order", o.URLOrder, OrderListed, OrderRandom)
-	oneOf("unroutable", o.Unroutable, UnroutableQueue, UnroutableDrop)
-	oneOf("body_section", o.BodySection, BodyValue, BodyData)
 	if o.HandoffTimeout <= 0 || o.MaxInflightBytes <= 0 {
 		errs = append(errs, errors.New("handoff_timeout and max_inflight_bytes must be above 0"))
 	}

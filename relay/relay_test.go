@@ -60,7 +60,6 @@ func connection() amqpconn.Options {
 func options(brokers ...*devbroker.Broker) Options {
 	o := Options{
 		Options: connection(), Priority: 4, HandoffTimeout: 10 * time.Second, MaxInflightBytes: 128 << 20,
-		URLOrder: OrderListed, Unroutable: UnroutableQueue, BodySection: BodyValue,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, b := range brokers {

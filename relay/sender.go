@@ -145,7 +145,7 @@ func (l *link) retireSender(s *sender) {
 
 // settle ends a delivery that was sent. answered tells whether the broker did it.
 func (l *link) settle(s *sender, d *delivery, a result, answered bool) {
-	if a.verdict == unroutable && (d.msg.News() || l.c.opts.Unroutable == UnroutableDrop) {
+	if a.verdict == unroutable && (d.msg.News() || l.c.opts.DropUnroutable) {
 		a.verdict = dropped
 	}
 	to := deliveryLost

@@ -32,7 +32,7 @@ func benchBroker(b *testing.B) string {
 func benchRelay(b *testing.B) *Relay {
 	o := options()
 	o.Brokers, o.HandoffTimeout = []Broker{{URL: benchBroker(b)}}, 20*time.Second
-	o.Unroutable = UnroutableDrop // nobody subscribes
+	o.DropUnroutable = true // nobody subscribes
 	r, err := New(o)
 	if err != nil {
 		b.Fatal(err)

@@ -85,7 +85,7 @@ var layers = []layer{
 		[]string{"github.com/google/uuid", "github.com/klauspost/compress/zstd"},
 		"the record knows no store, and does not decide what becomes of a message"},
 	{"history/postgres", []string{"history", "internal/inspect", "internal/libpq"},
-		[]string{"github.com/jackc/pgx/v5"}, "only this store knows PostgreSQL"},
+		[]string{"github.com/jackc/pgx/v5", "github.com/google/uuid"}, "only this store knows PostgreSQL"},
 	{"history/audit", []string{"internal/inspect"}, []string{"github.com/jackc/pgx/v5"},
 		"audit reads the hub's tables, and is given the history"},
 	{"history/file", []string{"history", "internal/inspect"},

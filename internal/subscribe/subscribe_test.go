@@ -57,8 +57,7 @@ func send(t *testing.T, b *devbroker.Broker, topics ...string) []message.Message
 	t.Helper()
 	r, err := relay.New(relay.Options{
 		Options: connection(), Brokers: []relay.Broker{{URL: b.URL()}}, Priority: 4, Durable: true, TTL: time.Hour,
-		HandoffTimeout: 10 * time.Second, MaxInflightBytes: 1 << 20, URLOrder: relay.OrderListed,
-		Unroutable: relay.UnroutableQueue, BodySection: relay.BodyValue,
+		HandoffTimeout: 10 * time.Second, MaxInflightBytes: 1 << 20,
 	})
 	if err != nil {
 		t.Fatal(err)
