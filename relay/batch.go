@@ -234,7 +234,7 @@ func (b *batch) leave() {
 	for _, d := range b.sent {
 		b.r.inflight.Add(d.size)
 		size := d.size
-		d.disown(func() { b.r.inflight.Add(-size) })
+		d.onFinal(func() { b.r.inflight.Add(-size) })
 	}
 	b.sent = nil
 }

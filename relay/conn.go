@@ -105,7 +105,7 @@ func (c *conn) end() {
 	}
 	c.b.abandon()
 	for _, l := range c.allLinks() {
-		l.forsake()
+		l.leaveBehind()
 	}
 }
 

@@ -112,9 +112,9 @@ func (d *delivery) ended(r result) {
 	}
 }
 
-// inTurn is r, or with PreserveOrder unsent for what the broker was not given because its address stands still:
-// set aside, it would be overtaken although nobody has attempted it. So it waits at its place in the queue. The
-// drain, which has waited for the address, sets it aside.
+// inTurn is r, or with PreserveOrder unsent for what the broker was not given because its address stands
+// still: set aside, it would be overtaken although nobody has attempted it. So it waits at its place in the
+// queue. The drain, which has waited for the address, sets it aside.
 func (d *delivery) inTurn(o *Options, r result) result {
 	if o.PreserveOrder && !d.patient && r.verdict == blocked && r.state == message.NotSent {
 		r.verdict = unsent
@@ -147,8 +147,8 @@ func (d *delivery) giveUp(r result) {
 	d.results.put(d.index, r)
 }
 
-// disown is called when the caller leaves: release runs when d is final, maybe at once.
-func (d *delivery) disown(release func()) {
+// onFinal is called when the caller leaves: release runs when d is final, maybe at once.
+func (d *delivery) onFinal(release func()) {
 	d.link.mu.Lock()
 	over := d.state().final()
 	if !over {

@@ -75,7 +75,7 @@ func (f *flight) fill(ctx context.Context) {
 		most = f.o.c.patientWindow()
 	}
 	for p := f.results.now(); f.next < len(f.which) && f.next-p.in < most; p = f.results.now() {
-		if ordered && p.doubt {
+		if ordered && p.uncertain {
 			f.stop()
 			return
 		}

@@ -280,9 +280,9 @@ func (l *link) take(s *sender) (d, stray *delivery) {
 	return nil, nil
 }
 
-// forsake ends all that waits here without an answer, because the connection has ended and the driver has
+// leaveBehind ends all that waits here without an answer, because the connection has ended and the driver has
 // not.
-func (l *link) forsake() {
+func (l *link) leaveBehind() {
 	l.flush(connectionLost)
 	l.mu.Lock()
 	l.retired = true
@@ -409,7 +409,7 @@ func (l *link) reset() {
 	l.sender = nil
 	l.blockedAt = max(l.c.now(), 1)
 	if s != nil {
-		s.forsaken = true
+		s.resetByUs = true
 	}
 	l.mu.Unlock()
 	if s != nil {

@@ -112,8 +112,8 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 	}
 }
 
-// An address stands still while another one moves. What the broker was not given keeps its place, whatever the
-// hub hands over behind it; the drain, which has waited for the address, sets it aside.
+// An address stands still while another one moves. What the broker was not given keeps its place, whatever
+// the hub hands over behind it; the drain, which has waited for the address, sets it aside.
 func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})

@@ -10,8 +10,8 @@ import (
 
 const (
 	maxPoison = 8192
-	// poisonTime is when a mere suspicion lapses, for the case that nobody calls SendPatiently, which clears
-	// it up.
+	// poisonTime is when one that was not alone is let off, for the case that nobody calls SendPatiently, which
+	// clears it up.
 	poisonTime = 10 * time.Minute
 )
 

@@ -17,9 +17,9 @@ type results struct {
 
 // progress is how far the messages have come.
 type progress struct {
-	in    int  // results
-	gone  int  // those, and messages that are written to the broker
-	doubt bool // one was not sent, or may or may not be with the broker
+	in        int  // results
+	gone      int  // those, and messages that are written to the broker
+	uncertain bool // one was not sent, or may or may not be with the broker
 }
 
 func newResults(n int) *results {
@@ -41,7 +41,7 @@ func (r *results) put(i int, res result) {
 	r.goes(i)
 	switch res.verdict {
 	case unsent, unanswered, lost:
-		r.doubt = true
+		r.uncertain = true
 	}
 	r.drop(1)
 	r.tell()

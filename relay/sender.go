@@ -15,14 +15,14 @@ import (
 // sender is one attached driver link; a link goes through several of them.
 type sender struct {
 	*amqpconn.Sender
-	opened   time.Duration // since conn.born
-	asked    bool          // guarded by link.mu: to give its place to another address
-	left     int           // guarded by link.mu: what it may still send then
-	unacked  int           // guarded by link.mu
-	retired  bool          // guarded by link.mu: close when nothing is unacked any more
-	dead     bool          // guarded by link.mu
-	alone    bool          // guarded by link.mu: when it died one delivery was unacked
-	forsaken bool          // guarded by link.mu: closed by us; its deliveries are not to blame
+	opened    time.Duration // since conn.born
+	asked     bool          // guarded by link.mu: to give its place to another address
+	left      int           // guarded by link.mu: what it may still send then
+	unacked   int           // guarded by link.mu
+	retired   bool          // guarded by link.mu: close when nothing is unacked any more
+	dead      bool          // guarded by link.mu
+	alone     bool          // guarded by link.mu: when it died one delivery was unacked
+	resetByUs bool          // guarded by link.mu: closed by us; its deliveries are not to blame
 }
 
 // alive reports whether s can still send. A link that ended while it was idle must not be blamed on the next
@@ -103,8 +103,8 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 // linkFailed judges the end of the link while the session lives. A lone unsettled message is what it was
 // about.
 func (l *link) linkFailed(s *sender, err *amqp.LinkError) result {
-	alone, forsaken := l.ended(s)
-	if forsaken {
+	alone, resetByUs := l.ended(s)
+	if resetByUs {
 		return result{verdict: blocked, state: message.Unknown, reason: fmt.Sprintf(
 			"not settled within %v (send_timeout)", l.c.opts.SendTimeout)}
 	}
@@ -121,7 +121,7 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) result {
 }
 
 // ended makes the next message attach anew.
-func (l *link) ended(s *sender) (alone, forsaken bool) {
+func (l *link) ended(s *sender) (alone, resetByUs bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !s.dead {
@@ -130,7 +130,7 @@ func (l *link) ended(s *sender) (alone, forsaken bool) {
 	if l.sender == s {
 		l.sender = nil
 	}
-	return s.alone, s.forsaken
+	return s.alone, s.resetByUs
 }
 
 // retireSender makes the next message attach anew and s close when nothing on it is unsettled any more.

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// Where a change begins is looked up in the table of docs/architecture.md by someone who does not know the code.
+// Where a change begins is looked up in the table of docs/architecture.md by someone who does not know the
+// code.
 func TestArchitectureNamesWhatIsThere(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/architecture.md")
@@ -54,5 +55,44 @@ func TestArchitectureNamesWhatIsThere(t *testing.T) {
 	}
 	if n := len(within.FindAllString(string(text), -1)); n < 3 {
 		t.Errorf("only %d names within a file are found in the text", n)
+	}
+}
+
+// Each work-around for the driver is found from its note, and the note from the work-around.
+func TestUpstreamNotesHaveTheirWorkAround(t *testing.T) {
+	t.Parallel()
+	notes, err := os.ReadFile("../../docs/upstream.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^(\d+)\. `).FindAllStringSubmatch(string(notes), -1) {
+		written[m[1]] = true
+	}
+	done := map[string]bool{}
+	err = filepath.WalkDir("../../internal/amqpconn", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, group := range regexp.MustCompile(`\(upstream ([^)]*)\)`).FindAllSubmatch(text, -1) {
+			for _, n := range regexp.MustCompile(`\d+`).FindAllString(string(group[1]), -1) {
+				if done[n] = true; !written[n] {
+					t.Errorf("%s: upstream %s has no note", path, n)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range written {
+		if !done[n] {
+			t.Errorf("note %s has no work-around in internal/amqpconn", n)
+		}
+	}
+	if len(written) < 10 {
+		t.Errorf("only %d notes are found", len(written))
 	}
 }

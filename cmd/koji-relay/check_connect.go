@@ -2,11 +2,12 @@ package main
 
 import (
 	"fmt"
+	"strings"
+	"time"
+
 	"koji-relay/internal/amqpconn/tlsclient"
 	"koji-relay/internal/daemon"
 	"koji-relay/internal/inspect"
-	"strings"
-	"time"
 )
 
 func printConnections(out *table, c *daemon.Connections) {

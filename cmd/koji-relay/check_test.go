@@ -8,13 +8,14 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"koji-relay/internal/daemon"
 	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"koji-relay/internal/daemon"
 )
 
 // checkFile runs the command on a configuration with this text.

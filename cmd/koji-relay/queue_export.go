@@ -2,10 +2,11 @@ package main
 
 import (
 	"fmt"
-	"koji-relay/internal/admin"
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"koji-relay/internal/admin"
 )
 
 func exportCommand() *cobra.Command {

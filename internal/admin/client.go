@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"koji-relay/internal/inspect"
 	"net"
 	"net/http"
 	"net/url"
 	"syscall"
+
+	"koji-relay/internal/inspect"
 )
 
 // ErrNotRunning is in the error of every Client call when nothing answers on the control socket.

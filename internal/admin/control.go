@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"koji-relay/internal/inspect"
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"strings"
+
+	"koji-relay/internal/inspect"
 )
 
 // Control is what the daemon does for its administrator. Its methods are called concurrently. An *Error comes

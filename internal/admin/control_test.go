@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"koji-relay/internal/inspect"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"koji-relay/internal/inspect"
 )
 
 func TestClientReachesEveryAction(t *testing.T) {

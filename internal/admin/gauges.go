@@ -1,11 +1,12 @@
 package admin
 
 import (
-	"koji-relay/internal/inspect"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"koji-relay/internal/inspect"
 )
 
 // gauges shows a Status as metrics. It looks at the cached one only, so that a scrape costs the same whatever

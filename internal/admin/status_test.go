@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"koji-relay/internal/inspect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"koji-relay/internal/inspect"
 )
 
 func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {

@@ -9,28 +9,30 @@ import (
 	"koji-relay/internal/amqpconn/dialect"
 	"koji-relay/internal/amqpconn/endpoint"
 	"koji-relay/internal/amqpconn/tlsclient"
+	"koji-relay/internal/inspect"
 )
 
 // Report is what Probe found out about one broker. It holds no secret. Fields that were not reached are zero.
 type Report struct {
-	Broker string // host:port as configured
-	Remote string // IP address and port that answered
-	Stage  string // where Err happened; empty without one
-	Err    error  // nil = usable for everything tried
+	Broker string `json:"-"`                // host:port as configured
+	Stage  string `json:"stage,omitempty"`  // where Err happened; empty without one
+	Err    error  `json:"-"`                // nil = usable for everything tried
+	Remote string `json:"remote,omitempty"` // IP address and port that answered
 
-	TLS       *tlsclient.Report // nil without TLS, or if it was not set up
-	Client    *tlsclient.Certificate
-	Offered   []string // SASL mechanisms of the broker
-	Login     string   // the one used
-	Host      string   // the virtual host that was asked for; empty = the broker's default
-	Product   string
-	Version   string
-	Dialect   string
-	Target    string // an example: where build.tag goes
-	MaxSize   uint64 // of a message, in bytes; 0 = no limit
-	Credit    bool   // the broker lets us send
-	RoundTrip time.Duration
-	Warnings  []string // works now, but look at it
+	TLS     *tlsclient.Report      `json:"tls,omitempty"` // nil without TLS, or if it was not set up
+	Client  *tlsclient.Certificate `json:"client_certificate,omitempty"`
+	Offered []string               `json:"sasl_offered,omitempty"` // mechanisms of the broker
+	Login   string                 `json:"sasl,omitempty"`         // the one used
+	Host    string                 `json:"virtual_host,omitempty"` // asked for; empty = the broker's default
+
+	Product   string   `json:"product,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Dialect   string   `json:"dialect,omitempty"`
+	Target    string   `json:"target,omitempty"`           // an example: where build.tag goes
+	MaxSize   uint64   `json:"max_message_size,omitempty"` // bytes; 0 = no limit
+	Credit    bool     `json:"credit"`                     // the broker lets us send
+	RoundTrip string   `json:"round_trip,omitempty"`       // for a person; empty = no link
+	Warnings  []string `json:"warnings,omitempty"`         // works now, but look at it
 }
 
 const (
@@ -80,7 +82,7 @@ func (c *Conn) probe(ctx context.Context, r *Report) error {
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", c.Target, err)
 	}
-	r.RoundTrip = time.Since(began)
+	r.RoundTrip = inspect.Duration(time.Since(began))
 	if r.Credit, err = s.creditWithin(ctx, creditTime); err == nil && !r.Credit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send "+
 			"there now (a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))

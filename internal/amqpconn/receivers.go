@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"koji-relay/internal/amqpconn/dialect"
-	"koji-relay/internal/amqpconn/endpoint"
-	"koji-relay/internal/amqpconn/management"
 	"log/slog"
 	"strings"
 
 	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/dialect"
+	"koji-relay/internal/amqpconn/endpoint"
+	"koji-relay/internal/amqpconn/management"
 )
 
 // Receiver is a link that receives what matches Pattern.

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"koji-relay/internal/amqpconn/failure"
 	"math"
 	"sync"
 	"time"
 
 	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/failure"
 )
 
 // ErrNoPlace says that the broker allows no more links, and that one has to be closed first.

@@ -3,10 +3,11 @@ package amqpconn
 import (
 	"errors"
 	"fmt"
-	"koji-relay/internal/amqpconn/failure"
 	"slices"
 
 	"github.com/Azure/go-amqp"
+
+	"koji-relay/internal/amqpconn/failure"
 )
 
 // VirtualHost is the one that the connection asks for; empty means the broker's default.

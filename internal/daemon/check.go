@@ -13,7 +13,6 @@ import (
 	"koji-relay/internal/admin"
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/failure"
-	"koji-relay/internal/amqpconn/tlsclient"
 	"koji-relay/internal/inspect"
 	"koji-relay/queue/postgres"
 )
@@ -105,24 +104,10 @@ type Connections struct {
 
 // BrokerReport is what one broker said.
 type BrokerReport struct {
-	URL       string                 `json:"url"` // masked
-	Usable    bool                   `json:"usable"`
-	Error     string                 `json:"error,omitempty"`
-	Stage     string                 `json:"stage,omitempty"` // of Error
-	Remote    string                 `json:"remote,omitempty"`
-	TLS       *tlsclient.Report      `json:"tls,omitempty"`
-	Client    *tlsclient.Certificate `json:"client_certificate,omitempty"`
-	Offered   []string               `json:"sasl_offered,omitempty"`
-	Login     string                 `json:"sasl,omitempty"`
-	Host      string                 `json:"virtual_host,omitempty"`
-	Product   string                 `json:"product,omitempty"`
-	Version   string                 `json:"version,omitempty"`
-	Dialect   string                 `json:"dialect,omitempty"`
-	Target    string                 `json:"target,omitempty"`
-	MaxSize   uint64                 `json:"max_message_size,omitempty"`
-	Credit    bool                   `json:"credit"`
-	RoundTrip string                 `json:"round_trip,omitempty"`
-	Warnings  []string               `json:"warnings,omitempty"`
+	URL    string `json:"url"` // masked
+	Usable bool   `json:"usable"`
+	Error  string `json:"error,omitempty"`
+	amqpconn.Report
 }
 
 // DatabaseReport is what the queue's database said.
@@ -162,17 +147,9 @@ func connect(ctx context.Context, cfg *config.Config) *Connections {
 }
 
 func newBrokerReport(url string, r amqpconn.Report) BrokerReport {
-	b := BrokerReport{
-		URL: url, Usable: r.Err == nil && r.Credit, Stage: r.Stage, Remote: r.Remote, TLS: r.TLS, Client: r.Client,
-		Offered: r.Offered, Login: r.Login, Host: r.Host, Product: r.Product, Version: r.Version,
-		Dialect: r.Dialect, Target: r.Target,
-		MaxSize: r.MaxSize, Credit: r.Credit, Warnings: r.Warnings,
-	}
+	b := BrokerReport{URL: url, Usable: r.Err == nil && r.Credit, Report: r}
 	if r.Err != nil {
 		b.Error = failure.Cause(r.Err)
-	}
-	if r.RoundTrip > 0 {
-		b.RoundTrip = inspect.Duration(r.RoundTrip)
 	}
 	return b
 }

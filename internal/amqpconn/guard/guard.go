@@ -36,7 +36,7 @@ const (
 )
 
 // Guard stands between the driver and the socket. It sees every frame, both ways, before the driver acts on
-// it, since the driver trusts its peer (upstream 8 to 12, 15 and 16):
+// it, since the driver trusts its peer (upstream 8, 9, 10, 11, 12, 15 and 16):
 //
 //	socket --> guard: refuses, drops, remembers --> driver
 //	socket <-- guard: counts, puts properties in order <-- driver

@@ -19,10 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"koji-relay/internal/amqpconn/failure"
 	"net"
 	"slices"
 	"strings"
+
+	"koji-relay/internal/amqpconn/failure"
 )
 
 // Error is a broker's refusal of our credentials, or ours to use its mechanisms.

@@ -2,9 +2,10 @@ package tlsclient
 
 import (
 	"crypto/tls"
-	"koji-relay/internal/certtest"
 	"strings"
 	"testing"
+
+	"koji-relay/internal/certtest"
 )
 
 func TestLegacyServersAreRefusedWithTheRemedyOrTaken(t *testing.T) {

@@ -10,10 +10,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"koji-relay/internal/amqpconn/failure"
-	"koji-relay/internal/pemfile"
 	"net"
 	"os"
+
+	"koji-relay/internal/amqpconn/failure"
+	"koji-relay/internal/pemfile"
 )
 
 // Options says by what both sides are known.

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"encoding/pem"
 	"io"
-	"koji-relay/internal/certtest"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"koji-relay/internal/certtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
