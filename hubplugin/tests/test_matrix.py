@@ -20,7 +20,8 @@ from conftest import HERE, ROOT
 
 CACHE = ROOT + '/.cache'
 SUPPORT = ROOT + '/docs/support.md'
-FILES = ['test_threads.py', 'test_rollback.py', 'test_events.py', 'test_module.py', 'test_delivery.py']
+FILES = ['test_threads.py', 'test_rollback.py', 'test_events.py', 'test_module.py', 'test_delivery.py',
+         'test_recorded.py']
 VERSIONS = '''import json, platform, psycopg2, koji
 print(json.dumps([koji.__version__, platform.python_version(), psycopg2.__version__.split()[0]]))'''
 
