@@ -71,7 +71,7 @@ func (m manual) write(dir string) error {
 		return err
 	}
 	_, body, _ := bytes.Cut(text, []byte("\n"))
-	body = markdownLink.ReplaceAll(body, []byte("$1"))
+	body = keysAsList(markdownLink.ReplaceAll(body, []byte("$1")))
 	head := fmt.Sprintf("%% %q %q \"\" \"koji-relay\" \"koji-relay\"\n# NAME\n%s - %s\n\n# DESCRIPTION\n",
 		strings.ToUpper(m.name), m.section, m.name, m.summary)
 	if err := os.MkdirAll(filepath.Dir(m.page(dir)), 0o755); err != nil {
@@ -79,6 +79,31 @@ func (m manual) write(dir string) error {
 	}
 	return os.WriteFile(m.page(dir), md2man.Render(append([]byte(head), body...)), 0o644)
 }
+
+// keysAsList makes entries of a list of the tables of keys, which are wider than a terminal.
+func keysAsList(text []byte) []byte {
+	text = bytes.Replace(text, []byte("Keys that protonmsg had are in bold."),
+		[]byte("Keys that protonmsg had are marked with its name."), 1)
+	text = keyTable.ReplaceAll(text, nil)
+	return keyRow.ReplaceAllFunc(text, func(row []byte) []byte {
+		cells := keyRow.FindSubmatch(row)
+		key, value, example, changed, meaning := cells[1], cells[2], cells[3], cells[4], cells[5]
+		entry := fmt.Sprintf("**%s**", bytes.Trim(key, "`*"))
+		if bytes.HasPrefix(key, []byte("**")) {
+			entry += " (protonmsg)"
+		}
+		entry += fmt.Sprintf("\n: %s. Default: %s.", meaning, value)
+		if len(example) > 0 {
+			entry += fmt.Sprintf(" Example: %s.", example)
+		}
+		return fmt.Appendf(nil, "%s Changed by: %s.\n\n", entry, changed)
+	})
+}
+
+var (
+	keyTable = regexp.MustCompile(`(?m)^\| key \|.*\n\|-.*\n`)
+	keyRow   = regexp.MustCompile("(?m)^\\| (\\**`[a-z_]+`\\**) \\| (.*?) \\| (.*?) ?\\| (.*?) \\| (.*) \\|\n")
+)
 
 var markdownLink = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
 
@@ -101,6 +126,9 @@ func TestDocumentsAreManPagesToo(t *testing.T) {
 			if !strings.Contains(plain, word) {
 				t.Errorf("%s says nothing of %s", m.name, word)
 			}
+		}
+		if strings.Contains(string(text), "\n.TS") {
+			t.Errorf("%s has a table, which is wider than a terminal", m.name)
 		}
 		checkRoff(t, m.page(dir))
 	}
@@ -159,7 +187,7 @@ func checkRoff(t *testing.T, page string) {
 	if err != nil {
 		return
 	}
-	out, err := exec.Command(path, "-man", "-Tascii", "-ww", "-z", page).CombinedOutput()
+	out, err := exec.Command(path, "-t", "-man", "-Tascii", "-rLL=80n", "-ww", "-z", page).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("groff reads %s: %v\n%s", filepath.Base(page), err, out)
 	}
