@@ -112,6 +112,7 @@ func (d *Daemon) Run(intake, finish context.Context) (err error) {
 	defer func() { err = errors.Join(err, parts.runAll(finish)) }()
 	d.setLevel(d.opts.Config)
 	setMemoryLimit(d.opts.Config)
+	setGCPercent()
 	listeners, err := d.listen(parts)
 	if err != nil {
 		return err

@@ -118,3 +118,14 @@ func setMemoryLimit(c *config.Config) {
 		debug.SetMemoryLimit(ownMemory + historyMemory + c.Relay.MaxInflightBytes + 4*c.Queue.BatchBytes)
 	}
 }
+
+// gcPercent is how much garbage there may be before it is collected, in percent of what is in use. Go's own
+// value, 100, costs a tenth more processor time and saves 8 MiB under load.
+const gcPercent = 200
+
+// setGCPercent applies gcPercent. GOGC of the environment goes before it.
+func setGCPercent() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"strconv"
 	"testing"
 
@@ -49,5 +50,20 @@ func TestUnitAgreesWithWhatTheRelayTakes(t *testing.T) {
 	}
 	if setting("LimitCORE") != 0 {
 		t.Error("a core would hold passwords")
+	}
+}
+
+func TestGOGCOfTheEnvironmentGoesBeforeTheRelaysOwn(t *testing.T) {
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before)
+	t.Setenv("GOGC", "50") // read by the runtime at the start only
+	setGCPercent()
+	if got := debug.SetGCPercent(100); got != 100 {
+		t.Errorf("with GOGC set, it is %d", got)
+	}
+	t.Setenv("GOGC", "")
+	setGCPercent()
+	if got := debug.SetGCPercent(100); got != gcPercent {
+		t.Errorf("without GOGC it is %d, want %d", got, gcPercent)
 	}
 }
