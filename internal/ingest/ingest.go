@@ -143,9 +143,15 @@ func (s *Server) commits(w http.ResponseWriter, r *http.Request) {
 			refusal{Code: "NOT_TAKEN", NotTaken: receipt.NotTaken, Error: receipt.Reason})
 		return
 	}
-	answer(w, http.StatusOK, map[string]int{
-		"sent": receipt.Sent, "queued": receipt.Queued, "skipped": receipt.Skipped, "dead": receipt.Dead,
-	})
+	answer(w, http.StatusOK, taken{receipt.Dead, receipt.Queued, receipt.Sent, receipt.Skipped})
+}
+
+// taken is a 200: how many events became what.
+type taken struct {
+	Dead    int `json:"dead"`
+	Queued  int `json:"queued"`
+	Sent    int `json:"sent"`
+	Skipped int `json:"skipped"`
 }
 
 // refusal is every answer but 200. NotTaken is absent where nothing was done at all.
