@@ -94,7 +94,7 @@ func TestKwargsAreNotCopied(t *testing.T) {
 func TestWhatIsNotACommitIsRefusedByFieldOrOffset(t *testing.T) {
 	t.Parallel()
 	e := func(fields string) string { return withEvents(`{"callback": "a", "kwargs": {}}, {` + fields + `}`) }
-	for name, row := range map[string]struct{ text, want string }{
+	table := map[string]struct{ text, want string }{
 		"empty":       {``, "byte 0: the text is empty; a commit is a JSON object"},
 		"only spaces": {"  \n", "byte 3: the text is empty; a commit is a JSON object"},
 		"array":       {`[]`, `byte 0: found "[" where a commit, which is a JSON object, should be`},
@@ -176,7 +176,20 @@ func TestWhatIsNotACommitIsRefusedByFieldOrOffset(t *testing.T) {
 		"point without digits": {`{"a": 1.}`, `byte 8: found "}" where a digit should be`},
 		"exponent alone":       {`{"a": 1e}`, `byte 8: found "}" where a digit should be`},
 		"minus alone":          {`{"a": -}`, `byte 7: found "}" where a value should be`},
-	} {
+	}
+	fields := []string{"commit", "events", "events[1].event", "events[1].callback", "events[1].kwargs"}
+	for _, field := range fields {
+		n := 0
+		for _, row := range table {
+			if strings.HasPrefix(row.want, field+" ") {
+				n++
+			}
+		}
+		if n == 0 {
+			t.Errorf("%s has no bad case", field)
+		}
+	}
+	for name, row := range table {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c, err := callbacks.DecodeCommit([]byte(row.text))

@@ -140,6 +140,10 @@ func typed(t *testing.T, raw json.RawMessage) string {
 	if err := d.Decode(&v); err != nil {
 		t.Fatal(err)
 	}
+	s, ok := v.(string)
+	if ok && strings.ContainsRune(s, utf8.RuneError) && !bytes.Contains(raw, []byte(`\ufffd`)) {
+		return property(nil, raw) // half of a surrogate pair
+	}
 	number, ok := v.(json.Number)
 	if !ok {
 		return property(v, raw)

@@ -43,7 +43,7 @@ func refuse(r devbroker.Refusal, condition string) devbroker.Behaviour {
 func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	release := devbroker.Behaviour{Verdict: devbroker.Verdict{Outcome: devbroker.Release}}
-	for _, row := range []struct {
+	table := []struct {
 		name      string
 		broker    devbroker.Options
 		behaviour devbroker.Behaviour
@@ -144,7 +144,22 @@ func TestOutcomes(t *testing.T) {
 			state: message.NotSent, next: message.Count, reason: "not valid UTF-8"},
 		{name: "body that is not UTF-8", change: func(m *message.Message) { m.Body = "\xff" },
 			state: message.NotSent, next: message.Count, reason: "encode body"},
-	} {
+	}
+	states, nexts := make(map[message.State]bool), make(map[message.Next]bool)
+	for _, row := range table {
+		states[row.state], nexts[row.next] = true, true
+	}
+	for s := message.NotSent; s <= message.Modified; s++ {
+		if !states[s] {
+			t.Errorf("no broker's answer is %v", s)
+		}
+	}
+	for n := message.Wait; n <= message.Dead; n++ {
+		if !nexts[n] {
+			t.Errorf("no answer has %v for its message", n)
+		}
+	}
+	for _, row := range table {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			b := startBroker(t, row.broker)
