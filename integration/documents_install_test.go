@@ -43,7 +43,10 @@ var readme = document{"README.md", []accounted{
 	{opens: "1. All is well\n", run: func(t *testing.T, _ *hubSite, b block) {
 		printed(t, b.at(), uncounted("…\n"+b.text), uncounted(inCheckout(t, b.at(), "make demo")))
 	}},
-	{opens: "$ cat > relay.conf", run: relayOfOnesOwn},
+	{opens: "$ cat > relay.conf", run: func(_ *testing.T, _ *hubSite, b block) { begunSession = b }},
+	{opens: "$ head -1 testdata/golden", run: func(t *testing.T, s *hubSite, b block) {
+		relayOfOnesOwn(t, s, block{b.file, b.line, begunSession.text + b.text})
+	}},
 	{opens: "make test\n", run: targetsAreThere},
 	{opens: "cmd/koji-relay/ ", run: func(t *testing.T, _ *hubSite, b block) {
 		for _, m := range regexp.MustCompile(`(?m)^([a-z/-]+)/ |; ([a-z]+)/ `).FindAllStringSubmatch(b.text, -1) {
@@ -53,6 +56,9 @@ var readme = document{"README.md", []accounted{
 		}
 	}},
 }}
+
+// begunSession is the first block of the README's session, which goes on in the next one.
+var begunSession block
 
 const makePackages = "make packages"
 
