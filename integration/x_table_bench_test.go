@@ -156,6 +156,7 @@ func (t *table) measure() {
 		{"puts", puts},
 		{"drain", drains},
 		{"outbox", outboxes},
+		{"history", histories},
 		{"translation", translation},
 		{"memory", memory},
 		{"hub call", hubCalls},
