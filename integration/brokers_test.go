@@ -153,7 +153,7 @@ func logOnFailure(t testing.TB, s *server) {
 // awaitBroker waits until the broker opens a connection, and notes what it calls itself.
 func (s *server) awaitBroker(t testing.TB) {
 	t.Helper()
-	eventually(t, 90*time.Second, s.service+" answers", func() error {
+	eventually(t, 4*time.Minute, s.service+" answers", func() error {
 		conn, err := s.dial(within(t, 5*time.Second))
 		if err != nil {
 			return err
