@@ -13,7 +13,8 @@ import (
 
 func TestWhatIsPackedComesBack(t *testing.T) {
 	t.Parallel()
-	for name, body := range map[string]string{"empty": "", "short": "{}", "of Koji": `{"build": {"name": "bash"}}`,
+	for name, body := range map[string]string{"empty": "", "short": "{}",
+		"of Koji":              `{"build": {"name": "bash"}}`,
 		"the words themselves": string(words1), "larger than a block": strings.Repeat(`{"n": 1} `, 1<<20),
 		"no text": "\x00\xff\xfe"} {
 		m := &message.Message{Props: []message.Prop{{Key: "type", Value: "Tag"}}, Body: body}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestNamedReadersOnOtherBrokers: two relays with names, for ActiveMQ and Artemis, empty the outbox without one
-// that has no name. Then that one comes, for RabbitMQ, and each bus gets everything.
+// TestNamedReadersOnOtherBrokers: two relays with names, for ActiveMQ and Artemis, empty the outbox without
+// one that has no name. Then that one comes, for RabbitMQ, and each bus gets everything.
 func TestNamedReadersOnOtherBrokers(t *testing.T) {
 	t.Parallel()
 	kinds := []brokerKind{activemqClassic, artemis, rabbitmq40}

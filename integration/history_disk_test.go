@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// TestTheHistorysDiskIsInTrouble: under the files of the history is a disk that does not answer, or one that is
-// full. No answer to the hub waits for it, searches go on, and what does not fit into memory is a gap. When the
-// disk is well again, each message is in the history or counted in the gap.
+// TestTheHistorysDiskIsInTrouble: under the files of the history is a disk that does not answer, or one that
+// is full. No answer to the hub waits for it, searches go on, and what does not fit into memory is a gap.
+// When the disk is well again, each message is in the history or counted in the gap.
 func TestTheHistorysDiskIsInTrouble(t *testing.T) {
 	t.Parallel()
 	broker := startBroker(t, rabbitmq40)

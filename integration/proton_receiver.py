@@ -1,8 +1,9 @@
 """Receives with python-proton, the library that Koji's protonmsg plugin itself uses, and prints what came.
 
 One JSON object on standard input says what to do: url, user, password, addresses, capabilities, for TLS
-cacert, cert and key, and plain: no bytes of sections. Standard output gets {"ready": true} once every link is attached, then one JSON object
-for each message, with the sections both decoded and as the bytes that were on the wire. Ends with its input.
+cacert, cert and key, and plain: no bytes of sections. Standard output gets {"ready": true} once every link is
+attached, then one JSON object for each message, with the sections both decoded and as the bytes that were on
+the wire. Ends with its input.
 """
 import json
 import os

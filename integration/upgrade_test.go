@@ -19,9 +19,10 @@ import (
 // beforeHistory is the schema before there was a history.
 const beforeHistory = 2
 
-// TestUpgradeLosesNothing: messages, events and dead letters wait in a schema of version 2. A relay of today says
-// what to do. While `koji-relay db upgrade` works, hubs go on inserting events, and an older relay goes on where
-// KOJI_RELAY_OLD_BINARY names its program (built from the parent of commit 045b779). Then all arrive.
+// TestUpgradeLosesNothing: messages, events and dead letters wait in a schema of version 2. A relay of today
+// says what to do. While `koji-relay db upgrade` works, hubs go on inserting events, and an older relay goes
+// on where KOJI_RELAY_OLD_BINARY names its program (built from the parent of commit 045b779). Then all
+// arrive.
 func TestUpgradeLosesNothing(t *testing.T) {
 	t.Parallel()
 	broker, postgres := startBroker(t, rabbitmq40), startPostgres(t)
@@ -140,10 +141,11 @@ func (s *oldSite) init() {
 	}
 }
 
-const taggedKwargs = `{"tag": {"id": 7, "name": "f39"}, "build": {"build_id": 1, "name": "pkg", "version": "1",
-	"release": "1"}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`
+const taggedKwargs = `{"tag": {"id": 7, "name": "f39"}, "build": {"build_id": 1, "name": "pkg",
+	"version": "1", "release": "1"}, "user": {"id": 1, "name": "kojiadmin"}, "force": false}`
 
-// leave inserts what waits: as many messages, events and dead letters, as the old relay and the old plugin did.
+// leave inserts what waits: as many messages, events and dead letters, as the old relay and the old plugin
+// did.
 func (s *oldSite) leave(each int) {
 	s.Helper()
 	for range each {
@@ -164,8 +166,8 @@ func (s *oldSite) leave(each int) {
 	}
 }
 
-// oldHubs go on while the schema is upgraded: half of the commits go to the older relay, if there is one, and into
-// the outbox where it does not take them.
+// oldHubs go on while the schema is upgraded: half of the commits go to the older relay, if there is one, and
+// into the outbox where it does not take them.
 type oldHubs struct {
 	*testing.T
 	stop     context.CancelFunc

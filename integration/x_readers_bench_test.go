@@ -11,8 +11,8 @@ import (
 // BenchmarkFrozenReader freezes one of two readers of an outbox under load, and compares what the other bus
 // notices with a second site, whose readers both go on: same servers, same load, same time. Each hub commits
 // 20 times a second two events. KOJI_RELAY_FROZEN_SECONDS is how long the freeze lasts (6); before it is a
-// twelfth of that. KOJI_RELAY_FROZEN_HELD events (0) are held for the frozen reader at once, as if it had been
-// frozen for longer.
+// twelfth of that. KOJI_RELAY_FROZEN_HELD events (0) are held for the frozen reader at once, as if it had
+// been frozen for longer.
 func BenchmarkFrozenReader(b *testing.B) {
 	for b.Loop() {
 		freezeReader(b, time.Duration(number(b, "KOJI_RELAY_FROZEN_SECONDS", 6))*time.Second,
@@ -157,8 +157,9 @@ func (s *twoBuses) since(b *testing.B, began time.Time) string {
 			}
 		}
 	}
-	return fmt.Sprintf("%d commits, %d events of them on the first bus; ms p50/p99/max: hand-over %.1f/%.1f/%.0f, "+
-		"until the consumer has it %.1f/%.1f/%.0f; %d events in the outbox", len(handOver), len(lag),
+	return fmt.Sprintf("%d commits, %d events of them on the first bus; ms p50/p99/max: "+
+		"hand-over %.1f/%.1f/%.0f, until the consumer has it %.1f/%.1f/%.0f; %d events in the outbox",
+		len(handOver), len(lag),
 		median(handOver), quantile(handOver, 0.99), slices.Max(handOver),
 		median(lag), quantile(lag, 0.99), slices.Max(lag), s.left(b))
 }

@@ -42,7 +42,8 @@ func TestReadersAreListedAndForgotten(t *testing.T) {
 			SELECT md5(i::text)::uuid, 1, 'postTag', '{}', now() - interval '2 hours' FROM generate_series(1, 1200) i;
 			DELETE FROM koji_relay.outbox WHERE event = 1 AND created < now() - interval '1 hour'`, "",
 			[]string{"drop", "--older-than", "1h", "--dry-run"}, exitOK, "drop would change: 1200"},
-		{"", "", []string{"drop", "--older-than", "1h"}, exitUsage, "Drop 1200 events of the outbox for good? [y/N]"},
+		{"", "", []string{"drop", "--older-than", "1h"}, exitUsage,
+			"Drop 1200 events of the outbox for good? [y/N]"},
 		{"", "y\n", []string{"drop", "--older-than", "1h"}, exitOK, "drop: 1200"},
 		{"", "", []string{"drop", "--older-than", "1h"}, exitOK, "drop: 0"},
 		{"", "", []string{"readers", "--json"}, exitOK, `"events": 5`},
@@ -74,7 +75,8 @@ func TestCheckTellsOfReaders(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.StartCluster(t).ConnString("postgres")
 	broker := startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "4.0.5"}).Addr()
-	text := "[broker]\nurls = amqp://" + broker + "\ntopic_prefix = /topic/koji\n[queue]\ndatabase = " + conn + "\n"
+	text := "[broker]\nurls = amqp://" + broker + "\ntopic_prefix = /topic/koji\n" +
+		"[queue]\ndatabase = " + conn + "\n"
 	path := filepath.Join(t.TempDir(), "protonmsg.conf")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -87,13 +89,15 @@ func TestCheckTellsOfReaders(t *testing.T) {
 		code       int
 		want       []string
 	}{
-		{"SELECT 1", "", exitOK, []string{"reader (no name)", "not registered: it gets what the hub does from its "}},
+		{"SELECT 1", "", exitOK, []string{"reader (no name)",
+			"not registered: it gets what the hub does from its "}},
 		{"INSERT INTO koji_relay.reader VALUES ('', '*', now() - interval '1 hour')", "", exitOK,
 			[]string{"0 events to take, away since"}},
 		{"INSERT INTO koji_relay.reader VALUES ('new-bus', '*', now())", "", exitOK,
 			[]string{"reader (no name)", "reader new-bus", "Nothing to complain"}},
 		{`UPDATE koji_relay.reader SET seen = now() - interval '1 hour';
-			INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES (gen_random_uuid(), 0, 'postTag', '{}')`,
+			INSERT INTO koji_relay.outbox (commit, event, callback, kwargs)
+				VALUES (gen_random_uuid(), 0, 'postTag', '{}')`,
 			"", exitFailure, []string{"nobody reads the outbox for new-bus, since ", "1 event held for it",
 				"koji-relay outbox forget new-bus"}},
 		{"SELECT 1", "new-bus", exitFailure, []string{"nobody reads the outbox for (no name)", "forget --unnamed"}},

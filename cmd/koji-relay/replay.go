@@ -178,8 +178,8 @@ func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
 func printPlan(cmd *cobra.Command, p inspect.Plan) {
 	takes := time.Duration(float64(p.Messages) / p.Rate * float64(time.Second))
 	out := cmd.ErrOrStderr()
-	fmt.Fprintf(out, "%s, %s, in %s at %g a second\n", inspect.Count(p.Messages, "message"), inspect.Size(p.Bytes),
-		inspect.Duration(takes), p.Rate)
+	fmt.Fprintf(out, "%s, %s, in %s at %g a second\n", inspect.Count(p.Messages, "message"),
+		inspect.Size(p.Bytes), inspect.Duration(takes), p.Rate)
 	for _, topic := range slices.Sorted(maps.Keys(p.Topics)) {
 		fmt.Fprintf(out, "  %8d  %s\n", p.Topics[topic], inspect.Line(topic, 0))
 	}

@@ -17,8 +17,8 @@ import (
 	"koji-relay/internal/inspect"
 )
 
-// Find implements history.Store. Words are looked up in the index, all of them together; the search loads what
-// it gives, and filters.
+// Find implements history.Store. Words are looked up in the index, all of them together; the search loads
+// what it gives, and filters.
 func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n int) ([]history.Ref, error) {
 	switch {
 	case q.ID != "":
@@ -46,8 +46,8 @@ type walk struct {
 	prefixes [][]byte
 }
 
-// walksOf chooses what to walk. Together the walks leave nothing out. A condition with one word is a prefix of
-// each walk. What else there is is looked at when a message is loaded.
+// walksOf chooses what to walk. Together the walks leave nothing out. A condition with one word is a prefix
+// of each walk. What else there is is looked at when a message is loaded.
 func walksOf(q *history.Query) []walk {
 	var all [][]byte // prefixes that every place must have
 	also := func(kind, word string) { all = append(all, wordKey(kind, word)) }

@@ -173,8 +173,8 @@ func stepValues(st *history.Step) []any {
 	return []any{st.Time, st.Handed, binary(st.ID), string(st.Kind), clean(st.Broker), clean(st.Reason)}
 }
 
-// binary gives a UUID in the form that COPY takes as it is; no UUID is NULL. The driver would take text as well,
-// but only after it has failed to encode it, which costs more than all the rest of the row.
+// binary gives a UUID in the form that COPY takes as it is; no UUID is NULL. The driver would take text as
+// well, but only after it has failed to encode it, which costs more than all the rest of the row.
 func binary(id string) pgtype.UUID {
 	u, err := uuid.Parse(id)
 	return pgtype.UUID{Bytes: u, Valid: err == nil}

@@ -49,7 +49,8 @@ func TestBrokerThatIsUntriedIsTriedByATest(t *testing.T) {
 		{inspect.Broker{State: inspect.Down}, "koji-relay check --connect"},
 	} {
 		s := Status{Brokers: []inspect.Broker{c.broker}}
-		if got := s.sending(time.Now()); len(got) != 1 || got[0].Code != "NO_BROKER" || got[0].Command != c.command {
+		got := s.sending(time.Now())
+		if len(got) != 1 || got[0].Code != "NO_BROKER" || got[0].Command != c.command {
 			t.Errorf("%+v: %+v", c.broker, got)
 		}
 	}

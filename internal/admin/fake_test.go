@@ -197,8 +197,9 @@ func (f *fakeControl) Import(_ context.Context, r io.Reader) (inspect.Imported, 
 func newTestServer(t *testing.T, status Status) (*Server, *fakeSource, *fakeControl) {
 	t.Helper()
 	source, control := &fakeSource{status: status}, &fakeControl{}
-	s := New(Options{Source: source.get, Metrics: NewMetrics("1.2.3", ""), Recent: NewRecent(100), Control: control,
-		Logger: discard})
+	s := New(Options{Source: source.get, Metrics: NewMetrics("1.2.3", ""), Recent: NewRecent(100),
+		Control: control,
+		Logger:  discard})
 	s.refresh(t.Context())
 	return s, source, control
 }

@@ -205,8 +205,8 @@ func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, t
 	m.handoff.Observe(took.Seconds())
 }
 
-// MessageSent counts a message that a broker accepted, from the hub or from the queue, and the time between its
-// sending and the broker's answer.
+// MessageSent counts a message that a broker accepted, from the hub or from the queue, and the time between
+// its sending and the broker's answer.
 func (m *Metrics) MessageSent(address, broker string, took time.Duration) {
 	m.nSent.Add(1)
 	to := m.seriesOf(way{address, broker})

@@ -168,8 +168,9 @@ func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 			status.Generated = time.Now()
 			return status
 		}
-		s := New(Options{Source: source, Metrics: NewMetrics("1", ""), Recent: NewRecent(1), Control: &fakeControl{},
-			Logger: discard})
+		s := New(Options{Source: source, Metrics: NewMetrics("1", ""), Recent: NewRecent(1),
+			Control: &fakeControl{},
+			Logger:  discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()

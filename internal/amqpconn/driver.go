@@ -99,9 +99,9 @@ type Receipt struct {
 }
 
 // Send gives m to the broker, its application-properties in the order of keys, and blocks until there is
-// credit for it. more tells that another one is sent right afterwards: they may go together. One goroutine at a
-// time may call it. It has no context, since a send that is cancelled would
-// leave half a message on the link (upstream 3): the end of the link or of the connection is what ends it.
+// credit for it. more tells that another one is sent right afterwards: they may go together. One goroutine at
+// a time may call it. It has no context, since a send that is cancelled would leave half a message on the
+// link (upstream 3): the end of the link or of the connection is what ends it.
 func (s *Sender) Send(m *amqp.Message, keys []string, more bool) (Receipt, error) {
 	tag := s.c.tags.Add(1)
 	m.DeliveryTag = binary.BigEndian.AppendUint64(nil, tag)

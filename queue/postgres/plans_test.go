@@ -43,8 +43,8 @@ func TestWorkDoesNotGrowWithTheQueueWhateverTheStatisticsSay(t *testing.T) {
 	}
 }
 
-// TestOutboxHeldForAnotherReaderCostsLittle: what is held for a reader that is away is walked past now and then
-// only, and once, whatever the planner believes of it.
+// TestOutboxHeldForAnotherReaderCostsLittle: what is held for a reader that is away is walked past now and
+// then only, and once, whatever the planner believes of it.
 func TestOutboxHeldForAnotherReaderCostsLittle(t *testing.T) {
 	t.Parallel()
 	for name, reltuples := range map[string]float64{"empty": 0, "never analyzed": -1, "huge": 1e8} {

@@ -31,14 +31,15 @@ import (
 const takenBy = `ARRAY(SELECT t.reader FROM koji_relay.outbox_taken t ` +
 	`WHERE t.id = o.id AND t.commit = o.commit)`
 
-// untaken joins the outbox o with the marks t of one reader, which follows: t.id is NULL where it has not taken
-// an event. For walks over the whole outbox: after onlyMerge that is one walk over two indexes, in the order of
-// ids, whatever the planner believes. Another reader that is away makes the outbox long.
+// untaken joins the outbox o with the marks t of one reader, which follows: t.id is NULL where it has not
+// taken an event. For walks over the whole outbox: after onlyMerge that is one walk over two indexes, in the
+// order of ids, whatever the planner believes. Another reader that is away makes the outbox long.
 const untaken = `koji_relay.outbox o LEFT JOIN koji_relay.outbox_taken t ` +
 	`ON t.id = o.id AND t.commit = o.commit AND t.reader = `
 
 // onlyMerge is for the rest of a transaction.
-const onlyMerge = `SELECT set_config('enable_mergejoin', 'on', true), set_config('enable_nestloop', 'off', true)`
+const onlyMerge = `SELECT set_config('enable_mergejoin', 'on', true),
+	set_config('enable_nestloop', 'off', true)`
 
 // takenByAll is true where each reader has taken o.
 const takenByAll = `NOT EXISTS (SELECT FROM koji_relay.reader r WHERE r.name <> ALL (` + takenBy + `))`
@@ -181,8 +182,8 @@ func (p *Store) Readers(ctx context.Context) ([]inspect.Reader, error) {
 }
 
 // selectReaders gives each reader with the session that holds its lock. $1 is inspect.AwayAfter in seconds.
-const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(secs => $1), w.walked, w.n, w.oldest, coalesce(l.pid, 0),
-		coalesce(a.application_name, ''), coalesce(host(a.client_addr), '')
+const selectReaders = `SELECT r.name, r.seen, now() - r.seen > make_interval(secs => $1), w.walked, w.n,
+		w.oldest, coalesce(l.pid, 0), coalesce(a.application_name, ''), coalesce(host(a.client_addr), '')
 	FROM koji_relay.reader r
 	CROSS JOIN LATERAL (SELECT count(*) AS walked, count(*) FILTER (WHERE t.id IS NULL) AS n,
 		min(o.created) FILTER (WHERE t.id IS NULL) AS oldest FROM ` + untaken + `r.name) w
@@ -254,9 +255,9 @@ func (p *Store) ForgetReader(ctx context.Context, name string) (known bool, dele
 	return known, deleted, err
 }
 
-// DropOutbox deletes events inserted before a moment, whoever has not taken them, and gives their number; with
-// dry it only counts. What a relay has in hand meanwhile goes out all the same. After an error it gives what was
-// deleted before it.
+// DropOutbox deletes events inserted before a moment, whoever has not taken them, and gives their number;
+// with dry it only counts. What a relay has in hand meanwhile goes out all the same. After an error it gives
+// what was deleted before it.
 func (p *Store) DropOutbox(ctx context.Context, before time.Time, dry bool) (n int64, err error) {
 	if dry {
 		err = p.do(ctx, "count events of the outbox", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {

@@ -199,8 +199,8 @@ func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 }
 
 // errReadOnly is a server that takes no changes.
-var errReadOnly = errors.New("the server takes no changes: it is a standby, or default_transaction_read_only " +
-	"is on")
+var errReadOnly = errors.New("the server takes no changes: it is a standby, or " +
+	"default_transaction_read_only is on")
 
 // writable refuses a session in which nothing can be changed: after a failover another one may be had.
 func writable(next pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
