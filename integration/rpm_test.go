@@ -74,7 +74,7 @@ func TestRPM(t *testing.T) {
 	}
 	b.run(t, "rpm -e --nodeps koji-relay koji-relay-hub-plugin")
 	b.becomes(t, "inactive\ninactive", "systemctl is-active koji-relay.socket koji-relay.service")
-	b.fails(t, "ls /usr/bin/koji-relay /usr/lib/systemd/system/koji-relay.socket")
+	staysAfterRemoval(t, b, "/etc/koji-hub/plugins/koji_relay.conf.rpmsave\n")
 }
 
 // rpmIsOlder asks rpm whether the old version is older; ok is false where rpm cannot tell.
