@@ -78,7 +78,8 @@ func (r *relay) ask(t testing.TB, admin string) (s said, err error) {
 		err = fmt.Errorf("the page says %q and koji-relay status %q", s.page, out)
 	}
 	for _, code := range s.codes { // each way names each reason
-		shown := strings.Contains(page, "<code>"+code+"</code>") && strings.Contains(string(out), "\n"+code+" since ")
+		shown := strings.Contains(page, "<code>"+code+"</code>") &&
+			strings.Contains(string(out), "\n"+code+" since ")
 		if err == nil && !shown {
 			err = fmt.Errorf("/ready names %s; koji-relay status says\n%s", code, out)
 		}
@@ -180,8 +181,9 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 
 	// A dead letter is to be decided on; a pause is to be ended.
 	now := time.Now().UTC().Format(time.RFC3339)
-	r.command(t, fmt.Sprintf(`{"kind": "dead_message", "message_id": %q, "address": "build.tag", "props": "{}", `+
-		`"body": "{}", "created": %q, "queued": %q, "reason": "too large"}`, uuid.NewString(), now, now)+"\n", "queue",
+	r.command(t, fmt.Sprintf(`{"kind": "dead_message", "message_id": %q, "address": "build.tag", `+
+		`"props": "{}", "body": "{}", "created": %q, "queued": %q, "reason": "too large"}`,
+		uuid.NewString(), now, now)+"\n", "queue",
 		"import", "-")
 	r.says(t, admin, soon, "degraded", "DEAD_LETTERS")
 	r.command(t, "", "dead", "drop", "--all", "--yes")

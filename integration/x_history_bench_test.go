@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// histories: what the history costs, beside a relay that keeps none. Both run all the time, and each is measured
-// in turn.
+// histories: what the history costs, beside a relay that keeps none. Both run all the time, and each is
+// measured in turn.
 func histories(t *table) {
 	const without = "the same without a history"
 	p50 := t.row("history: hand-over, p50", "µs", without, atMost(1.05, 0))
