@@ -10,7 +10,7 @@ import java.util.*;
  *     --user koji --password-file password --topic 'koji.build.*' --selector "type = 'Tag' AND tag LIKE 'f39%'"
  *
  * It acknowledges a message after handle() has returned, and passes over one that it has seen already. It needs
- * Java 17 and one client on the class path: that of ActiveMQ (OpenWire) or Qpid's (AMQP 1.0).
+ * Java 17 and a client on the class path: that of ActiveMQ (OpenWire), of Artemis, or Qpid's (AMQP 1.0).
  */
 class Consumer {
     static final int REMEMBERED = 10000; // message-ids; most repeats come within minutes of the first time
@@ -35,13 +35,17 @@ class Consumer {
         return switch (client) {
             case "activemq" -> new org.apache.activemq.ActiveMQConnectionFactory(url);
             case "qpid" -> new org.apache.qpid.jms.JmsConnectionFactory(url);
-            default -> throw new IllegalArgumentException("--client is activemq or qpid, not " + client);
+            case "artemis" -> new org.apache.activemq.artemis.jms.client.ActiveMQConnectionFactory(url);
+            default -> throw new IllegalArgumentException("--client is activemq, artemis or qpid, not " + client);
         };
     }
 
     /** The message-id that the relay set. The clients put different things in front of it. */
     static String id(Message message) throws JMSException {
-        String id = message.getJMSMessageID();
+        String id = message.getStringProperty("NATIVE_MESSAGE_ID"); // by Artemis' own client
+        if (id == null) {
+            id = message.getJMSMessageID();
+        }
         return id == null ? null : id.replaceFirst("^ID:(AMQP_NO_PREFIX:)?", "");
     }
 
