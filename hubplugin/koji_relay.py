@@ -302,6 +302,8 @@ def after_commit(cbtype, *args, **kwargs):
     if lost:
         LOG.error('commit %s: %d of %d events lost: %s; koji-relay: %s; outbox: %s', commit.id,
                   len(lost), len(events), [event[:2] for event in lost[:20]], why, failure)
+    elif trouble != (why, failure) == (None, None):
+        LOG.warning('commit %s: koji-relay and the outbox work again', commit.id)
     elif trouble != (why, failure):     # an outage concerns every commit but is news only once
         LOG.warning('commit %s: %d of %d events went by the outbox; koji-relay: %s; outbox: %s',
                     commit.id, len(rest), len(events), why or 'ok', failure or 'ok')

@@ -831,8 +831,9 @@ def test_outage_is_news_once_and_so_is_its_end(load, hub, database, directory, l
             hub.request(change('x'))
     for _ in range(5):
         hub.request(change('x'))
-    assert [line.split('koji-relay: ')[1][:17] for line in log()] == [
-        'FileNotFoundError', 'ok; outbox: ok', 'FileNotFoundError']
+    began, ended, again = log()
+    assert 'FileNotFoundError' in began and 'FileNotFoundError' in again
+    assert ended.endswith(': koji-relay and the outbox work again')
 
 
 def test_no_log_line_quotes_a_body(load, hub, database, log, relay):

@@ -58,7 +58,8 @@ def main():
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, default=61613)
     parser.add_argument("--destination", required=True, help="such as /topic/koji.> (ActiveMQ)")
-    parser.add_argument("--header", action="append", default=[], help="of SUBSCRIBE, such as selector:type='Tag'")
+    parser.add_argument("--header", action="append", default=[],
+                        help="of SUBSCRIBE, such as selector:type='Tag'")
     parser.add_argument("--virtual-host", default="/", help="of RabbitMQ; the others do not look at it")
     parser.add_argument("--client-id", help="for a durable subscription")
     parser.add_argument("--user", required=True)
