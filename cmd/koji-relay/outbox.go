@@ -20,9 +20,9 @@ func outboxCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "outbox",
 		Short: "Look at the readers of the outbox, forget one, drop events",
-		Long: `Look at the readers of the outbox, forget one, drop events. A reader is a relay with a
-name of its own ([relay] name), or the relays without one. An event goes when
-each reader has taken it. The commands work on the database itself.`,
+		Long: `Look at the readers of the outbox, forget one, drop events. A reader is a
+relay with a name of its own ([relay] name), or the relays without one. An event
+goes when each reader has taken it. The commands work on the database itself.`,
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
