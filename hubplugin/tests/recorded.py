@@ -1,6 +1,7 @@
 """Python values as JSON and back: what a hub gives its callbacks is more than JSON can say."""
 import datetime
 import decimal
+import re
 import xmlrpc.client
 
 
@@ -25,12 +26,21 @@ def typed(value):
     raise TypeError('%s: %r' % (type(value), value))
 
 
+def moment(text):
+    """datetime.fromisoformat, which Python 3.6 has not."""
+    text, zone = re.fullmatch(r'(.*?)([+-]\d\d:\d\d)?', text).groups()
+    form = '%Y-%m-%dT%H:%M:%S' + ('.%f' if '.' in text else '')
+    if zone:
+        text, form = text + zone.replace(':', ''), form + '%z'
+    return datetime.datetime.strptime(text, form)
+
+
 REVIVE = {
     '$dict': lambda items: {untyped(key): untyped(value) for key, value in items},
     '$tuple': lambda items: tuple(map(untyped, items)),
     '$set': lambda items: set(map(untyped, items)),
     '$frozenset': lambda items: frozenset(map(untyped, items)),
-    '$datetime': lambda text: datetime.datetime.fromisoformat(text),
+    '$datetime': moment,
     '$Decimal': decimal.Decimal,
     '$DateTime': xmlrpc.client.DateTime,
 }

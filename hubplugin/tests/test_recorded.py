@@ -25,7 +25,8 @@ def test_recorded_events_are_handed_over_to_the_byte(load, hub, relay, build_typ
                 events = [event for event in json.loads(line)['events']
                           if event['callback'] in koji.plugin.callbacks]
                 del relay.requests[:]
-                hub.request(lambda: run(events, build_type))
+                failure = hub.request(lambda: run(events, build_type))
+                assert failure is None, failure
                 texts = [text for request in relay.requests if request.text
                          for text in request.text.split('"kwargs": ')[1:]]
                 assert len(texts) == len(events)
