@@ -45,6 +45,7 @@ const kojiTables = `
 		(1, 1, 900, 950), -- bash into f40 and out of it
 		(1, 2, 901, NULL), -- into a tag that is excluded
 		(1, 1, 960, 970), (1, 1, 970, NULL), -- tagged anew by force
+		(5, 2, 975, 975), -- into a tag and out of it in one transaction
 		(4, 1, 100, 980), -- the build was deleted
 		(1, 3, 100, 981), -- the tag was deleted
 		(2, 1, 100, 101); -- long ago
@@ -92,7 +93,7 @@ func TestFactsAreThoseOfTheHubsTables(t *testing.T) {
 	t.Parallel()
 	all := facts(t, kojiTables)
 	got := count(all)
-	want := map[string]int{"postTag": 4, "postUntag": 4, "the build was deleted": 1,
+	want := map[string]int{"postTag": 5, "postUntag": 5, "the build was deleted": 1,
 		"it was tagged anew at once": 1,
 		"the tag was deleted":        1, "postBuildStateChange": 3, "postRepoInit": 2, "postRepoDone": 1}
 	for what, n := range want {
@@ -115,7 +116,7 @@ func TestAnOlderHubHasNoTimesOfRepos(t *testing.T) {
 	rename := strings.NewReplacer("creation_time timestamptz, state_time timestamptz",
 		"x timestamptz, y timestamptz", "promotion_time timestamptz", "z timestamptz")
 	old := rename.Replace(kojiTables)
-	if got := count(facts(t, old)); got["postRepoInit"] != 0 || got["postTag"] != 4 {
+	if got := count(facts(t, old)); got["postRepoInit"] != 0 || got["postTag"] != 5 {
 		t.Errorf("got %v", got)
 	}
 }

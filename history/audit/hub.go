@@ -110,21 +110,26 @@ func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, err
 	if err != nil {
 		return nil, err
 	}
-	rows, _ := h.conn.Query(ctx, `SELECT e.time, l.create_event = e.id AS added, `+names+`, t.name AS tag,
-			CASE WHEN l.create_event = e.id THEN ''
+	// Each half is joined by one number: joined by either of two, each row was compared with all events.
+	rows, _ := h.conn.Query(ctx, `SELECT e.time, l.added, `+names+`, t.name AS tag,
+			CASE WHEN l.added THEN ''
 				WHEN b.state = 2 THEN 'the build was deleted'
 				WHEN EXISTS (SELECT FROM tag_listing n WHERE n.build_id = l.build_id AND n.tag_id = l.tag_id
-					AND n.create_event = l.revoke_event) THEN 'it was tagged anew at once'
+					AND n.create_event = l.revoke_event AND n.create_event <> l.create_event)
+					THEN 'it was tagged anew at once'
 				WHEN EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.revoke_event =
 				l.revoke_event)
 					AND NOT EXISTS (SELECT FROM tag_config c WHERE c.tag_id = l.tag_id AND c.create_event =
 					l.revoke_event)
 					THEN 'the tag was deleted'
 				ELSE '' END AS silent
-		FROM tag_listing l JOIN events e ON e.id = l.create_event OR e.id = l.revoke_event
+		FROM (SELECT build_id, tag_id, create_event, revoke_event, create_event AS event, true AS added
+				FROM tag_listing WHERE create_event >= $1
+			UNION ALL SELECT build_id, tag_id, create_event, revoke_event, revoke_event, false
+				FROM tag_listing WHERE revoke_event >= $1) l
+		JOIN events e ON e.id = l.event
 		JOIN build b ON b.id = l.build_id JOIN package p ON p.id = b.pkg_id JOIN tag t ON t.id = l.tag_id
-		WHERE (l.create_event >= $1 OR l.revoke_event >= $1) AND e.id >= $1 AND e.time >= $2 AND e.time <
-		$3`, first, since, until)
+		WHERE e.time >= $2 AND e.time < $3`, first, since, until)
 	var all []Fact
 	var f Fact
 	var added bool
