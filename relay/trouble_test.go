@@ -314,7 +314,7 @@ func TestDrainDeliversAllAfterALostConnection(t *testing.T) {
 func TestDrainIsNotHeldUpByOneMessage(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 200 * time.Millisecond }, b)
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 2 * time.Second }, b)
 	w.await(0, Up)
 	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}, Containing: `{"n": 7}`})
 	for range 2 {
@@ -324,7 +324,7 @@ func TestDrainIsNotHeldUpByOneMessage(t *testing.T) {
 				t.Fatalf("message %d: %+v", i, o)
 			}
 		}
-		if took := time.Since(began); took > 10*time.Second {
+		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("the drain waited %v for one message", took)
 		}
 	}
