@@ -110,7 +110,7 @@ func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, err
 	if err != nil {
 		return nil, err
 	}
-	// Each half is joined by one number: joined by either of two, each row was compared with all events.
+	// A tagging and its untagging are two facts, in one transaction too.
 	rows, _ := h.conn.Query(ctx, `SELECT e.time, l.added, `+names+`, t.name AS tag,
 			CASE WHEN l.added THEN ''
 				WHEN b.state = 2 THEN 'the build was deleted'
