@@ -154,8 +154,7 @@ func (s *site) version(t testing.TB) string {
 	return status.Version
 }
 
-// TestDebUnderSystemd: what a site runs. Its steps follow each other. It measures time, so nothing runs
-// beside it.
+// TestDebUnderSystemd: what a site runs. Its steps follow each other.
 func TestDebUnderSystemd(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, true)

@@ -3,7 +3,6 @@ package storetest
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -88,28 +87,30 @@ func runBesideDrops(t *testing.T, work map[string]func(context.Context) error, d
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	did := make(map[string]*atomic.Int64, len(work))
+	did := make(map[string]chan struct{}, len(work))
 	for name, do := range work {
-		count := new(atomic.Int64)
-		did[name] = count
+		once := make(chan struct{})
+		did[name] = once
 		wg.Go(func() {
+			defer close(once)
 			for ctx.Err() == nil {
 				if err := do(ctx); err != nil && ctx.Err() == nil {
 					t.Errorf("%s: %v", name, err)
 					return
 				}
-				count.Add(1)
+				select {
+				case once <- struct{}{}:
+				default: // nobody waits for it now
+				}
 			}
 		})
 	}
 	drop(func() {
-		limit := time.Now().Add(time.Minute)
-		for name, count := range did {
-			for before := count.Load(); count.Load() == before && !t.Failed(); {
-				if time.Now().After(limit) {
-					t.Fatalf("%s does not come to its end", name)
-				}
-				time.Sleep(time.Millisecond)
+		for name, once := range did {
+			select {
+			case <-once:
+			case <-time.After(time.Minute):
+				t.Fatalf("%s does not come to its end", name)
 			}
 		}
 	})
