@@ -406,8 +406,8 @@ func (r *Recorder) works() {
 	r.mu.Lock()
 	r.stats.Error = ""
 	r.mu.Unlock()
-	if r.trouble.Over() {
-		r.log.Info("the history is written again")
+	if failures, after := r.trouble.Over(); failures > 0 {
+		r.log.Info("the history is written again", "failures", failures, "after", after)
 	}
 }
 

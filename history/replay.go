@@ -77,8 +77,10 @@ func (r *Replayer) Run(ctx context.Context) error {
 				r.tell(err)
 			}
 			wait = r.trouble.Delay()
-		case r.trouble.Over():
-			r.o.Logger.Info("replays work again")
+		default:
+			if failures, after := r.trouble.Over(); failures > 0 {
+				r.o.Logger.Info("replays work again", "failures", failures, "after", after)
+			}
 		}
 		retry.Pause(ctx, wait)
 	}

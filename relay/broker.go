@@ -75,20 +75,31 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 	defer tried()
 	trouble := retry.Trouble{Limit: maxDialPause}
 	failures, downSince := 0, time.Now()
+	brief := false // the last connection ended soon, and so may this one: what is over is said when it lasts
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
 		c, err := b.dial(ctx)
 		var lasted time.Duration
 		if err == nil {
-			b.connected(c, failures, time.Since(downSince))
+			b.connected(c)
+			n, since := failures, downSince
+			tell := func() { b.tellConnected(c, n, time.Since(since)) }
+			wait := time.AfterFunc(seasoned, tell)
+			told := !brief && wait.Stop()
+			if told {
+				tell()
+			}
 			tried()
 			err = c.serve(ctx)
+			if told = told || !wait.Stop(); told {
+				failures, downSince = 0, time.Now()
+			}
 			var refused *guard.RefusedError
 			if errors.As(err, &refused) {
 				b.latch()
 			}
-			failures, downSince = 0, time.Now()
 			lasted = time.Since(c.born)
+			brief = lasted < seasoned
 			b.disconnected()
 		}
 		tried()
@@ -180,9 +191,8 @@ func (b *broker) observe(s BrokerState) {
 	}
 }
 
-// connected puts a new connection to use; with its breaker open if the last one left it so. failures counts
-// the end of the last one and the attempts since.
-func (b *broker) connected(c *conn, failures int, down time.Duration) {
+// connected puts a new connection to use; with its breaker open if the last one left it so.
+func (b *broker) connected(c *conn) {
 	b.mu.Lock()
 	b.conn, b.connectedAt, b.phase = c, time.Now(), Up
 	b.breaker.open = false
@@ -194,15 +204,23 @@ func (b *broker) connected(c *conn, failures int, down time.Duration) {
 	state := b.state()
 	b.enter(cause)
 	b.mu.Unlock()
+	b.observe(state)
+	b.r.endStart()
+	b.r.signalUp()
+}
+
+// tellConnected logs a connection. failures counts the attempts before it, and the ends of connections that
+// did not last.
+func (b *broker) tellConnected(c *conn, failures int, down time.Duration) {
+	b.mu.Lock()
+	state := b.state()
+	b.mu.Unlock()
 	log := b.log
 	if failures > 0 {
 		log = log.With("failures", failures, "down", down.Round(time.Millisecond).String())
 	}
 	log.Info("broker connected", "product", c.Peer.Product, "version", c.Peer.Version, "dialect", c.Dialect.Name,
 		"login", c.Mechanism, "state", string(state))
-	b.observe(state)
-	b.r.endStart()
-	b.r.signalUp()
 }
 
 func (b *broker) disconnected() {

@@ -46,12 +46,29 @@ func TestBrokerTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.await(0, Up)
-	wantLines(t, log, 2, "broker connected")
+	poll(t, "it has lasted", func() bool { return strings.Count(log.String(), "broker connected") == 2 })
 	// Once for the lost connection, once for the refused ones.
 	wantLines(t, log, 2, "broker down")
 	wantLines(t, log, 1, "connection refused")
 	wantLines(t, log, 1, "failures=") // of the second connection
 	wantLines(t, log, 1, "down=")
+}
+
+// A broker that takes connections and ends each at once is in one trouble: "connected" would be its last word.
+func TestBrokerThatEndsEachConnectionIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, nil, b)
+	w.await(0, Up)
+	for range 3 {
+		b.Inflict("", devbroker.DropConnection, devbroker.Cause{})
+		w.await(0, Down)
+		w.await(0, Up)
+	}
+	wantLines(t, log, 1, "broker down")
+	wantLines(t, log, 1, "broker connected")
+	poll(t, "it has lasted", func() bool { return strings.Count(log.String(), "broker connected") == 2 })
+	wantLines(t, log, 1, "failures=3")
 }
 
 func TestAddressTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {

@@ -116,7 +116,7 @@ func (c *Conn) open(ctx context.Context) (err error) {
 		nc, who.Certificate = c.tls.Conn, c.tls.HasClient()
 	}
 	c.stage = stageSASL
-	if err := c.logIn(ctx, nc, who); err != nil {
+	if c.Mechanism, c.Offered, err = who.Negotiate(ctx, nc); err != nil {
 		return err
 	}
 	c.stage = stageOpen
@@ -171,19 +171,6 @@ func (c *Conn) Destination(topic string) (dialect.Destination, error) {
 
 // CertExpires tells when the certificates in use end; zero without.
 func (c *Conn) CertExpires() (server, client time.Time) { return c.tls.Expires() }
-
-// logIn runs the SASL layer, bounded by ctx.
-func (c *Conn) logIn(ctx context.Context, nc net.Conn, who sasl.Login) (err error) {
-	deadline, _ := ctx.Deadline()
-	_ = nc.SetDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	c.Mechanism, c.Offered, err = who.Negotiate(nc)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	_ = nc.SetDeadline(time.Time{})
-	return err
-}
 
 // withoutAddress strips "dial tcp 10.0.0.1:5672:", which the log line has already said, off a dial error.
 func withoutAddress(err error) error {

@@ -40,8 +40,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	c, err := l.Listener.Accept()
 	if err == nil {
-		if l.trouble.Over() {
-			l.log.Info("connections are accepted again", "listener", l.name)
+		if failures, after := l.trouble.Over(); failures > 0 {
+			l.log.Info("connections are accepted again", "listener", l.name, "failures", failures, "after", after)
 		}
 		return &conn{Conn: c, leave: sync.OnceFunc(l.leave)}, nil
 	}
@@ -129,8 +129,9 @@ func (d *Daemon) serveAlso(parts *stops, name string, most int, open func() (net
 		var trouble retry.Trouble
 		for {
 			if err == nil {
-				if trouble.Over() {
-					d.log.Info("listening at last", "listener", name, "address", l.Addr())
+				if failures, after := trouble.Over(); failures > 0 {
+					d.log.Info("listening at last", "listener", name, "address", l.Addr(), "failures", failures,
+						"after", after)
 				}
 				err = serveUntil(ctx, newListener(l, name, most, d.log), serve)
 			}

@@ -44,7 +44,10 @@ func (r *refusals) refused(commit string, events int, cause error) {
 func (r *refusals) taken(stored bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !stored && time.Since(r.last) < settledAfter || !r.trouble.Over() {
+	if !stored && time.Since(r.last) < settledAfter {
+		return
+	}
+	if refused, _ := r.trouble.Over(); refused == 0 {
 		return
 	}
 	r.log.Info("events are taken again", "refused_commits", r.commits, "refused_events", r.events,

@@ -85,12 +85,15 @@ func (d *Daemon) announce(ctx context.Context) error {
 		others, err := d.postgres.Announce(ctx, d.opts.Config.Relay.Name, d.current.events())
 		switch {
 		case ctx.Err() != nil:
-		case err != nil && trouble.Failed(root(err)):
-			d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error", oneLine(err))
-		case err == nil && trouble.Over():
-			d.log.Info("the hub is told again which callbacks make messages")
-		}
-		if err == nil {
+		case err != nil:
+			if trouble.Failed(root(err)) {
+				d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error",
+					oneLine(err))
+			}
+		default:
+			if failures, after := trouble.Over(); failures > 0 {
+				d.log.Info("the hub is told again which callbacks make messages", "failures", failures, "after", after)
+			}
 			d.others.Store(&others)
 			d.giveUp(ctx, others)
 		}

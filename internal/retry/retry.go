@@ -1,4 +1,4 @@
-// Package retry is how loops of this program try again: they back off, and log an unchanged cause once.
+// Package retry is how loops of this program try again: they back off, and log each cause of a trouble once.
 //
 // It promises that delays are never shorter than asked for. It never tries anything itself.
 package retry
@@ -7,40 +7,55 @@ import (
 	"cmp"
 	"context"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 )
 
-// Trouble is the memory of one loop that tries again: how often it failed in a row, and why. The zero value
-// is a loop that works. It is not safe for concurrent use.
+// Trouble is the memory of one loop that tries again: how often it failed in a row, since when, and by which
+// causes. The zero value is a loop that works. It is not safe for concurrent use.
 type Trouble struct {
 	Limit time.Duration // the longest Delay; 0 = 5 s
 
 	failures int
-	cause    string
+	since    time.Time // of the first of these failures
+	causes   []string  // that were news
 }
 
-// Failed counts a failure. It reports whether the cause is news, and so belongs in the log.
+// maxCauses is how many causes of one trouble are news. A frozen server alternates between two or three; more
+// are texts that are new each time. The end names the number of failures.
+const maxCauses = 8
+
+// Failed counts a failure. It reports whether the cause is news, and so belongs in the log: a cause is news
+// once in a trouble, also when another one comes in between.
 func (t *Trouble) Failed(err error) bool { return t.FailedBy(Cause(err)) }
 
 // FailedBy is Failed for a cause that is a text already.
 func (t *Trouble) FailedBy(cause string) bool {
+	if t.failures == 0 {
+		t.since = time.Now()
+	}
 	t.failures++
-	news := cause != t.cause
-	t.cause = cause
-	return news
+	if len(t.causes) >= maxCauses || slices.Contains(t.causes, cause) {
+		return false
+	}
+	t.causes = append(t.causes, cause)
+	return true
 }
 
-// Over notes success. It reports whether that follows a failure, and so belongs in the log.
-func (t *Trouble) Over() bool {
-	again := t.failures > 0
-	t.failures, t.cause = 0, ""
-	return again
+// Over notes success. It gives the failures before it and the time since the first of them: 0 failures are no
+// news, more belong in the log.
+func (t *Trouble) Over() (failures int, after time.Duration) {
+	if t.failures > 0 {
+		failures, after = t.failures, time.Since(t.since).Round(time.Millisecond)
+	}
+	t.failures, t.causes = 0, nil
+	return failures, after
 }
 
 // Forget makes the next cause news, whatever it is.
-func (t *Trouble) Forget() { t.cause = "" }
+func (t *Trouble) Forget() { t.causes = nil }
 
 // Delay is the time until the next try: 200 ms, doubling with each failure to Limit, and jitter.
 func (t *Trouble) Delay() time.Duration {

@@ -2,6 +2,7 @@ package retry
 
 import (
 	"errors"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,6 +10,10 @@ import (
 
 func TestCauseIsNewsOnlyOnce(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, causeIsNewsOnlyOnce)
+}
+
+func causeIsNewsOnlyOnce(t *testing.T) {
 	var trouble Trouble
 	for i, row := range []struct {
 		cause string
@@ -19,14 +24,19 @@ func TestCauseIsNewsOnlyOnce(t *testing.T) {
 		{"read tcp 10.0.0.9:43210->10.0.0.2:5432: i/o timeout", true},
 		{"read tcp 10.0.0.9:43212->10.0.0.2:5432: i/o timeout", false},
 		{"read tcp 10.0.0.9:43214->10.0.0.3:5432: i/o timeout", true},
-		{"no route to host", true},
+		{"no route to host", false}, // it comes back: one trouble, whose cause alternates
+		{"read tcp 10.0.0.9:43210->10.0.0.2:5432: i/o timeout", false},
 	} {
+		time.Sleep(time.Second)
 		if got := trouble.Failed(errors.New(row.cause)); got != row.news {
 			t.Errorf("%d: %q is news: %v, want %v", i, row.cause, got, row.news)
 		}
 	}
-	if !trouble.Over() || trouble.Over() {
-		t.Error("success is news once, after failures")
+	if failures, after := trouble.Over(); failures != 7 || after != 6*time.Second {
+		t.Errorf("over after %d failures and %v, want 7 and 6s", failures, after)
+	}
+	if failures, after := trouble.Over(); failures != 0 || after != 0 {
+		t.Errorf("the second success is news: %d failures, %v", failures, after)
 	}
 	if !trouble.Failed(errors.New("no route to host")) {
 		t.Error("a cause from before a success is news again")
@@ -34,6 +44,15 @@ func TestCauseIsNewsOnlyOnce(t *testing.T) {
 	trouble.Forget()
 	if !trouble.FailedBy("no route to host") || trouble.FailedBy("no route to host") {
 		t.Error("a cause that was forgotten is news once")
+	}
+	news := 0
+	for i := range 1000 {
+		if trouble.FailedBy("attempt " + strconv.Itoa(i)) {
+			news++
+		}
+	}
+	if news > maxCauses {
+		t.Errorf("%d of 1000 causes of one trouble are news", news)
 	}
 }
 

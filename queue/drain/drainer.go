@@ -239,8 +239,8 @@ func (d *Drainer) measure(ctx context.Context, o *Options) {
 // errNotTaken ends a pass in which a broker is up and yet messages were not sent.
 var errNotTaken = errors.New("no broker took the batch")
 
-// account notes how a pass ended. After a failure the next pass waits, for longer with each failure. An
-// unchanged cause is logged once.
+// account notes how a pass ended. After a failure the next pass waits, for longer with each failure. A
+// cause is logged once in a trouble.
 func (d *Drainer) account(o *Options, err error) {
 	d.mu.Lock()
 	d.status.LastPass, d.status.Error = time.Now(), ""
@@ -250,8 +250,8 @@ func (d *Drainer) account(o *Options, err error) {
 	d.mu.Unlock()
 	switch {
 	case err == nil || errors.Is(err, queue.ErrBusy):
-		if d.trouble.Over() {
-			o.Logger.Info("the drain works again")
+		if failures, after := d.trouble.Over(); failures > 0 {
+			o.Logger.Info("the drain works again", "failures", failures, "after", after)
 		}
 		if err != nil {
 			d.notBefore = time.Now().Add(retry.Jitter(busyDelay))

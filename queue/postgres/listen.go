@@ -222,8 +222,8 @@ func (p *Store) ListenQueue(ctx context.Context, put func()) {
 	var trouble retry.Trouble
 	for ctx.Err() == nil {
 		err := p.listenQueue(ctx, put, func() {
-			if trouble.Over() {
-				p.log.Info("LISTEN works again", "database", p.name)
+			if failures, after := trouble.Over(); failures > 0 {
+				p.log.Info("LISTEN works again", "database", p.name, "failures", failures, "after", after)
 			}
 		})
 		if ctx.Err() != nil {

@@ -92,7 +92,9 @@ func (p *Store) tell(ctx context.Context) {
 			}
 			retry.Pause(ctx, trouble.Delay())
 		default:
-			trouble.Over()
+			if failures, after := trouble.Over(); failures > 0 {
+				p.log.Info("NOTIFY works again", "failures", failures, "after", after)
+			}
 			retry.Pause(ctx, notifyEvery)
 		}
 	}

@@ -220,8 +220,8 @@ func (b *Outbox) reading(session *listener) {
 
 // works notes that the outbox is in order.
 func (b *Outbox) works() {
-	if b.trouble.Over() {
-		b.o.Logger.Info("the outbox can be read again")
+	if failures, after := b.trouble.Over(); failures > 0 {
+		b.o.Logger.Info("the outbox can be read again", "failures", failures, "after", after)
 	}
 	b.mark(func(st *OutboxStatus) { st.Error = "" })
 }

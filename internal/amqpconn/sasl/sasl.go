@@ -16,12 +16,15 @@ package sasl
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"koji-relay/internal/amqpconn/failure"
 )
@@ -90,20 +93,21 @@ func (l Login) choose(offered []string) (mechanism string, response []byte, err 
 	}
 }
 
-// Negotiate runs the SASL layer on conn, whose deadline the caller has set. It reads no byte beyond it. The
-// mechanisms offered are given with an error, too, once they are known.
-func (l Login) Negotiate(conn net.Conn) (mechanism string, offered []string, err error) {
-	if _, err := conn.Write(protocol); err != nil {
-		return "", offered, fmt.Errorf("send SASL header: %w", err)
+// Negotiate runs the SASL layer on conn until ctx ends. It reads no byte beyond it, and leaves conn without a
+// deadline. The mechanisms offered are given with an error, too, once they are known.
+func (l Login) Negotiate(ctx context.Context, conn net.Conn) (mechanism string, offered []string, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	mechanism, offered, err = l.negotiate(ctx, conn)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
 	}
-	header := make([]byte, len(protocol))
-	if n, err := io.ReadFull(conn, header); failure.HungUp(err) {
-		return "", offered, wrongHeader(header[:n])
-	} else if err != nil {
-		return "", offered, fmt.Errorf("log in: %w", err)
-	}
-	if !bytes.Equal(header, protocol) {
-		return "", offered, wrongHeader(header)
+	_ = conn.SetDeadline(time.Time{})
+	return mechanism, offered, err
+}
+
+func (l Login) negotiate(ctx context.Context, conn net.Conn) (mechanism string, offered []string, err error) {
+	if err := greet(ctx, conn); err != nil {
+		return "", offered, err
 	}
 	fields, err := readFrame(conn, codeMechanisms)
 	if err != nil {
@@ -137,6 +141,47 @@ func (l Login) Negotiate(conn net.Conn) (mechanism string, offered []string, err
 		return "", offered, &Error{Mechanism: mechanism, Offered: offered, Reason: outcomeText(code)}
 	}
 	return mechanism, offered, nil
+}
+
+// greet exchanges headers. An HTTP server is silent until it has read the end of a line: who has said nothing
+// in nine tenths of the time is given one, so that the error can name it.
+func greet(ctx context.Context, conn net.Conn) error {
+	end, limited := ctx.Deadline()
+	ask := end
+	if limited {
+		ask = end.Add(-time.Until(end) / 10)
+	}
+	_ = conn.SetDeadline(ask)
+	if ctx.Err() != nil { // what ended it may have set its deadline before
+		return context.Cause(ctx)
+	}
+	if _, err := conn.Write(protocol); err != nil {
+		return fmt.Errorf("send SASL header: %w", err)
+	}
+	header := make([]byte, len(protocol))
+	n, err := io.ReadFull(conn, header)
+	_ = conn.SetDeadline(end)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	switch {
+	case err != nil && n == 0 && errors.Is(err, os.ErrDeadlineExceeded):
+		if _, err := io.WriteString(conn, "\r\n\r\n"); err != nil {
+			return fmt.Errorf("log in: %w", err)
+		}
+		n, err = io.ReadFull(conn, header)
+		if n == 0 && !failure.HungUp(err) {
+			return fmt.Errorf("log in: %w", err)
+		}
+		return wrongHeader(header[:n])
+	case failure.HungUp(err):
+		return wrongHeader(header[:n])
+	case err != nil:
+		return fmt.Errorf("log in: %w", err)
+	case !bytes.Equal(header, protocol):
+		return wrongHeader(header)
+	}
+	return nil
 }
 
 // maxOffered is how many mechanisms of a broker are looked at: far more than there are.
@@ -175,11 +220,13 @@ func wrongHeader(got []byte) error {
 		return errors.New("log in: the broker takes no SASL on this port; use one where clients log in")
 	case strings.HasPrefix(text, "\x15\x03"):
 		return errors.New("log in: the broker expects TLS on this port; write amqps:// in urls")
-	case strings.HasPrefix(text, "HTTP/"):
+	case strings.HasPrefix(text, "HTTP/"), strings.HasPrefix(strings.ToLower(text), "<!doctyp"),
+		strings.HasPrefix(strings.ToLower(text), "<html"):
 		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's " +
 			"AMQP port in urls")
-	case text == "":
-		return errors.New("log in: the peer hung up at once; if it expects TLS on this port write amqps:// in urls")
+	case text == "": // so do PostgreSQL, and brokers' TLS ports that send no alert
+		return errors.New("log in: the peer hung up without an answer: it is no AMQP 1.0 broker, or it expects TLS; check the " +
+			"port in urls, or write amqps:// there")
 	}
 	return fmt.Errorf("log in: the peer answered %q, which is no AMQP 1.0 with SASL; check the port in urls",
 		got)

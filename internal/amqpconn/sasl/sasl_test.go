@@ -2,12 +2,18 @@ package sasl
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
+	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestMechanismIsChosenByWhatThereIsToLogInWith(t *testing.T) {
@@ -86,11 +92,71 @@ func TestPeerThatIsNoBrokerIsNamed(t *testing.T) {
 		_, _ = there.Write([]byte("HTTP/1.1 400 Bad Request\r\n"))
 		_ = there.Close()
 	}()
-	_, _, err := Login{Policy: Auto}.Negotiate(here)
+	_, _, err := Login{Policy: Auto}.Negotiate(t.Context(), here)
 	if err == nil || !strings.Contains(err.Error(), "does not speak AMQP 1.0") {
 		t.Errorf("error %v", err)
 	}
 	_ = here.Close()
+}
+
+// An HTTP server waits for the end of a line: what Go's does here, Apache's and Python's do too.
+func TestSilentHTTPServerIsNamed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		listener := &onePipe{conn: there, closed: make(chan struct{})}
+		server := http.Server{ErrorLog: log.New(io.Discard, "", 0)}
+		go func() { _ = server.Serve(listener) }()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		began := time.Now()
+		_, _, err := Login{Policy: Auto}.Negotiate(ctx, here)
+		if err == nil || !strings.Contains(err.Error(), "an HTTP server answers") {
+			t.Errorf("after %v: error %v", time.Since(began), err)
+		}
+		if took := time.Since(began); took != 9*time.Second {
+			t.Errorf("a broker had %v to answer", took)
+		}
+		_ = here.Close()
+		_ = server.Close()
+	})
+}
+
+// onePipe is a listener with one connection.
+type onePipe struct {
+	conn   net.Conn
+	closed chan struct{}
+}
+
+func (l *onePipe) Accept() (net.Conn, error) {
+	if c := l.conn; c != nil {
+		l.conn = nil
+		return c, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *onePipe) Close() error {
+	close(l.closed)
+	return nil
+}
+
+func (l *onePipe) Addr() net.Addr { return &net.UnixAddr{} }
+
+func TestSilentPeerEndsWithTheTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, there) }()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, _, err := Login{Policy: Auto}.Negotiate(ctx, here)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() == nil {
+			t.Errorf("error %v, context %v", err, ctx.Err())
+		}
+		_ = here.Close()
+	})
 }
 
 func TestHangingUpOnALoginIsARefusal(t *testing.T) {
@@ -103,7 +169,7 @@ func TestHangingUpOnALoginIsARefusal(t *testing.T) {
 		_, _ = io.ReadFull(there, make([]byte, len(initFrame("PLAIN", []byte("\x00u\x00p")))))
 		_ = there.Close()
 	}()
-	_, _, err := Login{Policy: Auto, User: "u", Password: "p"}.Negotiate(here)
+	_, _, err := Login{Policy: Auto, User: "u", Password: "p"}.Negotiate(t.Context(), here)
 	var auth *Error
 	if !errors.As(err, &auth) || auth.Mechanism != "PLAIN" || !strings.Contains(err.Error(), "hung up") {
 		t.Errorf("error %v", err)
