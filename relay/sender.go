@@ -168,10 +168,10 @@ func (l *link) settle(s *sender, d *delivery, a result, answered bool) {
 		l.c.progress()
 	}
 	switch {
-	case recovered || a.verdict == accepted:
-		l.c.b.notice(l.topic, "", "")
 	case a.verdict <= unroutable && a.verdict != unsent:
 		l.c.b.notice(l.topic, a.state.String()+a.verdict.String(), a.reason)
+	case recovered || a.verdict == accepted:
+		l.c.b.notice(l.topic, "", "")
 	}
 	d.ended(a)
 	if closing {

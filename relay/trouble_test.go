@@ -95,6 +95,26 @@ func TestAddressTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
 	wantLines(t, log, 1, "address works again")
 }
 
+// An address that stood still and answers with another refusal does not work again.
+func TestRefusalAfterASilenceIsNoRecovery(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w, log := logged(t, func(o *Options) { o.HandoffTimeout = 100 * time.Millisecond }, b)
+	w.await(0, Up)
+	refusal := reject("amqp:resource-limit-exceeded")
+	b.Script("koji.task.open", refusal)
+	wantAll(t, w.Send(t.Context(), sample(1, "task.open")), message.Rejected, message.Later)
+	refusal.When = devbroker.Held
+	b.Script("koji.task.open", refusal)
+	w.Send(t.Context(), sample(1, "task.open"))
+	w.await(0, Stalled)
+	b.SettleHeld()
+	w.await(0, Up)
+	wantLines(t, log, 1, "broker answers again")
+	wantLines(t, log, 1, "address in trouble")
+	wantLines(t, log, 0, "address works again")
+}
+
 func TestEndOfASessionIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})

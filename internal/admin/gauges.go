@@ -111,7 +111,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	set(g.reloadOK, number(s.Config.Reload.Time.IsZero() || s.Config.Reload.OK))
 	set(g.reloadTime, float64(s.Config.Loaded.Unix()))
 	if s.Queue.Enabled {
-		set(g.queueUsable, number(s.Queue.Usable))
+		set(g.queueUsable, number(s.stores()))
 		set(g.maxAge, s.Queue.MaxAge.Seconds())
 	}
 	if s.Queue.Known {

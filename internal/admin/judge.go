@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,9 @@ func (s *Status) judge(now time.Time) {
 			Text: fmt.Sprintf("what is shown is %s old: the relay is slow to look at itself",
 				inspect.Duration(age.Truncate(time.Second)))})
 	}
+	for i := range s.Reasons {
+		s.Reasons[i].Command = s.command(s.Reasons[i].Command)
+	}
 	s.Ready = s.takes()
 	switch s.Phase {
 	case Running:
@@ -56,6 +60,16 @@ func (s *Status) judge(now time.Time) {
 		s.Reasons = []Reason{}
 	}
 }
+
+// command makes a command one that means this relay, where there are several or its file is at another place.
+func (s *Status) command(text string) string {
+	if s.Config.Option != "" && strings.HasPrefix(text, "koji-relay ") {
+		return text + " " + s.Config.Option
+	}
+	return strings.Replace(text, "-u koji-relay ", "-u "+s.unit()+" ", 1)
+}
+
+func (s *Status) unit() string { return cmp.Or(s.Unit, "koji-relay") }
 
 // Summary is a judged Status in a word and a sentence: the first line of the page, of 'koji-relay status',
 // and what systemd shows.

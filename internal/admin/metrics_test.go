@@ -240,4 +240,10 @@ func TestUnknownNumbersAreAbsent(t *testing.T) {
 	if !strings.Contains(text, "\nkoji_relay_queue_usable 0\n") {
 		t.Error("the unusable queue is not shown")
 	}
+	status = runningStatus()
+	status.Queue.Full = true
+	s, _, _ = newTestServer(t, status)
+	if _, text = get(t, s.Handler(), "/metrics"); !strings.Contains(text, "\nkoji_relay_queue_usable 0\n") {
+		t.Error("nothing can be put into a full queue, and it is shown as usable")
+	}
 }

@@ -36,6 +36,9 @@ type Status struct {
 	Certificates []Certificate `json:"certificates"`
 	LogLevel     string        `json:"log_level,omitempty"`
 	Config       Config        `json:"config"`
+
+	// Unit is the name of the relay's systemd unit, for commands to copy; empty = koji-relay.
+	Unit string `json:"-"`
 }
 
 // Phase is where the daemon is in its life.
@@ -118,7 +121,9 @@ type Certificate struct {
 
 // Config is the configuration in effect.
 type Config struct {
-	Path     string            `json:"path"`
+	Path string `json:"path"`
+	// Option is what a command needs to mean this relay: --config with a path that is not the default one.
+	Option   string            `json:"-"`
 	Loaded   time.Time         `json:"loaded,omitzero"` // when the configuration in effect was read
 	Settings []inspect.Setting `json:"settings"`
 	Warnings []string          `json:"warnings,omitempty"`

@@ -316,3 +316,26 @@ func TestReasonSaysSinceWhenAndWhatToDo(t *testing.T) {
 		}
 	})
 }
+
+// A second relay on a host has a file and a unit of its own: a command without them would ask the first one.
+func TestCommandsMeanThisRelay(t *testing.T) {
+	t.Parallel()
+	status := runningStatus()
+	status.Unit, status.Config.Option = "koji-relay@new-bus", "--config /etc/koji-relay/new-bus.conf"
+	status.Paused.Drain, status.Queue.SetAside = true, 1
+	status.HandOver.HandedBack = HandedBack{Events: 1, Last: time.Now()}
+	status.judge(time.Now())
+	got := map[string]string{}
+	for _, r := range status.Reasons {
+		got[r.Code] = r.Command
+	}
+	for code, want := range map[string]string{
+		"DRAIN_PAUSED": "koji-relay resume --config /etc/koji-relay/new-bus.conf",
+		"TURNED_AWAY":  "koji-relay queue list --config /etc/koji-relay/new-bus.conf",
+		"HANDED_BACK":  "journalctl -u koji-relay@new-bus -p err",
+	} {
+		if got[code] != want {
+			t.Errorf("%s: the command is %q, not %q", code, got[code], want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -38,7 +39,11 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		LogLevel: strings.ToLower(d.opts.Level.Level().String()),
 
 		Certificates: certificates(e.config),
-		Config:       admin.Config{Path: e.config.Path, Loaded: e.loaded, Reload: e.reload},
+		Config: admin.Config{Path: e.config.Path, Option: configOption(e.config.Path), Loaded: e.loaded,
+			Reload: e.reload},
+	}
+	if name := e.config.Relay.Name; name != "" {
+		s.Unit = "koji-relay@" + name
 	}
 	if s.Queue.Enabled && s.Queue.Store == config.StoreFile {
 		s.Queue.Path = e.config.Queue.Path
@@ -131,6 +136,23 @@ func (d *Daemon) describeHolders(ctx context.Context, s *admin.Status) {
 		s.Outbox.Reader = &outbox
 	}
 }
+
+// configOption is what a command needs to read the file at path, from any directory.
+func configOption(path string) string {
+	if whole, err := filepath.Abs(path); err == nil {
+		path = whole
+	}
+	if path == config.DefaultPath {
+		return ""
+	}
+	if strings.ContainsFunc(path, func(r rune) bool { return !strings.ContainsRune(plainInShell, r) }) {
+		path = "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	}
+	return "--config " + path
+}
+
+// plainInShell are characters that a shell takes as they are.
+const plainInShell = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:"
 
 // StoppedStatus is what can be seen of c's queue while no relay runs.
 func StoppedStatus(ctx context.Context, c *config.Config, store queue.Inspector) admin.Status {

@@ -35,7 +35,7 @@
     };
     add(box, "p", "word", "No answer");
     add(box, "p", "sentence", `The relay has not answered ${since}. What is shown below is from then.`);
-    add(add(box, "p", "hint", ""), "code", "command", "systemctl status koji-relay");
+    add(add(box, "p", "hint", ""), "code", "command", `systemctl status ${document.documentElement.dataset.unit || "koji-relay"}`);
     state.replaceChildren(box);
     shown.delete("state"); // so that the next answer replaces it
   };
