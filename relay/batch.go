@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -51,7 +52,7 @@ func (r *Relay) send(ctx context.Context, msgs []message.Message, patient bool) 
 	}
 	release, ok := r.reserve(msgs)
 	if !ok {
-		reason := fmt.Sprintf("more than %d bytes in flight (max_inflight_bytes)", r.opts.MaxInflightBytes)
+		reason := fmt.Sprintf("more than %s in flight (max_inflight_bytes)", inspect.Size(r.opts.MaxInflightBytes))
 		for i := range b.last {
 			b.last[i] = result{reason: reason}
 		}

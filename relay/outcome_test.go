@@ -132,7 +132,7 @@ func TestOutcomes(t *testing.T) {
 
 		{name: "too large for the link", broker: devbroker.Options{MaxMessageSize: 1000},
 			change: func(m *message.Message) { m.Body = strings.Repeat("x", 2000) },
-			state:  message.NotSent, next: message.Dead, reason: "larger than the 1000 bytes"},
+			state:  message.NotSent, next: message.Dead, reason: "larger than the 1000 B"},
 		{name: "integer over 63 bits", change: addProp(json.RawMessage("18446744073709551615")),
 			state: message.NotSent, next: message.Count,
 			reason: "encode property p: 18446744073709551615 has no AMQP form"},

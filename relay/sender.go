@@ -9,6 +9,7 @@ import (
 
 	"koji-relay/internal/amqpconn"
 	"koji-relay/internal/amqpconn/failure"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 )
 
@@ -93,7 +94,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		a = l.linkFailed(s, linkErr)
 	case errors.As(err, &local) && local.Condition == amqp.ErrCondMessageSizeExceeded:
 		a = result{verdict: tooLarge, state: message.NotSent, reason: fmt.Sprintf(
-			"larger than the %d bytes that the broker takes", s.MaxMessageSize())}
+			"larger than the %s that the broker takes", inspect.Size(int64(s.MaxMessageSize())))}
 	default:
 		a = result{verdict: unencodable, state: message.NotSent, reason: "encode message: " + err.Error()}
 	}

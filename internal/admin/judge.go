@@ -272,7 +272,7 @@ func (s *Status) certificates() (all []namedCertificate) {
 	known := make(map[int64]bool)
 	for _, c := range s.Certificates {
 		known[c.Expires.Unix()] = true
-		all = append(all, namedCertificate{c.Name, c.Expires, "koji-relay check"})
+		all = append(all, namedCertificate{"[broker] " + c.Name, c.Expires, "koji-relay check"})
 	}
 	const command = "koji-relay check --connect"
 	for i := range s.Brokers {

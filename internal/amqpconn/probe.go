@@ -100,7 +100,11 @@ func (c *Conn) report(r *Report) {
 	}
 	warn := func(what string, expires time.Time) {
 		if left := time.Until(expires); left < expirySoon {
-			r.Warnings = append(r.Warnings, fmt.Sprintf("%s ends on %s", what, expires.Format(time.DateOnly)))
+			verb := "expires"
+			if left <= 0 {
+				verb = "expired"
+			}
+			r.Warnings = append(r.Warnings, fmt.Sprintf("%s %s on %s", what, verb, expires.Format(time.DateOnly)))
 		}
 	}
 	if r.TLS = c.tls.Report(); r.TLS != nil {

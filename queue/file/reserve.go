@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"koji-relay/internal/inspect"
 )
 
 // reserve is a file beside the queue file that keeps room on the disk. bbolt writes the pages that it changes
@@ -46,7 +48,7 @@ func (r *reserve) available() error {
 	if r.held || r.db.Stats().FreePageN*r.db.Info().PageSize >= r.size {
 		return nil
 	}
-	return fmt.Errorf("%w; %d bytes are kept for draining: make room on the disk", r.err, r.size)
+	return fmt.Errorf("%w; %s is kept for draining: make room on the disk", r.err, inspect.Size(int64(r.size)))
 }
 
 // fill makes the file, unless it is there. Whatever else stands in its place is left alone: a symbolic link
@@ -103,7 +105,7 @@ func roomBeside(path string) error {
 		err = nil // not every file system can say
 	}
 	if err != nil {
-		err = fmt.Errorf("take %d bytes on the disk: %w", probeRoom, err)
+		err = fmt.Errorf("take %s on the disk: %w", inspect.Size(probeRoom), err)
 	}
 	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"koji-relay/internal/failpoint"
+	"koji-relay/internal/inspect"
 	"koji-relay/internal/message"
 	"koji-relay/queue"
 )
@@ -122,8 +123,8 @@ func (p *Store) room(ctx context.Context, size, limit int64) error {
 		}
 	}
 	if !p.bytes.fits(size, limit) {
-		return fmt.Errorf("put %d bytes in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'",
-			size, p.name, queue.ErrFull, limit)
+		return fmt.Errorf("put %s in %s: %w: max_bytes is %d; raise it, or see 'koji-relay queue status'",
+			inspect.Size(size), p.name, queue.ErrFull, limit)
 	}
 	return nil
 }
