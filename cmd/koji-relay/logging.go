@@ -15,7 +15,7 @@ import (
 // text on a terminal, and else JSON; a journal that is asked for and not there becomes JSON, with a warning.
 func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
-	plain := slog.NewJSONHandler(stderr, opts)
+	plain := slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: withUnit})
 	switch {
 	case format == config.LogText || format == config.Auto && isTerminal(stderr):
 		return slog.New(slog.NewTextHandler(stderr, opts))
@@ -29,6 +29,14 @@ func newLogger(stderr io.Writer, format string, level *slog.LevelVar) *slog.Logg
 		return log
 	}
 	return slog.New(plain)
+}
+
+// withUnit writes a duration as in the other forms: 28.752s. JSON's own would be a number of nanoseconds.
+func withUnit(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.String())
+	}
+	return a
 }
 
 // newAuditLog logs what a command does by itself, while no relay runs: to the journal, where there is one.

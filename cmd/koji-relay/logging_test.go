@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
@@ -57,5 +58,14 @@ func TestLogFormatIsObeyed(t *testing.T) {
 	if text := out.String(); !strings.Contains(text, "no systemd journal") ||
 		!strings.Contains(text, `"msg":"hello"`) {
 		t.Errorf("without a journal, log_format = journal wrote %q", text)
+	}
+}
+
+func TestDurationsInJSONHaveTheirUnit(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	newLogger(&out, config.LogJSON, &slog.LevelVar{}).Info("works again", "after", 28752*time.Millisecond)
+	if !strings.Contains(out.String(), `"after":"28.752s"`) {
+		t.Errorf("logged %s", out.String())
 	}
 }

@@ -51,7 +51,7 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 	path, asJSON := addConfigFlag(cmd), addJSONFlag(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&which.All, "all", false, "all of them")
-	flags.StringVar(&which.Address, "address", "", "those of one `topic`, such as build.tag")
+	flags.StringVar(&which.Address, "address", "", "those of one `topic`, such as build.tag; no pattern")
 	flags.StringVar(&which.Reason, "reason", "", "those with this `text` in their reason")
 	flags.StringVar(&older, "older-than", "", "those older than this `time`: 90m, 12h, 7d")
 	flags.BoolVar(&which.DryRun, "dry-run", false, "only say how many there are")
@@ -63,6 +63,9 @@ func selectionCommand(box inspect.Box, noun string, verb selectionVerb) *cobra.C
 		which.IDs = args
 		if err := setOlder(&which, older); err != nil {
 			return err
+		}
+		if strings.ContainsAny(which.Address, "*?[") {
+			return usageError{fmt.Errorf("--address %s: give one topic; patterns are not taken here", which.Address)}
 		}
 		if !which.Clear() {
 			return usageError{fmt.Errorf("name one or more IDs, or give --all, or conditions; see '%s --help'",

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/user"
@@ -127,8 +128,24 @@ func TestSelectionsThatCouldMeanTwoThingsAreRefused(t *testing.T) {
 		{"dead", "retry", "id", "--reason", "x"}, {"queue", "drop", "--older-than", "7"},
 		{"queue", "drop", "--older-than", "-1h"}, {"queue", "drop", "--older-than", "soon"},
 		{"queue", "drop", "--yes"}, {"queue", "list", "--limit", "-1"},
+		{"queue", "drop", "--yes", "--address", "build.*"},
 	} {
 		s.command(t, exitUsage, args...)
+	}
+}
+
+func TestMisspeltCommandIsNamedBeforeItsFlags(t *testing.T) {
+	t.Parallel()
+	for want, args := range map[string][]string{
+		`unknown command "quue"; did you mean queue?`: {"quue", "--config", "x"},
+		`unknown command "lst"; did you mean list?`:   {"queue", "lst", "--config", "x"},
+		"unknown flag: --confg":                       {"queue", "--confg", "x"},
+	} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), args, strings.NewReader(""), io.Discard, &stderr)
+		if code != exitUsage || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%q: exit %d, %q, want %q", args, code, stderr.String(), want)
+		}
 	}
 }
 
