@@ -31,7 +31,7 @@ const (
 	// bufferBytes bounds what waits to be written. As much again may be on its way to the store.
 	bufferBytes = 3 << 20
 	// flushBytes makes a batch worth writing before flushEvery has passed.
-	flushBytes = 512 << 10
+	flushBytes = 1 << 20
 	flushEvery = 250 * time.Millisecond
 	// aliveEvery is how often the store hears of a relay that has nothing to record, and how often the sign
 	// is renewed. It bounds how long a gap after a SIGKILL may seem to be.

@@ -7,19 +7,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/history"
 	"koji-relay/internal/inspect"
 )
-
-var messageColumns = []string{"at", "settled", "message_id", "commit", "event", "size", "task", "fate",
-	"via", "callback",
-	"address", "package", "build", "tag", "username", "broker", "reason", "content"}
-
-var stepColumns = []string{"at", "handed", "message_id", "kind", "broker", "reason"}
 
 // Append implements history.Store.
 func (s *Store) Append(ctx context.Context, b *history.Batch) error {
@@ -63,18 +55,13 @@ func (s *Store) append(ctx context.Context, conn *pgx.Conn, b *history.Batch) er
 	}
 	words := s.newWords(rows)
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		_, err := tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "history_message"}, messageColumns,
-			pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) { return messageValues(&rows[i]), nil }))
-		if err != nil {
-			return err
+		if len(rows) > 0 {
+			if err := messagesCopied(rows).write(ctx, tx, copyMessages); err != nil {
+				return err
+			}
 		}
 		if len(b.Steps) > 0 {
-			_, err = tx.CopyFrom(ctx, pgx.Identifier{"koji_relay", "history_step"}, stepColumns,
-				pgx.CopyFromSlice(len(b.Steps), func(i int) ([]any, error) {
-					return stepValues(&b.Steps[i]),
-						nil
-				}))
-			if err != nil {
+			if err := stepsCopied(b.Steps).write(ctx, tx, copySteps); err != nil {
 				return err
 			}
 		}
@@ -158,26 +145,6 @@ func lookUpHanded(ctx context.Context, conn *pgx.Conn, steps []history.Step) err
 		}
 	}
 	return err
-}
-
-func messageValues(r *history.Row) []any {
-	return []any{r.Handed, r.First.Time, binary(r.ID), binary(r.Commit), r.Event, r.Size, r.Keys.Task,
-		string(r.First.Kind),
-		r.Via, clean(r.Callback),
-		clean(r.Address), clean(r.Keys.Package), clean(r.Keys.Build), clean(r.Keys.Tag), clean(r.Keys.User),
-		clean(r.First.Broker),
-		clean(r.First.Reason), r.Content}
-}
-
-func stepValues(st *history.Step) []any {
-	return []any{st.Time, st.Handed, binary(st.ID), string(st.Kind), clean(st.Broker), clean(st.Reason)}
-}
-
-// binary gives a UUID in the form that COPY takes as it is; no UUID is NULL. The driver would take text as
-// well, but only after it has failed to encode it, which costs more than all the rest of the row.
-func binary(id string) pgtype.UUID {
-	u, err := uuid.Parse(id)
-	return pgtype.UUID{Bytes: u, Valid: err == nil}
 }
 
 // newWords gives the tags and addresses that this process has not stored today.
