@@ -129,6 +129,68 @@ func TestANewHubHasNoFacts(t *testing.T) {
 	}
 }
 
+// PostgreSQL knows nothing of the newest events: it counts a table anew when a tenth of it has changed. It
+// must not take the newest for none, and then read tag_listing once for each of them: on a hub of 459,000
+// events that took minutes.
+func TestStatisticsThatAreOldDoNotMakeItSlow(t *testing.T) {
+	t.Parallel()
+	const taggings = 20_000
+	for name, then := range map[string]string{"old": "ANALYZE", "none": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := pgtest.Database(t, `
+				CREATE TABLE events (id serial PRIMARY KEY, time timestamptz NOT NULL) WITH (autovacuum_enabled = off);
+				CREATE TABLE package (id integer PRIMARY KEY, name text) WITH (autovacuum_enabled = off);
+				CREATE TABLE tag (id integer PRIMARY KEY, name text) WITH (autovacuum_enabled = off);
+				CREATE TABLE tag_config (tag_id integer, create_event integer, revoke_event integer);
+				CREATE TABLE build (id integer PRIMARY KEY, pkg_id integer, version text, release text, state integer,
+					completion_time timestamptz, promotion_time timestamptz) WITH (autovacuum_enabled = off);
+				CREATE TABLE tag_listing (build_id integer, tag_id integer, create_event integer, revoke_event integer,
+					PRIMARY KEY (create_event, build_id, tag_id)) WITH (autovacuum_enabled = off);
+				CREATE TABLE task (id integer PRIMARY KEY, state integer, create_time timestamptz,
+					completion_time timestamptz);
+				CREATE TABLE repo (id integer PRIMARY KEY, state integer,
+					creation_time timestamptz, state_time timestamptz);
+				INSERT INTO package VALUES (1, 'bash'); INSERT INTO tag VALUES (1, 'f40');
+				INSERT INTO build SELECT n, 1, '5.2', n::text, 1, now() - interval '9 days' FROM generate_series(1, 1000) n;
+				INSERT INTO events SELECT n, now() - interval '9 days' + n * interval '1 second'
+					FROM generate_series(1, 200000) n;
+				INSERT INTO tag_listing SELECT 1 + n % 1000, 1, n, n + 1 FROM generate_series(1, 20000) n;`+
+				then+`;
+				INSERT INTO events SELECT 200000 + n, now() - interval '23 hours' + n * interval '1 second'
+					FROM generate_series(1, 40000) n;
+				INSERT INTO tag_listing SELECT 1 + n % 1000, 1, 200000 + n, 200001 + n FROM generate_series(1, 20000) n;`)
+			hub, err := Open(t.Context(), conn+" options='-c max_parallel_workers_per_gather=0'")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hub.Close()
+			// Within a transaction PostgreSQL counts for this session alone.
+			if _, err := hub.conn.Exec(t.Context(), "BEGIN"); err != nil {
+				t.Fatal(err)
+			}
+			now := time.Now()
+			all, err := hub.Facts(t.Context(), now.Add(-24*time.Hour), now)
+			if err != nil || len(all) != 2*taggings {
+				t.Fatalf("%d facts, %v", len(all), err)
+			}
+			for _, row := range []struct {
+				table string
+				most  int64
+			}{{"tag_listing", 4 * 2 * 2 * taggings}, {"events", 3 * 2 * taggings}} {
+				var read int64
+				if err := hub.conn.QueryRow(t.Context(), `SELECT pg_stat_get_xact_tuples_returned($1::text::regclass)
+					+ pg_stat_get_xact_tuples_fetched($1::text::regclass)`, row.table).Scan(&read); err != nil {
+					t.Fatal(err)
+				}
+				if read > row.most {
+					t.Errorf("%d rows of %s were read, at most %d should be", read, row.table, row.most)
+				}
+			}
+		})
+	}
+}
+
 func TestWhoMayNotReadIsToldWhatToGrant(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.Database(t, kojiTables+`;

@@ -106,10 +106,12 @@ const names = `p.name || '-' || b.version || '-' || b.release AS build,
 // taggings reads rows of tag_listing that appeared, and that were revoked. Koji announces no untagging of a
 // build that is tagged anew in one call, that is deleted, or whose tag is deleted.
 func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, error) {
-	first, err := h.firstID(ctx, "events", "time", since)
+	first, last, err := h.eventIDs(ctx, since, until)
 	if err != nil {
 		return nil, err
 	}
+	// Only ids are conditions. Times of the newest events are not in PostgreSQL's statistics, which then takes
+	// them for none: it read tag_listing once for each event.
 	// A tagging and its untagging are two facts, in one transaction too.
 	rows, _ := h.conn.Query(ctx, `SELECT e.time, l.added, `+names+`, t.name AS tag,
 			CASE WHEN l.added THEN ''
@@ -124,17 +126,20 @@ func (h *Hub) taggings(ctx context.Context, since, until time.Time) ([]Fact, err
 					THEN 'the tag was deleted'
 				ELSE '' END AS silent
 		FROM (SELECT build_id, tag_id, create_event, revoke_event, create_event AS event, true AS added
-				FROM tag_listing WHERE create_event >= $1
+				FROM tag_listing WHERE create_event >= $1 AND create_event < $2
 			UNION ALL SELECT build_id, tag_id, create_event, revoke_event, revoke_event, false
-				FROM tag_listing WHERE revoke_event >= $1) l
+				FROM tag_listing WHERE revoke_event >= $1 AND revoke_event < $2) l
 		JOIN events e ON e.id = l.event
 		JOIN build b ON b.id = l.build_id JOIN package p ON p.id = b.pkg_id JOIN tag t ON t.id = l.tag_id
-		WHERE e.time >= $2 AND e.time < $3`, first, since, until)
+		WHERE e.id >= $1 AND e.id < $2`, first, last)
 	var all []Fact
 	var f Fact
 	var added bool
 	_, err = pgx.ForEachRow(rows, []any{&f.Time, &added, &f.Build, &f.Draft, &f.Tag, &f.Silent},
 		func() error {
+			if f.Time.Before(since) || !f.Time.Before(until) {
+				return nil
+			}
 			if f.Kind = Untagging; added {
 				f.Kind = Tagging
 			}
@@ -200,6 +205,16 @@ func (h *Hub) repos(ctx context.Context, since, until time.Time) ([]Fact, error)
 		state_time < $2`, since, until)
 	done, err := numbered(rows, RepoDone)
 	return append(all, done...), err
+}
+
+// eventIDs gives the ids from first until before last, among which all events between the times are. Ids are
+// given a moment before the times, and not always in their order.
+func (h *Hub) eventIDs(ctx context.Context, since, until time.Time) (first, last int64, err error) {
+	first, err = h.firstID(ctx, "events", "time", since.Add(-clockSlack))
+	if err == nil {
+		last, err = h.firstID(ctx, "events", "time", until.Add(clockSlack))
+	}
+	return first, last, err
 }
 
 // firstID finds the first id of a table from a time on. The ids grow with the time, which has no index.
