@@ -114,3 +114,29 @@ func TestDayIsNotDroppedUnderAQuery(t *testing.T) {
 		t.Errorf("after the query it dropped %v, error %v", usage.Dropped, err)
 	}
 }
+
+// An administrator asks the view for days: other tables of the database are no days.
+func TestDaysCanBeAskedFor(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t)+`
+		CREATE TABLE public.koji_task_2026113 (n integer); CREATE TABLE public.koji_task_20269999 (n integer);
+		CREATE TABLE koji_relay.history_message_kept PARTITION OF koji_relay.history_message
+			FOR VALUES FROM ('2020-01-01') TO ('2020-02-01');`)
+	s := open(t, conn)
+	if _, err := s.Tidy(t.Context(), 24*time.Hour, 1<<40); err != nil { // makes two days
+		t.Fatal(err)
+	}
+	c, err := pgx.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	for condition, want := range map[string]int{"true": 2, "day = (now() AT TIME ZONE 'UTC')::date": 1,
+		"day > (now() AT TIME ZONE 'UTC')::date": 1, "day < '2026-01-01'": 0, "bytes < 0": 0} {
+		var n int
+		err := c.QueryRow(t.Context(), "SELECT count(*) FROM koji_relay.history_day WHERE "+condition).Scan(&n)
+		if err != nil || n != want {
+			t.Errorf("days where %s: %d, %v; want %d", condition, n, err, want)
+		}
+	}
+}
