@@ -19,7 +19,7 @@ type account struct {
 	facts   map[int]*fact    // by number; guarded by ledger.mu
 	commits map[string][]int // numbers, by commit and position
 	last    map[int]int      // number begun last, by build
-	slowest time.Duration    // that the plugin took of a hub call
+	calls   []hubCall        // what the plugin took of them
 	by      map[string]int   // events handed over, by the ways that were tried
 	asked   []refusal
 	took    map[int][]time.Time // when a relay was known to have answered 200, by relay
@@ -75,7 +75,7 @@ func (a *account) hear(h *hub, line workerLine) {
 		}
 		return
 	}
-	a.slowest = max(a.slowest, seconds(line.Spent))
+	a.call(h, line)
 	said := strings.Join(line.Said, "; ")
 	for position, number := range a.commits[line.End] {
 		f := a.facts[number]
@@ -124,28 +124,28 @@ func (a *account) begin(h *hub, line workerLine) {
 
 // result is the account of one run, as it is kept for docs/reliability.md.
 type result struct {
-	Seed       uint64         `json:"seed"`
-	Version    string         `json:"version"` // the commit that was tried
-	Seconds    float64        `json:"seconds"`
-	Ordered    bool           `json:"preserve_order"`
-	Load       string         `json:"load"`
-	Faults     int            `json:"faults"`
-	HandedOver int            `json:"handed_over"`
-	Refused    int            `json:"refused_and_logged"`
-	Undone     int            `json:"undone_by_the_hub"`
-	Unknown    int            `json:"hub_died"`
-	Received   int            `json:"received"`
-	Duplicates int            `json:"duplicates"`
-	Altered    int            `json:"altered"`
-	Disorder   int            `json:"out_of_order"`
-	Phantoms   int            `json:"undone_but_received"`
-	Lost       int            `json:"lost"`
-	Replays    int            `json:"replays"`
-	Replayed   int            `json:"replayed"`       // messages
-	Untold     int            `json:"not_in_history"` // they arrived
-	SlowestMS  int64          `json:"slowest_plugin_ms"`
-	By         map[string]int `json:"by"`
-	Happened   map[string]int `json:"happened"`
+	Seed       uint64               `json:"seed"`
+	Version    string               `json:"version"` // the commit that was tried
+	Seconds    float64              `json:"seconds"`
+	Ordered    bool                 `json:"preserve_order"`
+	Load       string               `json:"load"`
+	Faults     int                  `json:"faults"`
+	HandedOver int                  `json:"handed_over"`
+	Refused    int                  `json:"refused_and_logged"`
+	Undone     int                  `json:"undone_by_the_hub"`
+	Unknown    int                  `json:"hub_died"`
+	Received   int                  `json:"received"`
+	Duplicates int                  `json:"duplicates"`
+	Altered    int                  `json:"altered"`
+	Disorder   int                  `json:"out_of_order"`
+	Phantoms   int                  `json:"undone_but_received"`
+	Lost       int                  `json:"lost"`
+	Replays    int                  `json:"replays"`
+	Replayed   int                  `json:"replayed"`       // messages
+	Untold     int                  `json:"not_in_history"` // they arrived
+	Calls      map[string]callTimes `json:"hub_calls"`      // by delivery
+	By         map[string]int       `json:"by"`
+	Happened   map[string]int       `json:"happened"`
 }
 
 // close compares what arrived with what was handed over, and fails the run for what must not be.
@@ -169,7 +169,7 @@ func (a *account) close(arrivals [3][]delivery, committed map[int]bool) result {
 		Seed: a.c.seed, Version: strings.TrimSpace(string(version)), Seconds: a.c.length.Seconds(),
 		Ordered: a.c.ordered, Load: machineLoad(), Happened: a.c.happened, By: a.by,
 		Received: v.arrived + v.duplicates, Duplicates: v.duplicates, Altered: len(v.wrong),
-		Disorder: len(v.disorder), Lost: len(v.lost), SlowestMS: a.slowest.Milliseconds(),
+		Disorder: len(v.disorder), Lost: len(v.lost),
 	}
 	for _, n := range a.c.happened {
 		r.Faults += n

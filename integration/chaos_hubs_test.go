@@ -41,8 +41,12 @@ type workerLine struct {
 	Lost  []int    `json:"lost"`
 	Ways  []string `json:"ways"`
 	Said  []string `json:"said"`
-	Took  float64  `json:"took"`   // seconds
-	Spent float64  `json:"plugin"` // seconds of them in callbacks
+	// Seconds: of the whole request; of it in callbacks; of these in the hub's database; in which the
+	// worker's process stood still.
+	Took     float64 `json:"took"`
+	Spent    float64 `json:"plugin"`
+	Database float64 `json:"database"`
+	Stopped  float64 `json:"stopped"`
 }
 
 const (

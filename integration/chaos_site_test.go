@@ -47,6 +47,8 @@ type chaos struct {
 	account   *account
 	happened  map[string]int // what was done, by its name
 
+	databaseOut outages // of the hub's own database
+
 	clerk             *clerk
 	replays, replayed int // how many there were, and the messages that they sent
 }

@@ -53,6 +53,7 @@ func (c *chaos) watch() (stop func()) {
 // suffer goes through the schedule.
 func (c *chaos) suffer() {
 	began := time.Now()
+	var databaseOut time.Time // since when
 	for _, m := range moments(schedule(c.seed, c.length, faults)) {
 		<-time.After(time.Until(began.Add(m.at)))
 		late := time.Since(began) - m.at
@@ -60,10 +61,16 @@ func (c *chaos) suffer() {
 			c.Logf("%6.1f s  %s %d: no longer %s (%.1f s late)", m.at.Seconds(), m.part, m.number, m.name,
 				late.Seconds())
 			m.fault.end(c, m.step)
+			if m.part == databasePart {
+				c.databaseOut.add(databaseOut, time.Now().Add(m.rest))
+			}
 			continue
 		}
 		c.Logf("%v (%.1f s late)", m.step, late.Seconds())
 		c.happened[string(m.part)+" "+m.name]++
+		if m.part == databasePart {
+			databaseOut = time.Now()
+		}
 		m.fault.begin(c, m.step)
 	}
 	<-time.After(time.Until(began.Add(c.length)))
@@ -144,6 +151,7 @@ func (c *chaos) judge() {
 	}
 	c.truthful(quiet, arrivals)
 	c.noDeadLetters()
+	r.Calls = c.callsKeepTheirBound()
 	r.Replays, r.Replayed, r.Untold = c.replays, c.replayed, c.account.untold
 	c.Logf("happened: %s", strings.Join(names(c.happened), ", "))
 	r.keep(c)

@@ -10,8 +10,9 @@ one callback; what a commit is made of, and what became of it, is printed as lin
     {"failed": ID, "way": "exchange" | "insert"}    that way did not take it
     {"end": ID, "state": "handed" | "refused" | "unknown" | "undone", "lost": [...], ...}
 
-"handed": the hub has committed, and the plugin has logged no loss. "unknown": COMMIT itself failed. It
-ends with its standard input. It is killed at any moment.
+"handed": the hub has committed, and the plugin has logged no loss. "unknown": COMMIT itself failed.
+Seconds of a request: "took" all of it; "plugin" in callbacks; "database" of these in the hub's database;
+"stopped" in which this process stood still. It ends with its standard input. It is killed at any moment.
 """
 import json
 import logging
@@ -28,6 +29,7 @@ import conftest  # noqa: E402
 import koji  # noqa: E402
 import koji.plugin  # noqa: E402
 import psycopg2  # noqa: E402
+import psycopg2.extensions  # noqa: E402
 from hub import Hub, dml  # noqa: E402
 from koji.context import context  # noqa: E402
 
@@ -53,13 +55,53 @@ def time_callbacks():
     """Add up what a request spends in callbacks: what the plugin costs the hub."""
     function = koji.plugin.run_callbacks
 
-    def timed(*args, **kwargs):
-        started = time.monotonic()
+    def measured(*args, **kwargs):
+        started, local.inside = time.monotonic(), True
         try:
             return function(*args, **kwargs)
         finally:
+            local.inside = False
             local.spent += time.monotonic() - started
-    koji.plugin.run_callbacks = timed
+    koji.plugin.run_callbacks = measured
+
+
+def timed(method):
+    """A method of psycopg2, which adds to what callbacks wait for the hub's database."""
+    def call(self, *args):
+        started = time.monotonic()
+        try:
+            return method(self, *args)
+        finally:
+            if local.inside:
+                local.database += time.monotonic() - started
+    return call
+
+
+class Cursor(psycopg2.extensions.cursor):
+    execute = timed(psycopg2.extensions.cursor.execute)
+
+
+class Connection(psycopg2.extensions.connection):
+    commit = timed(psycopg2.extensions.connection.commit)
+    rollback = timed(psycopg2.extensions.connection.rollback)
+
+
+class Pulse(threading.Thread):
+    """Beats, and so finds out for how long this process stood still."""
+    STEP = 0.05     # seconds
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.still = 0.0    # seconds, of all of its life
+
+    def run(self):
+        while True:
+            started = time.monotonic()
+            time.sleep(self.STEP)
+            self.still += max(0.0, time.monotonic() - started - 2 * self.STEP)
+
+
+pulse = Pulse()
 
 
 def note(module, name):
@@ -99,13 +141,21 @@ class Worker(threading.Thread):
             pass
         self.hub.raw = None
 
+    def connect(self):
+        """Make the hub's own connection, whose statements are timed."""
+        if self.hub.raw is None:
+            self.hub.raw = psycopg2.connect(self.hub.dsn, connection_factory=Connection,
+                                            cursor_factory=Cursor)
+
     def request(self):
-        local.said, local.ways, local.commit, local.events, local.spent = [], set(), None, [], 0.0
+        local.said, local.ways, local.commit, local.events = [], set(), None, []
+        local.inside, local.spent, local.database = False, 0.0, 0.0
+        self.connect()
         size = self.dice.choice([1, 1, 1, 3])
         undone = self.dice.random() < 0.05      # the whole request
         calls = [self.change(size > 1 and self.dice.random() < 0.1) for _ in range(size)]
         calls.append(self.announce(undone))
-        started = time.monotonic()
+        started, still = time.monotonic(), pulse.still
         try:
             if size > 1 and not undone:
                 self.hub.multicall(*calls)
@@ -125,7 +175,8 @@ class Worker(threading.Thread):
             if ' lost: ' in line:
                 state, lost = 'refused', [int(n) for n in re.findall(r"\((\d+), '", line)]
         say(end=local.commit, state=state, lost=lost, ways=sorted(local.ways), said=local.said,
-            took=time.monotonic() - started, plugin=local.spent)
+            took=time.monotonic() - started, plugin=local.spent, database=local.database,
+            stopped=pulse.still - still)
 
     def change(self, fails):
         """A method that writes a row, announces it, and perhaps fails then."""
@@ -165,6 +216,7 @@ def main():
     logging.getLogger('koji.plugin.koji_relay').addHandler(Losses())
     logging.getLogger('koji.plugin').propagate = False
     time_callbacks()
+    pulse.start()
     stop = threading.Event()
     workers = [Worker(job, build, number, stop) for build, number in job['workers']]
     for worker in workers:
