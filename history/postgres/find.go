@@ -77,6 +77,11 @@ func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n
 	return refs, err
 }
 
+// nearby is how many messages are looked through before each of several words is looked up in its index. They
+// lie side by side, and mostly hold what is asked for: 50 pages instead of 9,900 at random, with 300 words and
+// ten million messages.
+const nearby = 1000
+
 func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 	f := &question{}
 	if q.ID != "" {
@@ -94,7 +99,7 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		f.where("m.fate = %s AND m.fate <> 'accepted'", string(q.Fate))
 	}
 	// Of several tags or addresses one list leads, each word by its index; a single one is a condition.
-	var lead string
+	var lead, leadColumn string // the placeholder of the words
 	leads := !narrow && !later && !metAtOnce(q.Fate) && q.Build == ""
 	for _, list := range []struct {
 		column string
@@ -105,8 +110,7 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		case len(list.words) == 1:
 			f.where(column+" = %s AND "+column+" <> ''", list.words[0])
 		case len(list.words) > 1 && leads && lead == "":
-			lead = fmt.Sprintf("unnest(%s::text[]) AS w(word)", f.arg(list.words))
-			f.conditions = append(f.conditions, column+" = w.word AND "+column+" <> ''")
+			lead, leadColumn = f.arg(list.words), column
 		case len(list.words) > 1:
 			f.where(column+" = ANY(%s)", list.words)
 		}
@@ -135,8 +139,15 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 	case builds != nil: // each by its index
 		inner = fmt.Sprintf("(%s) UNION (%s) %s LIMIT %d", walk(builds[0]), walk(builds[1]), order(q, "at"), n)
 	case lead != "":
-		inner = fmt.Sprintf("SELECT r.at, r.message_id FROM %s CROSS JOIN LATERAL (%s) r %s LIMIT %d", lead,
-			walk("true"), order(q, "r.at"), n)
+		each := fmt.Sprintf(`SELECT r.at, r.message_id FROM unnest(%s::text[]) AS w(word)
+			CROSS JOIN LATERAL (%s) r %s LIMIT %d`, lead,
+			walk(leadColumn+" = w.word AND "+leadColumn+" <> ''"), order(q, "r.at"), n)
+		near := fmt.Sprintf(`SELECT m.at, m.message_id FROM (SELECT * FROM koji_relay.history_message m
+			WHERE %s %s LIMIT %d) m WHERE %s = ANY(%s::text[]) AND %s %s LIMIT %d`,
+			f.bounds(q, after, "m.at"), order(q, "m.at"), nearby, leadColumn, lead, f.text(), order(q, "m.at"), n)
+		inner = fmt.Sprintf(`WITH near AS MATERIALIZED (%s), enough AS MATERIALIZED (SELECT count(*) >= %d AS it FROM near)
+			SELECT * FROM near WHERE (SELECT it FROM enough)
+			UNION ALL SELECT * FROM (%s) far WHERE NOT (SELECT it FROM enough) %s`, near, n, each, order(q, "at"))
 	default:
 		inner = walk("true")
 	}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -137,6 +138,57 @@ func TestDaysCanBeAskedFor(t *testing.T) {
 		err := c.QueryRow(t.Context(), "SELECT count(*) FROM koji_relay.history_day WHERE "+condition).Scan(&n)
 		if err != nil || n != want {
 			t.Errorf("days where %s: %d, %v; want %d", condition, n, err, want)
+		}
+	}
+}
+
+// Of several words the newest messages are looked through first; what is not enough there is found by the
+// index of each word. Both ways give the same messages, and a page goes on where the last one ended.
+func TestSeveralWordsAreFoundNearAndFar(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t))
+	s := open(t, conn)
+	storetest.Fill(t, 6*nearby, func(b *history.Batch) error { return s.Append(t.Context(), b) })
+	c, err := pgx.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	for name, choice := range map[string]string{
+		"everywhere": "SELECT DISTINCT tag FROM koji_relay.history_message WHERE tag LIKE 'f4%'",
+		"seldom":     "SELECT DISTINCT tag FROM koji_relay.history_message WHERE tag LIKE 'f40-%7'",
+		"only long ago": `SELECT tag FROM koji_relay.history_message WHERE tag <> '' GROUP BY tag
+			HAVING max(at) < (SELECT min(at) + (max(at) - min(at)) * 0.7 FROM koji_relay.history_message)`,
+	} {
+		rows, _ := c.Query(t.Context(), choice)
+		words, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(words) < 2 {
+			t.Fatalf("%s: %d words, %v", name, len(words), err)
+		}
+		for _, oldest := range []bool{false, true} {
+			q := &history.Query{HistoryQuery: inspect.HistoryQuery{OldestFirst: oldest}, Tags: words}
+			rows, _ := c.Query(t.Context(), `SELECT at, message_id::text FROM koji_relay.history_message m
+				WHERE tag = ANY($1) `+order(q, "at"), words)
+			want, err := pgx.CollectRows(rows, pgx.RowToStructByPos[history.Ref])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []history.Ref
+			var after history.Ref
+			for {
+				page, err := s.Find(t.Context(), q, after, 200)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, page...)
+				if len(page) < 200 {
+					break
+				}
+				after = page[len(page)-1]
+			}
+			if !slices.Equal(got, want) || len(want) == 0 {
+				t.Errorf("%s, oldest first %v: %d messages, want %d", name, oldest, len(got), len(want))
+			}
 		}
 	}
 }
