@@ -3,7 +3,6 @@ package integration
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -127,20 +126,28 @@ func throughputs(t *table) {
 
 // throughput hands over commits from clients that keep their connections, and gives messages a second.
 func (t *table) throughput(r *relay, clients, size, messages int) float64 {
+	var all []*leanClient
+	for range clients {
+		all = append(all, newLeanClient(t, r, size))
+	}
 	began := time.Now()
 	var wg sync.WaitGroup
-	for range clients {
+	for _, c := range all {
 		wg.Go(func() {
 			for range messages / clients / size {
-				body, _ := tagCommit(size)
-				if a, err := r.post(context.Background(), body); err != nil || a.Sent+a.Queued != size {
-					t.Errorf("answer %+v, %v; want %d taken", a, err, size)
+				if err := c.post(); err != nil {
+					t.Errorf("hand over a commit of %d: %v", size, err)
+					return
 				}
 			}
 		})
 	}
 	wg.Wait()
-	return float64(messages/clients/size*clients*size) / time.Since(began).Seconds()
+	rate := float64(messages/clients/size*clients*size) / time.Since(began).Seconds()
+	for _, c := range all {
+		c.conn.Close()
+	}
+	return rate
 }
 
 // puts: storing while no broker takes anything.
