@@ -219,9 +219,9 @@ def build_types(info):
 
 
 def to_json(kwargs):
-    """json.dumps(kwargs), with what JSON cannot hold replaced in the text but not in kwargs."""
+    """kwargs as JSON, with what JSON cannot hold replaced in the text but not in kwargs."""
     try:
-        return json.dumps(kwargs, default=replace, allow_nan=False)
+        return encode(kwargs)
     except Exception:   # too rare to look for beforehand
         values = {}
     for key, value in kwargs.items():
@@ -238,12 +238,17 @@ def replace(value):
     if isinstance(value, (set, frozenset)):
         return list(value)
     # Not by koji's @convert_datetime: there a date that cannot be read fails the hub call.
-    with contextlib.suppress(Exception):
+    try:
         text = koji.util.encode_datetime(value)
         if isinstance(text, str):
             return text
+    except Exception:   # said below
+        pass
     LOG.warning('replacing a value that JSON cannot hold: %s', type(value))
     return {'error': "Can't serialize", 'type': str(type(value))}
+
+
+encode = json.JSONEncoder(default=replace, allow_nan=False).encode    # json.dumps makes one a call
 
 
 @ignore_error
