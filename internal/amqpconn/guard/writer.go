@@ -65,7 +65,7 @@ func (w *writer) write(b []byte, how manner) error {
 		defer w.mu.Unlock()
 		return w.err
 	}
-	if how == held && len(w.waiting) == 0 {
+	if how == held && !(w.held && len(w.waiting) > 0) { // nothing is held yet
 		w.late.Reset(heldTime)
 	}
 	w.waiting = append(w.waiting, b...)

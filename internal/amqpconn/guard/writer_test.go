@@ -170,3 +170,29 @@ func TestFrameThatIsFollowedWaitsForTheNext(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// A frame that is held behind one that is not, while the socket is busy, leaves by itself all the same: the next
+// one may never come.
+func TestHeldFrameBehindAnotherLeavesByItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlowSocket()
+		w := newWriter(s)
+		mustTake(t, w, "one.")
+		s.want(t, "one.")
+		mustTake(t, w, "two.")
+		if err := w.write([]byte("three."), held); err != nil {
+			t.Fatal(err)
+		}
+		s.result <- nil
+		select {
+		case got := <-s.writes:
+			if string(got) != "two.three." {
+				t.Errorf("the socket got %q", got)
+			}
+			s.result <- nil
+		case <-time.After(time.Minute):
+			t.Error("two frames wait for a third one")
+		}
+	})
+}
