@@ -88,12 +88,13 @@ type drain struct {
 	relay    *relay
 	server   *server
 	database string
+	history  bool // the relay keeps one
 	arrived  *atomic.Int64
 }
 
 func newDrain(t *table, more settings) *drain {
 	part := newPart()
-	d := &drain{server: t.postgres, database: part,
+	d := &drain{server: t.postgres, database: part, history: more["history.keep"] != "0",
 		arrived: countArrivals(t, t.broker40, rabbitmq40.sources(part, ledgerTopics)...)}
 	d.relay = startRelay(t, forBroker(rabbitmq40, part, t.broker40).with(newDatabase(t, t.postgres, part),
 		settings{"queue.batch_size": strconv.Itoa(benchBatchSize)}, more), t.broker40)
@@ -141,23 +142,39 @@ func (d *drain) command(t testing.TB, args ...string) {
 	}
 }
 
-// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them. Topics alternate.
+// fill adds rows with bodies of the common size, 0.9 kB, as puts leave them: with their commits, and as
+// queued in the history where there is one. Topics alternate.
 func (d *drain) fill(t testing.TB, rows int, nextAttempt string, topics ...string) {
 	t.Helper()
 	db := d.connect(t)
 	defer db.Close(context.Background())
+	if d.history {
+		_, err := db.Exec(context.Background(), `SELECT koji_relay.history_add_day((now() AT TIME ZONE 'UTC')::date)`)
+		if err != nil {
+			t.Fatalf("begin a day of the history: %v", err)
+		}
+	}
 	_, err := db.Exec(context.Background(), fmt.Sprintf(`
 		WITH n AS (
-			SELECT nextval('proton_queue_id_seq') AS id, ($2::text[])[1 + n %% cardinality($2)] AS topic
+			SELECT nextval('proton_queue_id_seq') AS id, gen_random_uuid() AS message_id, gen_random_uuid() AS commit,
+				($2::text[])[1 + n %% cardinality($2)] AS topic
 			FROM generate_series(1, $1) AS n
 		), d AS (
-			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, address, size, callback,
-				next_attempt)
-			SELECT gen_random_uuid(), id, now(), now(), topic, 1300, 'postTag', %s FROM n ORDER BY id
+			INSERT INTO koji_relay.delivery (message_id, queue_id, created_ts, created, commit, address, size,
+				callback, next_attempt)
+			SELECT message_id, id, now(), now(), commit, topic, 1300, 'postTag', %s FROM n ORDER BY id
+		), h AS (
+			INSERT INTO koji_relay.history_message (at, settled, message_id, commit, event, size, fate, via,
+				callback, address, package, build, tag, username, broker, reason, content)
+			SELECT now(), now(), message_id, commit, 0, 1300, 'queued', 'socket', 'postTag', topic, 'bash',
+				'bash-5.2-1', 'f40-updates', '', '', 'no broker', convert_to(repeat('0', 300), 'UTF8') FROM n
+			WHERE $3
+		), o AS (
+			INSERT INTO koji_relay.history_open (message_id, handed) SELECT message_id, now() FROM n WHERE $3
 		) INSERT INTO proton_queue (id, address, props, body)
 		SELECT id, topic, '{"type": "Tag", "tag": "f40-updates", "name": "bash", "version": "5.2", "release": "1"}',
 			json_build_object('n', id, 'build', repeat('0123456789', 85)) FROM n
-		ORDER BY id`, nextAttempt), rows, topics)
+		ORDER BY id`, nextAttempt), rows, topics, d.history)
 	if err != nil {
 		t.Fatalf("fill the queue: %v", err)
 	}
