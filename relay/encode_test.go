@@ -165,8 +165,11 @@ func TestRandomOrderIsShuffled(t *testing.T) {
 func TestDialectMayShapeTheMessage(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, nil, b)
+	w, log := logged(t, nil, b)
 	w.await(0, Up)
+	poll(t, "the dialect has been read for the log", func() bool {
+		return strings.Contains(log.String(), "broker connected")
+	})
 	w.brokers[0].conn.Dialect = &dialect.Dialect{
 		Name: "subject",
 		Destination: func(prefix, topic string) (dialect.Destination, error) {

@@ -11,7 +11,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -215,6 +214,10 @@ func (c *Conn) Dropped() bool {
 	return c.cause != nil
 }
 
+// errHungUp is one cause whichever notices it first: a read sees an end or a reset, a write a reset or a broken
+// pipe.
+var errHungUp = errors.New("the broker hung up")
+
 // Cause says why the connection is over. It must be.
 func (c *Conn) Cause() error {
 	c.mu.Lock()
@@ -232,12 +235,15 @@ func (c *Conn) Cause() error {
 		return refused
 	}
 	if err := c.guard.WriteError(); err != nil && errors.Is(c.guard.ReadError(), net.ErrClosed) {
+		if failure.HungUp(err) {
+			return errHungUp
+		}
 		return err // the guard closed the socket for it
 	}
 	if read := c.guard.ReadError(); errors.Is(read, os.ErrDeadlineExceeded) {
 		return DropError{fmt.Sprintf("nothing heard for %v (idle_timeout)", c.opts.IdleTimeout)}
-	} else if errors.Is(read, io.EOF) {
-		return errors.New("the broker hung up")
+	} else if failure.HungUp(read) {
+		return errHungUp
 	}
 	if err == nil {
 		return errors.New("closed by the broker")
