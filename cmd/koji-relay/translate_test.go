@@ -375,13 +375,15 @@ func peakMemory(t *testing.T, program string, input io.Reader) int64 {
 		fed <- err
 	}()
 	// The last message shows that all before it is done.
-	output := bufio.NewReader(stdout)
-	for tail := ""; !strings.Contains(tail, `"callback": "postUntag"`); {
+	output := bufio.NewReaderSize(stdout, 1<<20)
+	for last := []byte(`"callback": "postUntag"`); ; {
 		part, err := output.ReadSlice('\n')
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			t.Fatalf("the program ended early: %v", err)
 		}
-		tail = string(part)
+		if err == nil && bytes.Contains(part, last) {
+			break
+		}
 	}
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "status"))
 	if err != nil {
