@@ -68,16 +68,18 @@ type section [2]any
 type inbox struct {
 	mu         sync.Mutex // guards the fields below
 	deliveries []delivery
-	err        error // why there will be no more
+	ids        map[string]bool // of the deliveries
+	err        error           // why there will be no more
 	more       chan struct{}
 }
 
-func newInbox() *inbox { return &inbox{more: make(chan struct{}, 1)} }
+func newInbox() *inbox { return &inbox{ids: make(map[string]bool), more: make(chan struct{}, 1)} }
 
 func (b *inbox) put(d delivery) {
 	d.Arrived = time.Now()
 	b.mu.Lock()
 	b.deliveries = append(b.deliveries, d)
+	b.ids[d.ID] = true
 	b.mu.Unlock()
 	b.wake()
 }
@@ -103,6 +105,13 @@ func (b *inbox) all() ([]delivery, error) {
 	return slices.Clone(b.deliveries), b.err
 }
 
+// count is how many came so far, and why there will be no more.
+func (b *inbox) count() (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.deliveries), b.err
+}
+
 // byID groups what came so far, so that repeats show.
 func (b *inbox) byID() map[string][]delivery {
 	all, _ := b.all()
@@ -117,7 +126,14 @@ func (b *inbox) byID() map[string][]delivery {
 func (b *inbox) has(id string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.ContainsFunc(b.deliveries, func(d delivery) bool { return d.ID == id })
+	return b.ids[id]
+}
+
+// missing gives those ids that have not come, in a slice of its own, and why there will be no more.
+func (b *inbox) missing(ids []string) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return b.ids[id] }), b.err
 }
 
 // waitFor waits until every id has come at least once; t fails with the first missing ones when limit has
@@ -125,13 +141,11 @@ func (b *inbox) has(id string) bool {
 func (b *inbox) waitFor(t testing.TB, limit time.Duration, ids ...string) {
 	t.Helper()
 	timeout := time.After(limit)
-	for {
-		got := b.byID()
-		missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return len(got[id]) > 0 })
-		if len(missing) == 0 {
+	for missing := ids; ; {
+		var err error
+		if missing, err = b.missing(missing); len(missing) == 0 {
 			return
 		}
-		_, err := b.all()
 		if err != nil {
 			t.Fatalf("subscriber: %v; %d of %d messages came", err, len(ids)-len(missing), len(ids))
 		}
