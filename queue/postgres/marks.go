@@ -29,15 +29,26 @@ const (
 // before the time same are not believed: it is since when the server has not crashed or failed over for sure.
 // It may have lost numbers that were drawn and seen before, and gives them to other rows then.
 func (m *marks[T]) start(now, same time.Time, zero T) (from T, full bool) {
+	from, known := m.known(now, same)
+	if !known || now.Sub(m.full) >= max(fullEvery, fullShare*m.cost) {
+		return zero, true
+	}
+	return from, false
+}
+
+// known gives the position at which a walk begins between two full ones, and whether there is one.
+func (m *marks[T]) known(now, same time.Time) (from T, known bool) {
 	for len(m.at) > 1 && now.Sub(m.at[1].when) >= lateness {
 		m.at = m.at[1:]
 	}
-	known := len(m.at) > 0 && now.Sub(m.at[0].when) >= lateness && !m.at[0].when.Before(same)
-	if !known || m.full.IsZero() || now.Sub(m.full) >= max(fullEvery, fullShare*m.cost) {
-		return zero, true
+	if len(m.at) == 0 || m.full.IsZero() {
+		return from, false
 	}
-	return m.at[0].pos, false
+	return m.at[0].pos, now.Sub(m.at[0].when) >= lateness && !m.at[0].when.Before(same)
 }
+
+// back lets walks begin at pos until lateness has passed.
+func (m *marks[T]) back(now time.Time, pos T) { m.at = []mark[T]{{now.Add(-lateness), pos}} }
 
 // reached notes that at the time now, everything up to pos had been seen.
 func (m *marks[T]) reached(now time.Time, pos T) {

@@ -79,6 +79,9 @@ func (w *window) page(ctx context.Context, most int) ([]outboxEvent, error) {
 		// The positions are of this window, and so of one session, which a crash of the server ends. Whatever
 		// connection reads, they are believed: else each new one would walk past all that is held for others.
 		from, full := w.walk.start(began, time.Time{}, math.MinInt64)
+		if known, ok := w.walk.known(began, time.Time{}); full && ok && w.store.Shared() {
+			from, full, w.lookBehind = known, false, !w.looking // a long walk: beside the reads
+		}
 		batch := &pgx.Batch{} // one transaction
 		sql := `SELECT id, commit::text, octet_length(kwargs::text) FROM koji_relay.outbox o
 			WHERE id > $1 AND $3 <> ALL (` + takenBy + `) ORDER BY id LIMIT $2`
@@ -102,6 +105,53 @@ func (w *window) page(ctx context.Context, most int) ([]outboxEvent, error) {
 		return err
 	})
 	return page, err
+}
+
+// behind is what a full walk beside the reads has found.
+type behind struct {
+	began time.Time
+	took  time.Duration
+	ids   []int64 // of events that the reader has not taken, the first ones
+	err   error
+}
+
+// look walks past what is held for others, up to where reads begin, beside them.
+func (w *window) look(ctx context.Context) {
+	w.lookBehind, w.looking = false, true
+	end, _ := w.walk.known(time.Now(), time.Time{})
+	go func() {
+		b := behind{began: time.Now()}
+		b.err = w.store.do(ctx, "look for late events in the outbox", callTimeout,
+			func(ctx context.Context, conn *pgx.Conn) error {
+				batch := &pgx.Batch{} // one transaction
+				batch.Queue(onlyMerge)
+				batch.Queue(`SELECT o.id FROM `+untaken+`$1 WHERE o.id <= $2 AND t.id IS NULL ORDER BY o.id LIMIT $3`,
+					w.o.Name, end, mostHeld+1).Query(func(rows pgx.Rows) (err error) {
+					b.ids, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+					return err
+				})
+				return conn.SendBatch(ctx, batch).Close()
+			})
+		b.took = time.Since(b.began)
+		w.looked <- b
+	}()
+}
+
+// noteBehind lets the next reads begin at the first event that was found and is not in hand.
+func (w *window) noteBehind(b behind) error {
+	w.looking = false
+	if b.err != nil {
+		return b.err
+	}
+	w.walk.walked(b.began, b.took)
+	for _, id := range b.ids {
+		if !w.held[id] {
+			w.walk.back(time.Now(), id-1)
+			w.more = true
+			break
+		}
+	}
+	return nil
 }
 
 // choose gives the pieces of fresh that are read now, as many as there is room for, and at least one when

@@ -38,6 +38,10 @@ type window struct {
 	watched chan error    // the session broke
 	over    chan *piece
 	deleted chan error
+
+	lookBehind bool // a full walk is due, see look
+	looking    bool // and is under way
+	looked     chan behind
 }
 
 // piece is a commit, or a part of a large one, that is taken at once.
@@ -68,8 +72,8 @@ const (
 func newWindow(b *Outbox, session *listener) *window {
 	return &window{Outbox: b, session: session, more: true, held: map[int64]bool{}, last: map[string]*piece{},
 		most: mostUnderWay, wake: make(chan struct{}, 1), watched: make(chan error, 1),
-		deleted: make(chan error, 1),
-		over:    make(chan *piece, mostUnderWay)} // so that no goroutine waits for run to look
+		deleted: make(chan error, 1), looked: make(chan behind, 1),
+		over: make(chan *piece, mostUnderWay)} // so that no goroutine waits for run to look
 }
 
 // run takes what is in the outbox until the session breaks, something can be neither taken nor deleted, or
@@ -84,7 +88,7 @@ func (w *window) run(ctx context.Context) error {
 		if failed == nil {
 			failed = w.advance(ctx)
 		}
-		if failed != nil && w.under == 0 && w.deleting == nil {
+		if failed != nil && w.under == 0 && w.deleting == nil && !w.looking {
 			return failed
 		}
 		var err error
@@ -93,6 +97,8 @@ func (w *window) run(ctx context.Context) error {
 			err = w.finish(p)
 		case err = <-w.deleted:
 			w.settle(err)
+		case b := <-w.looked:
+			err = w.noteBehind(b)
 		case err = <-w.watched:
 		case <-w.wake:
 			w.more = true
@@ -121,6 +127,9 @@ func (w *window) advance(ctx context.Context) error {
 		}
 	}
 	w.begin(ctx)
+	if w.lookBehind && !w.looking {
+		w.look(ctx)
+	}
 	if len(w.done) > 0 && w.deleting == nil && (len(w.done) >= deleteAt || w.due || w.count == 0) {
 		w.delete(ctx)
 	}

@@ -88,11 +88,24 @@ func TestOutboxHeldForAnotherReaderCostsLittle(t *testing.T) {
 					t.Fatalf("%d events wait, the readers are %+v (%v, %v)", st.Outbox, readers, err, alsoErr)
 				}
 			}
+			// A full walk that is due is made beside the reads, which find thereafter what was committed late.
+			w.walk.full, w.walk.cost = time.Now().Add(-2*fullEvery), 0
+			pgtest.SQL(t, conn, "DELETE FROM koji_relay.outbox_taken WHERE id = 5")
+			look(10)
+			if !w.lookBehind {
+				t.Fatal("no full walk is due")
+			}
+			w.look(t.Context())
+			if err := w.noteBehind(<-w.looked); err != nil {
+				t.Fatal(err)
+			}
+			look(11)
 			if err := p.Close(); err != nil {
 				t.Fatal(err)
 			}
-			// One full walk over events and marks, and one of each count; the second reader has no marks.
-			if read := rowsRead(t, conn) - before; read > 9*rows {
+			// Two full walks over events and marks, one of each count, and one read from the late event on; the
+			// second reader has no marks.
+			if read := rowsRead(t, conn) - before; read > 13*rows {
 				t.Errorf("%d rows were read for 10 events beside %d that are held", read, rows)
 			}
 		})
