@@ -7,6 +7,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"koji-relay/callbacks"
+	"koji-relay/internal/message"
 )
 
 // newWatchdog makes one whose systemd has 30 s of patience.
@@ -77,6 +80,36 @@ func TestWatchdogIsNotFedWhileACommitIsStuck(t *testing.T) {
 		}
 		stuck.end()
 		later.end()
+		pass(11 * time.Second)
+		if *told == before {
+			t.Error("systemd is not told that all is well again")
+		}
+	})
+}
+
+// TestWatchdogSeesWhatTheHubAPIPublishes: a commit of the hub API that hangs where no time limit holds is seen.
+func TestWatchdogSeesWhatTheHubAPIPublishes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var d Daemon
+		hangs := make(chan struct{})
+		d.current.service = &service{hub: &publisher{translate: func(message.Commit) (none callbacks.Translation) {
+			<-hangs
+			return none
+		}, watch: newWatch("test", "", slog.New(slog.DiscardHandler))}}
+		go d.publish(t.Context(), message.Commit{ID: "7f3c", Events: []message.Event{{Callback: "postTag"}}})
+		w, told, log := newWatchdog()
+		w.underway = &d.underway
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go w.Run(ctx)
+		pass(21 * time.Second)
+		before := *told
+		pass(time.Minute)
+		if *told != before || !strings.Contains(log.String(), "commit=7f3c") {
+			t.Errorf("systemd was told %d times that all is well; logged:\n%s", *told-before, log)
+		}
+		close(hangs)
 		pass(11 * time.Second)
 		if *told == before {
 			t.Error("systemd is not told that all is well again")
