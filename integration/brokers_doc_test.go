@@ -16,6 +16,7 @@ var documented = map[string]string{ // heading of docs/brokers.md
 	"activemq-6":       "ActiveMQ Classic",
 	"activemq-classic": "ActiveMQ Classic",
 	"artemis":          "ActiveMQ Artemis",
+	"artemis-2.56":     "ActiveMQ Artemis",
 }
 
 // documentedSettings is the configuration that docs/brokers.md gives for a broker.

@@ -83,7 +83,7 @@ func (c *consumer) printed() []string {
 
 func (c *consumer) awaitPrinted(t testing.TB, n int) {
 	t.Helper()
-	eventually(t, 30*time.Second, "the "+c.name+" example prints "+strconv.Itoa(n)+" messages", func() error {
+	eventually(t, 4*time.Minute, "the "+c.name+" example prints "+strconv.Itoa(n)+" messages", func() error {
 		if lines := c.printed(); len(lines) < n {
 			return fmt.Errorf("it printed %d", len(lines))
 		}
@@ -99,7 +99,7 @@ func (c *consumer) awaitEnd(t testing.TB) {
 		if code := c.process.ProcessState.ExitCode(); code != 0 {
 			t.Errorf("the %s example ended with %d", c.name, code)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(4 * time.Minute):
 		t.Fatalf("the %s example has not ended after %d messages", c.name, len(c.printed()))
 	}
 }

@@ -66,13 +66,15 @@ func otherConsumers(t *testing.T, b brokerKind, s *server, part, passwordFile st
 		}
 		return all
 	}
-	if b.service == artemis.service {
+	if b.product == artemis.product {
 		return []otherConsumer{
 			{"JMS, Artemis' client, durable", java("--client", "artemis", "--url", native, "--topic", part+".#",
 				"--durable", "jms-"+part), false},
 			{"JMS, Qpid's client on Artemis, with a selector", java("--client", "qpid", "--url", amqp, "--topic",
 				part+".#", "--selector", tagSelector), true},
 			{"STOMP on Artemis", stomp(part+".#", "subscription-type:MULTICAST"), false},
+			{"STOMP on Artemis, durable", append(stomp(part+".#", "subscription-type:MULTICAST",
+				"durable-subscription-name:stomp"), "--client-id", part), false},
 		}
 	}
 	return []otherConsumer{
@@ -81,6 +83,10 @@ func otherConsumers(t *testing.T, b brokerKind, s *server, part, passwordFile st
 			"--url", native, "--topic", part+".>", "--durable", "jenkins-"+part, "--selector", tagSelector), true},
 		{"JMS, Qpid's client with a selector", java("--client", "qpid", "--url", amqp, "--topic", part+".>",
 			"--selector", tagSelector), true},
+		{"STOMP on ActiveMQ Classic, with a selector", append(stomp("/topic/"+part+".>", "selector:"+tagSelector),
+			"--ack", "auto"), true},
+		{"STOMP on ActiveMQ Classic, durable", append(stomp("/topic/"+part+".>", "activemq.subscriptionName:stomp"),
+			"--client-id", part, "--ack", "auto"), false},
 	}
 }
 
@@ -95,54 +101,52 @@ func TestOtherConsumers(t *testing.T) {
 			if b.rabbit() {
 				s.exec(t, runScript, "ctl", "await_startup")
 			}
-			g, part := loadGolden(t, "extra500"), newPart()
-			var tags []goldenMessage
-			for _, m := range g.messages {
-				if strings.HasSuffix(m.Address, "build.tag") {
-					tags = append(tags, m)
-				}
-			}
-			passwordFile := filepath.Join(t.TempDir(), "password")
-			if err := os.WriteFile(passwordFile, []byte(password+"\n"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			var running []*consumer
-			all := otherConsumers(t, b, s, part, passwordFile)
-			for _, o := range all {
-				n := len(g.messages)
-				if o.selector {
-					n = len(tags)
-				}
-				running = append(running, launchConsumer(t, o.name, o.args, "--count", strconv.Itoa(n+1)))
-			}
-			for _, c := range running {
-				c.awaitSubscribed(t, 1)
-			}
-			set := forBroker(b, part, s)
-			if b.rabbit() { // what a reader of AMQP 0-9-1 needs
-				set = set.with(settings{"message.body_section": "data"})
-			}
-			r := startRelay(t, set.with(settings{"message.extra_limit": "500"}), s)
-			r.postGolden(t, g)
-			for i, c := range running {
-				n := len(g.messages)
-				if all[i].selector {
-					n = len(tags)
-				}
-				c.awaitPrinted(t, n)
-			}
-			r.postGolden(t, g)
-			body, last := tagCommit(1)
-			r.mustPost(t, body)
-			for i, c := range running {
-				c.awaitEnd(t)
-				want := g.messages
-				if all[i].selector {
-					want = tags
-				}
-				c.comparePrinted(t, b, want, last[0])
-			}
+			otherConsumersPrint(t, b, s)
 		})
+	}
+}
+
+func otherConsumersPrint(t *testing.T, b brokerKind, s *server) {
+	g, part := loadGolden(t, "extra500"), newPart()
+	var tags []goldenMessage
+	for _, m := range g.messages {
+		if strings.HasSuffix(m.Address, "build.tag") {
+			tags = append(tags, m)
+		}
+	}
+	passwordFile := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(passwordFile, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wanted := func(o otherConsumer) []goldenMessage {
+		if o.selector {
+			return tags
+		}
+		return g.messages
+	}
+	var running []*consumer
+	all := otherConsumers(t, b, s, part, passwordFile)
+	for _, o := range all {
+		running = append(running, launchConsumer(t, o.name, o.args, "--count", strconv.Itoa(len(wanted(o))+1)))
+	}
+	for _, c := range running {
+		c.awaitSubscribed(t, 1)
+	}
+	set := forBroker(b, part, s)
+	if b.rabbit() { // what a reader of AMQP 0-9-1 needs
+		set = set.with(settings{"message.body_section": "data"})
+	}
+	r := startRelay(t, set.with(settings{"message.extra_limit": "500"}), s)
+	r.postGolden(t, g)
+	for i, c := range running {
+		c.awaitPrinted(t, len(wanted(all[i])))
+	}
+	r.postGolden(t, g)
+	body, last := tagCommit(1)
+	r.mustPost(t, body)
+	for i, c := range running {
+		c.awaitEnd(t)
+		c.comparePrinted(t, b, wanted(all[i]), last[0])
 	}
 }
 

@@ -85,7 +85,7 @@ type outboxHub struct {
 // commit inserts n events, and more, in one transaction, and gives its id.
 func (h *outboxHub) commit(t testing.TB, n int, more ...string) (id string) {
 	t.Helper()
-	ctx := within(t, 10*time.Second)
+	ctx := within(t, time.Minute)
 	if h.db == nil {
 		db, err := pgx.Connect(ctx, h.outbox)
 		if err != nil {

@@ -24,8 +24,9 @@ def message_id(headers):
 
 
 class Printer(stomp.ConnectionListener):
-    def __init__(self, connection, destination, count):
+    def __init__(self, connection, destination, count, acknowledges):
         self.connection, self.destination, self.count, self.handled = connection, destination, count, 0
+        self.acknowledges = acknowledges
         self.seen, self.done = collections.OrderedDict(), threading.Event()
 
     def on_message(self, frame):
@@ -38,7 +39,8 @@ class Printer(stomp.ConnectionListener):
             self.seen[name] = True
             if len(self.seen) > REMEMBERED:
                 self.seen.popitem(last=False)
-        self.connection.ack(frame.headers["ack"])  # after the work
+        if self.acknowledges:
+            self.connection.ack(frame.headers["ack"])  # after the work
         if 0 < self.count <= self.handled:
             self.done.set()
 
@@ -60,6 +62,8 @@ def main():
     parser.add_argument("--destination", required=True, help="such as /topic/koji.> (ActiveMQ)")
     parser.add_argument("--header", action="append", default=[],
                         help="of SUBSCRIBE, such as selector:type='Tag'")
+    parser.add_argument("--ack", choices=["client-individual", "auto"], default="client-individual",
+                        help="auto for ActiveMQ Classic, which cannot take an answer to these messages")
     parser.add_argument("--virtual-host", default="/", help="of RabbitMQ; the others do not look at it")
     parser.add_argument("--client-id", help="for a durable subscription")
     parser.add_argument("--user", required=True)
@@ -69,12 +73,12 @@ def main():
     with open(args.password_file) as file:
         password = file.read().strip()
     connection = stomp.Connection12([(args.host, args.port)], vhost=args.virtual_host)
-    printer = Printer(connection, args.destination, args.count)
+    printer = Printer(connection, args.destination, args.count, args.ack != "auto")
     connection.set_listener("", printer)
     connection.connect(args.user, password, wait=True,
                        headers={"client-id": args.client_id} if args.client_id else {})
     headers = dict(header.split(":", 1) for header in args.header)
-    connection.subscribe(args.destination, id="koji", ack="client-individual",
+    connection.subscribe(args.destination, id="koji", ack=args.ack,
                          headers=dict(headers, receipt="subscribed"))
     printer.done.wait()
     connection.disconnect()
