@@ -83,8 +83,8 @@ func (p *Store) count(ctx context.Context) (st inspect.Statistics, walked int64,
 }
 
 func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked int64, err error) {
-	rows, _ := tx.Query(ctx, `SELECT address, count(*), sum(size)::bigint, min(created_ts), count(next_attempt),
-		min(next_attempt)
+	rows, _ := tx.Query(ctx, `SELECT address, count(*), least(sum(size), 9223372036854775807)::bigint,
+		min(created_ts), count(next_attempt), min(next_attempt)
 		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
 	var t inspect.Topic
 	var aside int64

@@ -20,7 +20,7 @@ const forget = `
 		DELETE FROM {koji}.proton_queue q USING gone g WHERE q.id = ANY(ARRAY[g.queue_id])
 			AND q.created_ts IS NOT DISTINCT FROM g.created_ts
 	)
-	SELECT coalesce(sum(size), 0)::bigint FROM gone`
+	SELECT least(coalesce(sum(size), 0), 9223372036854775807)::bigint FROM gone`
 
 const setAside = `
 	UPDATE koji_relay.delivery d SET attempts = k.attempts, tries = k.tries, last_error = k.reason,
@@ -48,7 +48,7 @@ const bury = `, gone AS (
 
 const buryThese = `WITH chosen AS (
 		SELECT * FROM unnest($1::text[], $2::int[], $3::text[]) AS k(message_id, attempts, reason)
-	)` + bury + ` SELECT coalesce(sum(size), 0)::bigint FROM gone`
+	)` + bury + ` SELECT least(coalesce(sum(size), 0), 9223372036854775807)::bigint FROM gone`
 
 // Settle implements Store, in one round trip.
 func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) error {

@@ -152,13 +152,23 @@ func (s *pgPass) dueWalk() walk {
 		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
 			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM koji_relay.delivery
 				WHERE next_attempt IS NOT NULL AND next_attempt <= now() AND (next_attempt, queue_id) > ($1, $2)
-				ORDER BY next_attempt, queue_id LIMIT $3`, s.due, s.dueID, limit)
+				ORDER BY next_attempt, queue_id LIMIT $3`, s.dueFrom(), s.dueID, limit)
 		},
 		took: func(heads []head) {
 			last := heads[len(heads)-1]
 			s.due, s.dueID = last.nextAttempt, last.queueID
 		},
 	}
+}
+
+// dueFrom is the time behind which messages that were set aside were not given yet. An administrator may have
+// written '-infinity' for "at once": the walk begins there.
+func (s *pgPass) dueFrom() pgtype.Timestamptz {
+	from := pgtype.Timestamptz{Time: s.due, Valid: true}
+	if s.due.IsZero() && s.dueID == math.MinInt64 {
+		from.InfinityModifier = pgtype.NegativeInfinity
+	}
+	return from
 }
 
 // head is what koji_relay.delivery knows of a message.
