@@ -23,6 +23,12 @@ type alertCase struct {
 	end      func(s *alertSite) // returns when the metrics show that it is over
 	// hours is what an hour of a duration that the relay measured took in the test; 0 is as long.
 	hours float64
+	// says is the reason that the relay names meanwhile, in all ways that it has; empty where what happened is
+	// over, or is not known to the relay. unready says that it hands commits back.
+	says    string
+	unready bool
+	log     string // what is logged of it
+	slow    bool   // it takes a minute
 }
 
 // alertCases are all alerts of the rules. Ages come from rows that are made old; how long a state lasts is
@@ -33,11 +39,13 @@ var alertCases = map[string]alertCase{
 		end:     func(s *alertSite) { s.relay.start(s); s.until("it answers", up) },
 	},
 	"KojiRelayNotReady": {
+		says: "QUEUE_OFF", unready: true, log: "broker down",
 		settings: settings{"queue.enabled": "off"},
 		trouble:  func(s *alertSite) { s.ways[0].cut(); s.until("not ready", is("koji_relay_ready", 0)) },
 		end:      func(s *alertSite) { s.ways[0].mend(); s.until("ready", is("koji_relay_ready", 1)) },
 	},
 	"KojiRelayNoBroker": {
+		says: "NO_BROKER", log: "no broker is up: messages are kept in the queue until one is",
 		trouble: func(s *alertSite) {
 			s.ways[0].cut()
 			s.ways[1].cut()
@@ -46,15 +54,17 @@ var alertCases = map[string]alertCase{
 		end: func(s *alertSite) { s.ways[0].mend(); s.until("one broker", is("koji_relay_broker_up", 1)) },
 	},
 	"KojiRelayBrokerDown": {
+		slow: true, says: "BROKER_DOWN", log: "broker down",
 		trouble: func(s *alertSite) { s.ways[1].cut(); s.until("one broker", is("koji_relay_broker_up", 1)) },
 		end:     func(s *alertSite) { s.ways[1].mend(); s.until("both brokers", is("koji_relay_broker_up", 2)) },
 	},
 	"KojiRelaySilence": {
 		end: func(s *alertSite) { s.post(tag()); s.until("a message", is("koji_relay_messages_sent_total", 1)) },
 	},
-	"KojiRelayBacklog":        {trouble: oldMessage(20 * time.Minute), end: emptyQueue},
-	"KojiRelayBacklogExpires": {trouble: oldMessage(19 * time.Hour), end: emptyQueue},
+	"KojiRelayBacklog":        {says: "BACKLOG", trouble: oldMessage(20 * time.Minute), end: emptyQueue},
+	"KojiRelayBacklogExpires": {says: "EXPIRES_SOON", trouble: oldMessage(19 * time.Hour), end: emptyQueue},
 	"KojiRelayOutboxBacklog": {
+		says: "OUTBOX_BACKLOG", unready: true,
 		settings: settings{"queue.max_bytes": "1"}, // so that events stay in the outbox
 		trouble: func(s *alertSite) {
 			s.ways[0].cut()
@@ -87,6 +97,7 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayHandedBack": {
+		says: "HANDED_BACK", log: "events are refused, the hub keeps them: neither sent nor stored",
 		settings: settings{"queue.enabled": "off"},
 		trouble: func(s *alertSite) {
 			if code := s.post(unboundCommit()); code != http.StatusServiceUnavailable {
@@ -98,13 +109,20 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayTurnedAway": {
+		says: "TURNED_AWAY", log: "address in trouble",
 		trouble: func(s *alertSite) {
-			s.post(unboundCommit())
+			eventually(s, time.Minute, "the commit is taken", func() error { // by a database that has the time
+				if code := s.post(unboundCommit()); code != http.StatusOK {
+					return fmt.Errorf("the hub was answered %d", code)
+				}
+				return nil
+			})
 			s.until("set aside", is("koji_relay_queue_set_aside", 1))
 		},
 		end: emptyQueue,
 	},
 	"KojiRelayDeadLetters": {
+		says: "DEAD_LETTERS",
 		trouble: func(s *alertSite) {
 			s.post(fmt.Appendf(nil, `{"commit": %q, "events": [{"callback": "postPackageListChange",
 				"kwargs": {"action": null}}]}`, uuid.NewString()))
@@ -112,6 +130,7 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayExpired": {
+		slow: true, says: "NO_BROKER", log: "messages are lost: older than max_age, and expired = drop",
 		trouble: func(s *alertSite) {
 			s.ways[0].cut()
 			s.ways[1].cut()
@@ -121,6 +140,7 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayReaderAway": {
+		says: "READER_AWAY",
 		trouble: func(s *alertSite) {
 			s.readers(`INSERT INTO koji_relay.reader VALUES ('new-bus', '*', now() - interval '1 hour')`)
 			s.until("it is away", is("koji_relay_outbox_reader_away", 1))
@@ -139,14 +159,17 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayCertificateExpires": {
+		says:    "CERTIFICATE_EXPIRES",
 		trouble: func(s *alertSite) { s.certify(s.clientPath, 7); s.until("its end is near", near(fileExpiry)) },
 		end:     func(s *alertSite) { s.certify(s.clientPath, 90); s.until("it is far", far(fileExpiry)) },
 	},
 	"KojiRelayBrokerCertificateExpires": {
+		says:    "CERTIFICATE_EXPIRES",
 		trouble: func(s *alertSite) { s.exchange(7); s.until("its end is near", near(brokerExpiry)) },
 		end:     func(s *alertSite) { s.exchange(90); s.until("it is far", far(brokerExpiry)) },
 	},
 	"KojiRelayReloadFailed": {
+		says: "RELOAD_FAILED",
 		trouble: func(s *alertSite) {
 			s.relay.configure(s, s.settings.with(settings{"queue.batch_size": "many"}))
 			s.relay.signal(s, syscall.SIGHUP)
@@ -159,6 +182,7 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayPaused": {
+		says: "DRAIN_PAUSED",
 		trouble: func(s *alertSite) {
 			s.relay.command(s, "", "pause")
 			s.until("a pause", is("koji_relay_paused", 1))
@@ -198,17 +222,38 @@ func TestEveryAlertFiresAndResolves(t *testing.T) {
 	for i, name := range names {
 		t.Run(name, func(t *testing.T) {
 			c := alertCases[name]
+			if c.slow {
+				t.Parallel() // with the other slow ones, after the rest
+			}
 			s := newAlertSite(t, broker, db, fmt.Sprintf("alert%d", i), c.settings)
 			seen := []scraped{s.scrape()}
 			if c.trouble != nil {
 				c.trouble(s)
 			}
 			seen = append(seen, s.scrape())
+			c.compare(t, s)
 			if c.end != nil {
 				c.end(s)
+				s.relay.quiet(t, s.admin, c.says)
 			}
 			seen = append(seen, s.scrape())
 			judge(t, promtool, rules, name, seen, c.hours)
 		})
+	}
+}
+
+// compare asks the relay in all ways whether it says what the alert says.
+func (c *alertCase) compare(t *testing.T, s *alertSite) {
+	t.Helper()
+	if c.says == "" {
+		return
+	}
+	state := "degraded"
+	if c.unready {
+		state = "not_ready"
+	}
+	s.relay.says(t, s.admin, 2*time.Minute, state, c.says)
+	if c.log != "" {
+		s.relay.await(t, c.log, nil)
 	}
 }

@@ -11,7 +11,7 @@ var contributing = document{"CONTRIBUTING.md", []accounted{
 	{opens: "make unit ", run: targetsAreThere, shown: []string{"TestDemoLosesNothing",
 		"TestBenchmarksRunOnce", "TestChaos"}},
 	{opens: "KOJI_RELAY_SERVERS=docker KOJI_RELAY_REQUIRE_SERVERS=1 go test ./integration -run TestTwoBrokers",
-		shown: []string{"TestTwoBrokers"}},
+		run: goTestFinds("TestTwoBrokers"), shown: []string{"TestTwoBrokers"}},
 }}
 
 var brokersGuide = document{"docs/brokers.md", []accounted{
@@ -45,7 +45,8 @@ var performance = document{"docs/performance.md", []accounted{
 
 var reliability = document{"docs/reliability.md", []accounted{
 	{opens: "make chaos SEED=7", run: targetsAreThere, shown: []string{"TestChaos"}},
-	{opens: "KOJI_RELAY_FROZEN_SECONDS=3600 go test", shown: []string{"BenchmarkFrozenReader"}},
+	{opens: "KOJI_RELAY_FROZEN_SECONDS=3600 go test", run: goTestFinds("BenchmarkFrozenReader"),
+		shown: []string{"BenchmarkFrozenReader"}},
 }}
 
 // The policy module is built and read by a Python test. What SELinux makes of it needs a kernel that
@@ -64,6 +65,16 @@ var architecture = document{"docs/architecture.md", []accounted{
 	{opens: "          nothing settles", drawing: "the states of a breaker"},
 	{opens: "table --read-->", drawing: "the states of an outbox row"},
 }}
+
+// goTestFinds runs a go test that is part of this run, or takes an hour, so far that it names what it would do.
+func goTestFinds(name string) func(*testing.T, *hubSite, block) {
+	return func(t *testing.T, _ *hubSite, b block) {
+		out := inCheckout(t, b.at(), strings.TrimSpace(b.text)+" -list '^"+name+"$'")
+		if !strings.HasPrefix(out, name+"\n") {
+			t.Errorf("%s: it does not find %s: %s", b.at(), name, out)
+		}
+	}
+}
 
 // targetsAreThere asks make what each command would do, and the system whether each script is there.
 func targetsAreThere(t *testing.T, _ *hubSite, b block) {

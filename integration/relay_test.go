@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +33,9 @@ type relay struct {
 	process *exec.Cmd
 	ended   chan struct{} // closed when process has ended and log is complete
 	log     *journal
+
+	systemd  *net.UnixConn // what systemd would be told
+	headline atomic.Value  // its last STATUS, a string
 }
 
 // settings are configuration keys as "section.key". "plugin.timeout" is of koji_relay.conf beside the relay's
@@ -81,8 +85,10 @@ func newRelay(t testing.TB, s settings) *relay {
 		},
 	}
 	r.configure(t, s)
+	r.listenAsSystemd(t)
 	t.Cleanup(func() {
 		r.client.CloseIdleConnections()
+		r.systemd.Close()
 		if r.process != nil {
 			r.kill(t)
 			if t.Failed() {
@@ -93,6 +99,32 @@ func newRelay(t testing.TB, s settings) *relay {
 	})
 	return r
 }
+
+// listenAsSystemd takes what the relay says by sd_notify.
+func (r *relay) listenAsSystemd(t testing.TB) {
+	t.Helper()
+	var err error
+	r.systemd, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: r.notifySocket(), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buffer := make([]byte, 4096)
+		for {
+			n, err := r.systemd.Read(buffer)
+			if err != nil {
+				return
+			}
+			for line := range strings.Lines(string(buffer[:n])) {
+				if status, ok := strings.CutPrefix(line, "STATUS="); ok {
+					r.headline.Store(strings.TrimSpace(status))
+				}
+			}
+		}
+	}()
+}
+
+func (r *relay) notifySocket() string { return filepath.Join(r.dir, "notify.sock") }
 
 // pokeSocket is where the hub plugin says that something is in the outbox; "" where this relay has none.
 func (r *relay) pokeSocket() string {
@@ -167,6 +199,7 @@ func (r *relay) launch(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	// No test may leave a relay behind, not even one that panics.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(cmd.Environ(), "NOTIFY_SOCKET="+r.notifySocket())
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

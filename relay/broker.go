@@ -142,8 +142,8 @@ func (b *broker) abandon() {
 		f(b.e.Name, message.FailedAbandoned)
 	}
 	if n == 1 {
-		b.log.Error("connection could not be ended: goroutines and memory of the AMQP driver are left behind " +
-			"until the relay restarts; more of them are counted as failures of kind abandoned and not logged")
+		b.log.Error("a connection cannot be ended, and keeps its memory until the relay restarts; " +
+			"further ones are counted as abandoned, not logged")
 	}
 }
 

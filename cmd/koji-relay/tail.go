@@ -31,15 +31,16 @@ message-id; with several brokers, the broker as well. Connections that end are
 opened again; why they ended is told on standard error.
 
 Standard error says "subscribed" for each broker. Messages sent before that, or
-while tail is not connected, are not shown. RabbitMQ gives back what nobody has
-subscribed to: such a message waits in the queue and is tried again later, as
-'koji-relay queue list' shows. A message that
-matches two patterns may be shown twice. RabbitMQ 3 and Artemis do not say to
-which topic a message went: the pattern is shown in its place. On RabbitMQ the
-user needs the permission to configure, write and read queues of its own; and
-while tail runs, the topics that it watches count as bound. RabbitMQ 3 keeps
-the queue, amq.gen-*, when tail has ended: delete it, or let a policy expire
-such queues (docs/consumers.md).
+while tail is not connected, are not shown. A message that matches two patterns
+may be shown twice. RabbitMQ 3 and Artemis do not say to which topic a message
+went: the pattern is shown in its place.
+
+On RabbitMQ the user needs the permission to configure, write and read queues of
+its own. While tail runs, the topics that it watches count as bound. RabbitMQ
+gives back what nobody has subscribed to: such a message waits in the queue and
+is tried again later, as 'koji-relay queue list' shows. RabbitMQ 3 keeps the
+queue, amq.gen-*, when tail has ended: delete it, or let a policy expire such
+queues (docs/consumers.md).
 
 Exit codes: 0 interrupted, or --count reached; 2 unusable arguments or
 configuration.`,

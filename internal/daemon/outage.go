@@ -34,7 +34,7 @@ func (r *refusals) refused(commit string, events int, cause error) {
 	r.last = time.Now()
 	r.commits++
 	r.events += events
-	if r.trouble.Failed(root(cause)) {
+	if r.trouble.FailedBy(root(cause)) {
 		r.log.Error("events are refused, the hub keeps them: neither sent nor stored", "commit", commit,
 			"events", events, "error", oneLine(cause))
 	}
@@ -55,12 +55,17 @@ func (r *refusals) taken(stored bool) {
 	r.commits, r.events = 0, 0
 }
 
-// root is the innermost cause: what stands around it names the commit, which is another one each time.
-func root(err error) error {
+// root is the innermost cause that is a text for a person: what stands around it names the commit, which is
+// another one each time.
+func root(err error) string {
+	var told interface{ Cause() string }
+	if errors.As(err, &told) {
+		return told.Cause()
+	}
 	for {
 		inner := errors.Unwrap(err)
 		if inner == nil {
-			return err
+			return retry.Cause(err)
 		}
 		err = inner
 	}

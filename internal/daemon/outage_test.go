@@ -48,6 +48,31 @@ func TestRefusalsAreToldOnceForEachCauseAndWithTheirEnd(t *testing.T) {
 	})
 }
 
+// The driver has several errors for one cause, and a commit that is refused is of another size each time.
+func TestRefusalsOfOneTextAreOneCause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, text := logged()
+		r := &refusals{log: log}
+		for n := range 50 {
+			inner := plainError{"no answer in time", fmt.Errorf("variant %d", n%3)}
+			r.refused("c", 2, fmt.Errorf("put %d messages in koji: %w: %w", n, errors.New("read-only"), inner))
+			r.refused("c", 2, fmt.Errorf("put %d messages in koji: %w", n, inner))
+		}
+		wantLines(t, text.String(), []string{"level=ERROR", "no answer in time"})
+	})
+}
+
+// plainError is an error with a text for a person.
+type plainError struct {
+	text string
+	error
+}
+
+func (e plainError) Error() string { return e.text }
+func (e plainError) Unwrap() error { return e.error }
+func (e plainError) Cause() string { return e.text }
+
 func TestRefusalsEndWhenNothingNeedsTheStoreForAWhile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

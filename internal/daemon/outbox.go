@@ -86,7 +86,7 @@ func (d *Daemon) announce(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
-			if trouble.Failed(root(err)) {
+			if trouble.FailedBy(root(err)) {
 				d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error",
 					oneLine(err))
 			}

@@ -46,6 +46,10 @@ type plain struct {
 func (p *plain) Error() string { return p.text }
 func (p *plain) Unwrap() error { return p.err }
 
+// Cause is the text, for whoever compares causes: the driver has several errors for one, and what wraps it names
+// the operation.
+func (p *plain) Cause() string { return p.text }
+
 // connectText says why no connection could be made. A name may stand for several addresses, each tried with
 // TLS and without: where the cause is the same it is said once.
 func connectText(err *pgconn.ConnectError) string {

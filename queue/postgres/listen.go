@@ -232,8 +232,8 @@ func (p *Store) ListenQueue(ctx context.Context, put func()) {
 		if errors.Is(err, errRenew) {
 			continue
 		}
-		if trouble.Failed(err) {
-			p.log.Warn("LISTEN lost; polling the queue every interval", "error", p.explain("listen", err))
+		if err = p.explain("listen", err); trouble.Failed(err) {
+			p.log.Warn("LISTEN lost; polling the queue every interval", "error", err)
 		}
 		retry.Pause(ctx, trouble.Delay())
 	}

@@ -87,8 +87,8 @@ func (p *Store) tell(ctx context.Context) {
 			return
 		case err != nil:
 			p.news.add(payloads...)
-			if trouble.Failed(err) {
-				p.log.Warn("NOTIFY lost; other relays look by themselves", "error", p.explain("notify", err))
+			if err = p.explain("notify", err); trouble.Failed(err) {
+				p.log.Warn("NOTIFY lost; other relays look by themselves", "error", err)
 			}
 			retry.Pause(ctx, trouble.Delay())
 		default:
