@@ -221,7 +221,6 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	for begun, ended := range map[string]string{
 		"events are refused, the hub keeps them: neither sent nor stored": "events are taken again",
 		"the outbox cannot be read":                                       "the outbox can be read again",
-		"broker stalled":                                                  "broker answers again",
 	} {
 		r.eachCauseOnce(t, begun, ended)
 	}

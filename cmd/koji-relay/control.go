@@ -143,10 +143,21 @@ func pausingCommand(name, short, long string,
 		if err := do(client, cmd.Context(), what); err != nil {
 			return err
 		}
-		return printDone(cmd, *asJSON, fmt.Sprintf("%s: %s", name, what),
-			map[string]any{"what": what, "paused": name == "pause"})
+		return printDone(cmd, *asJSON, pauseText[name][what], map[string]any{"what": what, "paused": name == "pause"})
 	}
 	return cmd
+}
+
+// pauseText is what is printed when it is done.
+var pauseText = map[string]map[admin.Pausable]string{
+	"pause": {
+		admin.Drain:   "The drain is halted. New commits are still sent.",
+		admin.Publish: "All sending is halted. Commits are queued.",
+	},
+	"resume": {
+		admin.Drain:   "The drain goes on.",
+		admin.Publish: "Sending goes on.",
+	},
 }
 
 func printDone(cmd *cobra.Command, asJSON bool, text string, object map[string]any) error {

@@ -196,7 +196,9 @@ func TestRunningRelayIsSteered(t *testing.T) {
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "the drain; koji-relay resume") {
 		t.Errorf("after pause:\n%s", text)
 	}
-	s.command(t, exitOK, "pause", "--publish")
+	if text := s.command(t, exitOK, "pause", "--publish"); text != "All sending is halted. Commits are queued.\n" {
+		t.Errorf("pause --publish says %q", text)
+	}
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "all sending") {
 		t.Errorf("after pause --publish:\n%s", text)
 	}
