@@ -66,7 +66,8 @@ var architecture = document{"docs/architecture.md", []accounted{
 	{opens: "table --read-->", drawing: "the states of an outbox row"},
 }}
 
-// goTestFinds runs a go test that is part of this run, or takes an hour, so far that it names what it would do.
+// goTestFinds runs a go test, which is part of this run or takes an hour, so far that it names what it would
+// do.
 func goTestFinds(name string) func(*testing.T, *hubSite, block) {
 	return func(t *testing.T, _ *hubSite, b block) {
 		out := inCheckout(t, b.at(), strings.TrimSpace(b.text)+" -list '^"+name+"$'")

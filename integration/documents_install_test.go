@@ -39,7 +39,9 @@ var readme = document{"README.md", []accounted{
 			printed(t, b.at(), e.shown, s.asItStands(t, b.at(), e.command))
 		}
 	}},
-	{opens: "make demo\n", run: func(t *testing.T, _ *hubSite, b block) { demo = inCheckout(t, b.at(), b.text) }},
+	{opens: "make demo\n", run: func(t *testing.T, _ *hubSite, b block) {
+		demo = inCheckout(t, b.at(), b.text)
+	}},
 	{opens: "1. All is well\n", run: func(t *testing.T, _ *hubSite, b block) {
 		printed(t, b.at(), uncounted("…\n"+b.text), uncounted(demo))
 	}},

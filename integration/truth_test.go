@@ -238,8 +238,7 @@ func unboundCommit() []byte {
 		"user": {"name": "kojiadmin"}}}]}`, uuid.NewString())
 }
 
-// eachCauseOnce fails where a cause is logged twice before its trouble is over, or a trouble or its end not at
-// all.
+// eachCauseOnce fails where a cause is logged twice before its trouble is over, or a trouble or its end not.
 func (r *relay) eachCauseOnce(t *testing.T, begun, ended string) {
 	t.Helper()
 	causes := map[string]bool{}

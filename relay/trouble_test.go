@@ -54,7 +54,7 @@ func TestBrokerTroubleIsLoggedOnceAndItsEndOnce(t *testing.T) {
 	wantLines(t, log, 1, "down=")
 }
 
-// A broker that takes connections and ends each at once is in one trouble: "connected" would be its last word.
+// A broker that takes connections and ends each at once is in one trouble: "connected" would be its end.
 func TestBrokerThatEndsEachConnectionIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})

@@ -143,7 +143,8 @@ func pausingCommand(name, short, long string,
 		if err := do(client, cmd.Context(), what); err != nil {
 			return err
 		}
-		return printDone(cmd, *asJSON, pauseText[name][what], map[string]any{"what": what, "paused": name == "pause"})
+		return printDone(cmd, *asJSON, pauseText[name][what],
+			map[string]any{"what": what, "paused": name == "pause"})
 	}
 	return cmd
 }

@@ -196,7 +196,8 @@ func TestRunningRelayIsSteered(t *testing.T) {
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "the drain; koji-relay resume") {
 		t.Errorf("after pause:\n%s", text)
 	}
-	if text := s.command(t, exitOK, "pause", "--publish"); text != "All sending is halted. Commits are queued.\n" {
+	text := s.command(t, exitOK, "pause", "--publish")
+	if text != "All sending is halted. Commits are queued.\n" {
 		t.Errorf("pause --publish says %q", text)
 	}
 	if text := s.command(t, exitOK, "queue", "status"); !strings.Contains(text, "all sending") {

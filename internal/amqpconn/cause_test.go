@@ -91,7 +91,7 @@ func TestCausesSayWhatToDo(t *testing.T) {
 		"plain to a TLS broker": {"amqp://" + tlsBroker.Addr(), "write amqps://"},
 		"HTTP": {"amqp://" + strangePeer(t, 8, "HTTP/1.1 400 Bad Request\r\n\r\n", false),
 			"an HTTP server answers"},
-		"silence and the end": {"amqp://" + strangePeer(t, 8, "", false), "it is no AMQP 1.0 broker, or it expects TLS"},
+		"silence and the end": {"amqp://" + strangePeer(t, 8, "", false), "no AMQP 1.0 broker, or it expects TLS"},
 		"TLS to AMQP 1.0": {"amqps://" + strangePeer(t, 100, "AMQP\x00\x01\x00\x00", false),
 			"does not speak TLS; write amqp://"},
 		"TLS to AMQP 0-9-1": {"amqps://" + strangePeer(t, 100, "AMQP\x00\x00\x09\x01", false),

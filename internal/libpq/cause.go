@@ -46,8 +46,8 @@ type plain struct {
 func (p *plain) Error() string { return p.text }
 func (p *plain) Unwrap() error { return p.err }
 
-// Cause is the text, for whoever compares causes: the driver has several errors for one, and what wraps it names
-// the operation.
+// Cause is the text, for whoever compares causes: the driver has several errors for one, and what wraps it
+// names the operation.
 func (p *plain) Cause() string { return p.text }
 
 // connectText says why no connection could be made. A name may stand for several addresses, each tried with

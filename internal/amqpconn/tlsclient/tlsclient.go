@@ -120,8 +120,8 @@ func explain(err error) error {
 	)
 	switch {
 	case errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/":
-		return errors.New("set up TLS: an HTTP server answers, which is no broker; give the broker's AMQP port in " +
-			"urls")
+		return errors.New("set up TLS: an HTTP server answers, which is no broker; give the broker's AMQP port " +
+			"in urls")
 	case errors.As(err, &plain):
 		return errors.New("set up TLS: the port does not speak TLS; write amqp:// in urls, or give the port " +
 			"that does")
