@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// BenchmarkFrozenReader freezes one of two readers of an outbox under load, and compares what the other bus
-// notices with a second site, whose readers both go on: same servers, same load, same time. Each hub commits
-// 25 times a second two events, in turn first. KOJI_RELAY_FROZEN_SECONDS is how long the freeze lasts (6);
-// each twelfth of it is a window, and one is before it. KOJI_RELAY_FROZEN_HELD events (0) are held for the frozen reader at once, as if it had
-// been frozen for longer.
+// BenchmarkFrozenReader freezes one of two readers of an outbox under load, and compares what the other
+// bus notices with a second site, whose readers both go on: same servers, same load, same time. Each hub
+// commits 25 times a second two events, in turn first. KOJI_RELAY_FROZEN_SECONDS is how long the freeze
+// lasts (6); each twelfth of it is a window, and one is before it. KOJI_RELAY_FROZEN_HELD events (0) are
+// held for the frozen reader at once, as if it had been frozen for longer.
 func BenchmarkFrozenReader(b *testing.B) {
 	for b.Loop() {
 		freezeReader(b, time.Duration(number(b, "KOJI_RELAY_FROZEN_SECONDS", 6))*time.Second,

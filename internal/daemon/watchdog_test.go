@@ -87,7 +87,8 @@ func TestWatchdogIsNotFedWhileACommitIsStuck(t *testing.T) {
 	})
 }
 
-// TestWatchdogSeesWhatTheHubAPIPublishes: a commit of the hub API that hangs where no time limit holds is seen.
+// TestWatchdogSeesWhatTheHubAPIPublishes: a commit of the hub API that hangs is seen, where
+// no time limit holds either.
 func TestWatchdogSeesWhatTheHubAPIPublishes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
