@@ -225,8 +225,8 @@ func wrongHeader(got []byte) error {
 		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's " +
 			"AMQP port in urls")
 	case text == "": // so do PostgreSQL, and brokers' TLS ports that send no alert
-		return errors.New("log in: the peer hung up without an answer: it is no AMQP 1.0 broker, or it expects TLS; " +
-			"check the port in urls, or write amqps:// there")
+		return errors.New("log in: the peer hung up without an answer: it is no AMQP 1.0 broker, or it expects " +
+			"TLS; check the port in urls, or write amqps:// there")
 	}
 	return fmt.Errorf("log in: the peer answered %q, which is no AMQP 1.0 with SASL; check the port in urls",
 		got)
