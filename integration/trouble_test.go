@@ -49,6 +49,9 @@ func selector(t *testing.T, b brokerKind, s *server) {
 	}
 }
 
+// patientDisk is for a busy machine, where the disk may take longer than a hub would wait.
+var patientDisk = settings{"queue.store_timeout": "20", "plugin.timeout": "60"}
+
 // bigCommit is a commit of three tag events; the body of the middle one has about size bytes.
 func bigCommit(size int) (body []byte, ids []string) {
 	body, ids = tagCommit(3)
@@ -59,8 +62,7 @@ func bigCommit(size int) (body []byte, ids []string) {
 func tooLarge(t *testing.T, b brokerKind, s *server) {
 	part := newPart()
 	box := subscribe(t, s, b, b.sources(part, []string{tagTopic})...)
-	// On a busy machine the disk may take longer than a hub would wait.
-	r := startRelay(t, forBroker(b, part, s).with(settings{"queue.store_timeout": "20", "plugin.timeout": "60"}), s)
+	r := startRelay(t, forBroker(b, part, s).with(patientDisk), s)
 	body, ids := bigCommit(2 * b.maxMessage)
 	a := r.mustPost(t, body)
 	if a.Sent+a.Queued+a.Dead != 3 {
@@ -80,7 +82,7 @@ func tooLarge(t *testing.T, b brokerKind, s *server) {
 func large(t *testing.T, b brokerKind, s *server) {
 	part := newPart()
 	box := subscribe(t, s, b, b.sources(part, []string{tagTopic})...)
-	r := startRelay(t, forBroker(b, part, s), s)
+	r := startRelay(t, forBroker(b, part, s).with(patientDisk), s)
 	const size = 4 << 20
 	body, ids := bigCommit(size)
 	r.mustPost(t, body)
@@ -360,7 +362,8 @@ func durableSubscriber(t *testing.T, b brokerKind, s *server) {
 func killedUnderLoad(t *testing.T, b brokerKind, s *server) {
 	part := newPart()
 	open := durable(t, b, s, part, tagTopic)
-	r := startRelay(t, forBroker(b, part, s).with(settings{"message.durable": "on", "queue.interval": "1"}), s)
+	set := settings{"message.durable": "on", "queue.interval": "1"}
+	r := startRelay(t, forBroker(b, part, s).with(set, patientDisk), s)
 	l := startLoad(t, r, 4)
 	l.await(t, 100)
 	s.kill(t)
