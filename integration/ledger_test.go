@@ -183,8 +183,8 @@ func (l *ledger) insert(t testing.TB, build, n int) {
 	}
 }
 
-// store inserts events into the outbox, by their number in the commit, over a connection that is kept as a hub's
-// process keeps its own. Where PostgreSQL was killed meanwhile it takes a new one.
+// store inserts events into the outbox, by their number in the commit, over a connection that is kept as a
+// hub's process keeps its own. Where PostgreSQL was killed meanwhile it takes a new one.
 func (l *ledger) store(commit string, numbers, events []int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

@@ -40,7 +40,8 @@ func newLeanClient(t testing.TB, r *relay, events int) *leanClient {
 func (c *leanClient) post() error {
 	c.conn.SetDeadline(time.Now().Add(30 * time.Second))
 	id := uuid.NewString()
-	c.buf = append(c.buf[:0], "POST /v1/commits HTTP/1.1\r\nHost: koji-relay\r\nContent-Type: application/json\r\n"...)
+	c.buf = append(c.buf[:0], "POST /v1/commits HTTP/1.1\r\nHost: koji-relay\r\n"+
+		"Content-Type: application/json\r\n"...)
 	c.buf = fmt.Appendf(c.buf, "Content-Length: %d\r\n\r\n", len(`{"commit": "`)+len(id)+len(c.events))
 	c.buf = append(append(append(c.buf, `{"commit": "`...), id...), c.events...)
 	if _, err := c.conn.Write(c.buf); err != nil {

@@ -149,7 +149,8 @@ func (d *drain) fill(t testing.TB, rows int, nextAttempt string, topics ...strin
 	db := d.connect(t)
 	defer db.Close(context.Background())
 	if d.history {
-		_, err := db.Exec(context.Background(), `SELECT koji_relay.history_add_day((now() AT TIME ZONE 'UTC')::date)`)
+		_, err := db.Exec(context.Background(),
+			`SELECT koji_relay.history_add_day((now() AT TIME ZONE 'UTC')::date)`)
 		if err != nil {
 			t.Fatalf("begin a day of the history: %v", err)
 		}

@@ -152,7 +152,8 @@ func TestStatisticsThatAreOldDoNotMakeItSlow(t *testing.T) {
 				CREATE TABLE repo (id integer PRIMARY KEY, state integer,
 					creation_time timestamptz, state_time timestamptz);
 				INSERT INTO package VALUES (1, 'bash'); INSERT INTO tag VALUES (1, 'f40');
-				INSERT INTO build SELECT n, 1, '5.2', n::text, 1, now() - interval '9 days' FROM generate_series(1, 1000) n;
+				INSERT INTO build SELECT n, 1, '5.2', n::text, 1, now() - interval '9 days'
+					FROM generate_series(1, 1000) n;
 				INSERT INTO events SELECT n, now() - interval '9 days' + n * interval '1 second'
 					FROM generate_series(1, 200000) n;
 				INSERT INTO tag_listing SELECT 1 + n % 1000, 1, n, n + 1 FROM generate_series(1, 20000) n;`+

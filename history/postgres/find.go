@@ -77,9 +77,9 @@ func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n
 	return refs, err
 }
 
-// nearby is how many messages are looked through before each of several words is looked up in its index. They
-// lie side by side, and mostly hold what is asked for: 50 pages instead of 9,900 at random, with 300 words and
-// ten million messages.
+// nearby is how many messages are looked through before each of several words is looked up in its index.
+// They lie side by side, and mostly hold what is asked for: 50 pages instead of 9,900 at random, with 300
+// words and ten million messages.
 const nearby = 1000
 
 func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
@@ -145,7 +145,8 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		near := fmt.Sprintf(`SELECT m.at, m.message_id FROM (SELECT * FROM koji_relay.history_message m
 			WHERE %s %s LIMIT %d) m WHERE %s = ANY(%s::text[]) AND %s %s LIMIT %d`,
 			f.bounds(q, after, "m.at"), order(q, "m.at"), nearby, leadColumn, lead, f.text(), order(q, "m.at"), n)
-		inner = fmt.Sprintf(`WITH near AS MATERIALIZED (%s), enough AS MATERIALIZED (SELECT count(*) >= %d AS it FROM near)
+		inner = fmt.Sprintf(`WITH near AS MATERIALIZED (%s),
+				enough AS MATERIALIZED (SELECT count(*) >= %d AS it FROM near)
 			SELECT * FROM near WHERE (SELECT it FROM enough)
 			UNION ALL SELECT * FROM (%s) far WHERE NOT (SELECT it FROM enough) %s`, near, n, each, order(q, "at"))
 	default:

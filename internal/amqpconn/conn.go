@@ -214,8 +214,8 @@ func (c *Conn) Dropped() bool {
 	return c.cause != nil
 }
 
-// errHungUp is one cause whichever notices it first: a read sees an end or a reset, a write a reset or a broken
-// pipe.
+// errHungUp is one cause whichever notices it first: a read sees an end or a reset, a write a reset or a
+// broken pipe.
 var errHungUp = errors.New("the broker hung up")
 
 // Cause says why the connection is over. It must be.

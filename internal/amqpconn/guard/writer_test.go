@@ -171,8 +171,8 @@ func TestFrameThatIsFollowedWaitsForTheNext(t *testing.T) {
 	})
 }
 
-// A frame that is held behind one that is not, while the socket is busy, leaves by itself all the same: the next
-// one may never come.
+// A frame that is held behind one that is not, while the socket is busy, leaves by itself all the same: the
+// next one may never come.
 func TestHeldFrameBehindAnotherLeavesByItself(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
