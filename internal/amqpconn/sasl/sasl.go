@@ -173,6 +173,9 @@ func greet(ctx context.Context, conn net.Conn) error {
 		if n == 0 && !failure.HungUp(err) {
 			return fmt.Errorf("log in: %w", err)
 		}
+		if bytes.Equal(header[:n], protocol) { // what it was given behind ours ends its login
+			return errors.New("log in: the broker answered too late; raise connect_timeout if it is always so slow")
+		}
 		return wrongHeader(header[:n])
 	case failure.HungUp(err):
 		return wrongHeader(header[:n])

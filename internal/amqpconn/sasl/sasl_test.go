@@ -159,6 +159,25 @@ func TestSilentPeerEndsWithTheTime(t *testing.T) {
 	})
 }
 
+// It has got the end of a line by then. That it speaks AMQP must not be denied.
+func TestBrokerThatAnswersLateIsCalledSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		go func() {
+			_, _ = io.ReadFull(there, make([]byte, len(protocol)+len("\r\n\r\n")))
+			_, _ = there.Write(protocol)
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, _, err := Login{Policy: Auto}.Negotiate(ctx, here)
+		if err == nil || !strings.Contains(err.Error(), "too late; raise connect_timeout") {
+			t.Errorf("error %v", err)
+		}
+		_ = here.Close()
+	})
+}
+
 func TestHangingUpOnALoginIsARefusal(t *testing.T) {
 	t.Parallel()
 	here, there := net.Pipe()
