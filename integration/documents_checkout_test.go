@@ -35,7 +35,7 @@ var metricsGuide = document{"docs/metrics.md", []accounted{
 		if err := os.WriteFile(path, []byte(b.text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		inCheckout(t, b.at(), ".cache/bin/promtool check config "+path)
+		inCheckout(t, b.at(), "promtool check config "+path)
 	}},
 }}
 
