@@ -406,9 +406,7 @@ func (r *Recorder) works() {
 	r.mu.Lock()
 	r.stats.Error = ""
 	r.mu.Unlock()
-	if failures, after := r.trouble.Over(); failures > 0 {
-		r.log.Info("the history is written again", "failures", failures, "after", after)
-	}
+	r.trouble.Recovered(r.log, "the history is written again")
 }
 
 // tidy drops old days once a minute.

@@ -78,9 +78,7 @@ func (r *Replayer) Run(ctx context.Context) error {
 			}
 			wait = r.trouble.Delay()
 		default:
-			if failures, after := r.trouble.Over(); failures > 0 {
-				r.o.Logger.Info("replays work again", "failures", failures, "after", after)
-			}
+			r.trouble.Recovered(r.o.Logger, "replays work again")
 		}
 		retry.Pause(ctx, wait)
 	}

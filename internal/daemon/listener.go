@@ -40,9 +40,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	c, err := l.Listener.Accept()
 	if err == nil {
-		if failures, after := l.trouble.Over(); failures > 0 {
-			l.log.Info("connections are accepted again", "listener", l.name, "failures", failures, "after", after)
-		}
+		l.trouble.Recovered(l.log, "connections are accepted again", "listener", l.name)
 		return &conn{Conn: c, leave: sync.OnceFunc(l.leave)}, nil
 	}
 	l.leave()
@@ -129,10 +127,7 @@ func (d *Daemon) serveAlso(parts *stops, name string, most int, open func() (net
 		var trouble retry.Trouble
 		for {
 			if err == nil {
-				if failures, after := trouble.Over(); failures > 0 {
-					d.log.Info("listening at last", "listener", name, "address", l.Addr(), "failures", failures,
-						"after", after)
-				}
+				trouble.Recovered(d.log, "listening at last", "listener", name, "address", l.Addr())
 				err = serveUntil(ctx, newListener(l, name, most, d.log), serve)
 			}
 			if err == nil || ctx.Err() != nil {

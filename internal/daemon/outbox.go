@@ -91,9 +91,7 @@ func (d *Daemon) announce(ctx context.Context) error {
 					oneLine(err))
 			}
 		default:
-			if failures, after := trouble.Over(); failures > 0 {
-				d.log.Info("the hub is told again which callbacks make messages", "failures", failures, "after", after)
-			}
+			trouble.Recovered(d.log, "the hub is told again which callbacks make messages")
 			d.others.Store(&others)
 			d.giveUp(ctx, others)
 		}

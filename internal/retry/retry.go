@@ -6,6 +6,7 @@ package retry
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"regexp"
 	"slices"
 	"time"
@@ -52,6 +53,13 @@ func (t *Trouble) Over() (failures int, after time.Duration) {
 	}
 	t.failures, t.causes = 0, nil
 	return failures, after
+}
+
+// Recovered is Over, and logs text with the failures and the time if there were any.
+func (t *Trouble) Recovered(log *slog.Logger, text string, args ...any) {
+	if failures, after := t.Over(); failures > 0 {
+		log.Info(text, append(args, "failures", failures, "after", after)...)
+	}
 }
 
 // Forget makes the next cause news, whatever it is.

@@ -250,9 +250,7 @@ func (d *Drainer) account(o *Options, err error) {
 	d.mu.Unlock()
 	switch {
 	case err == nil || errors.Is(err, queue.ErrBusy):
-		if failures, after := d.trouble.Over(); failures > 0 {
-			o.Logger.Info("the drain works again", "failures", failures, "after", after)
-		}
+		d.trouble.Recovered(o.Logger, "the drain works again")
 		if err != nil {
 			d.notBefore = time.Now().Add(retry.Jitter(busyDelay))
 		}

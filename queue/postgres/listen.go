@@ -222,9 +222,7 @@ func (p *Store) ListenQueue(ctx context.Context, put func()) {
 	var trouble retry.Trouble
 	for ctx.Err() == nil {
 		err := p.listenQueue(ctx, put, func() {
-			if failures, after := trouble.Over(); failures > 0 {
-				p.log.Info("LISTEN works again", "database", p.name, "failures", failures, "after", after)
-			}
+			trouble.Recovered(p.log, "LISTEN works again", "database", p.name)
 		})
 		if ctx.Err() != nil {
 			return

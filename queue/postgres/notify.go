@@ -92,9 +92,7 @@ func (p *Store) tell(ctx context.Context) {
 			}
 			retry.Pause(ctx, trouble.Delay())
 		default:
-			if failures, after := trouble.Over(); failures > 0 {
-				p.log.Info("NOTIFY works again", "failures", failures, "after", after)
-			}
+			trouble.Recovered(p.log, "NOTIFY works again")
 			retry.Pause(ctx, notifyEvery)
 		}
 	}

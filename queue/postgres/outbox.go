@@ -220,9 +220,7 @@ func (b *Outbox) reading(session *listener) {
 
 // works notes that the outbox is in order.
 func (b *Outbox) works() {
-	if failures, after := b.trouble.Over(); failures > 0 {
-		b.o.Logger.Info("the outbox can be read again", "failures", failures, "after", after)
-	}
+	b.trouble.Recovered(b.o.Logger, "the outbox can be read again")
 	b.mark(func(st *OutboxStatus) { st.Error = "" })
 }
 
