@@ -110,7 +110,8 @@ func atMost(factor, plus float64) limit {
 
 // atLeast is for rates.
 func atLeast(factor float64) limit {
-	return limit{fmt.Sprintf("≥ %g x", factor), func(mine, theirs float64) bool { return mine >= factor*theirs }}
+	return limit{fmt.Sprintf("≥ %g x", factor),
+		func(mine, theirs float64) bool { return mine >= factor*theirs }}
 }
 
 // below is for bounds that are numbers.
