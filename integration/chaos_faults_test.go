@@ -197,16 +197,10 @@ func failOver(c *chaos, _ step) {
 	c.synchronous(c.primary, false) // nothing would be acknowledged
 }
 
-// rebuildStandby gives the new primary a standby in the place of the old one, behind the same way.
+// rebuildStandby gives the new primary a standby in the place of the old one, at its address: hubs that are
+// not restarted know no other.
 func rebuildStandby(c *chaos, _ step) {
-	old := "127.0.0.1:" + databasePort(c.standby)
-	c.standby.Remove()
-	c.standby = c.primary.Standby(c)
-	for _, w := range c.ways[3:] {
-		if w.Upstream == old {
-			w.move("127.0.0.1:" + databasePort(c.standby))
-		}
-	}
+	c.standby = c.primary.StandbyInPlaceOf(c, c.standby)
 	c.synchronous(c.primary, true)
 }
 

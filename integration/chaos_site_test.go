@@ -276,14 +276,6 @@ func (w *way) disturb(t testing.TB, kind, direction, attributes string) {
 	}
 }
 
-// move makes the way lead to another server. Connections that there are end.
-func (w *way) move(upstream string) {
-	to := &toxiproxy.Proxy{Listen: w.Listen, Upstream: upstream, Enabled: w.Enabled}
-	if err := w.Update(to); err != nil {
-		panic(err)
-	}
-}
-
 // clear takes all toxics away. Connections that lost bytes end with that.
 func (w *way) clear() { w.Toxics.ResetToxics(context.Background()) }
 

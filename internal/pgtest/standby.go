@@ -26,8 +26,29 @@ func (c *Cluster) Standby(tb testing.TB) *Cluster {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	c.copyTo(tb, s)
+	return s
+}
+
+// StandbyInPlaceOf makes a hot standby of c where another server was, which it ends and deletes: under its
+// port. So a connection string that names both hosts finds the primary after any number of failovers.
+func (c *Cluster) StandbyInPlaceOf(tb testing.TB, old *Cluster) *Cluster {
+	tb.Helper()
+	old.stop()
+	s, err := newCluster(filepath.Dir(c.dir), c.env)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.port = old.port
+	c.copyTo(tb, s)
+	return s
+}
+
+// copyTo makes s a standby of c and starts it.
+func (c *Cluster) copyTo(tb testing.TB, s *Cluster) {
+	tb.Helper()
 	slot := fmt.Sprintf("standby_%d", s.port)
-	err = s.run("pg_basebackup", "--dbname="+c.ConnString("postgres"), "--pgdata="+s.dir+"/data", "--no-sync",
+	err := s.run("pg_basebackup", "--dbname="+c.ConnString("postgres"), "--pgdata="+s.dir+"/data", "--no-sync",
 		"--wal-method=stream", "--checkpoint=fast", "--create-slot", "--slot="+slot, "--write-recovery-conf")
 	if err != nil {
 		tb.Fatal(err)
@@ -39,7 +60,6 @@ func (c *Cluster) Standby(tb testing.TB) *Cluster {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(s.stop)
-	return s
 }
 
 // Promote makes the primary of a standby. It waits until the server takes writes.
@@ -49,9 +69,6 @@ func (c *Cluster) Promote(tb testing.TB) {
 		tb.Fatal(err)
 	}
 }
-
-// Remove ends the server and deletes its data. The same is done at the end of the test.
-func (c *Cluster) Remove() { c.stop() }
 
 // Ended reports whether the server's process has ended, as it does by itself when its disk is full.
 func (c *Cluster) Ended() bool {
