@@ -112,11 +112,11 @@ func (c *Conn) open(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		nc, who.Certificate = c.tls.Conn, c.tls.HasClient()
+		nc, who.TLS, who.Certificate = c.tls.Conn, true, c.tls.HasClient()
 	}
 	c.stage = stageSASL
 	if c.Mechanism, c.Offered, err = who.Negotiate(ctx, nc); err != nil {
-		return err
+		return tlsclient.ExplainLate(err)
 	}
 	c.stage = stageOpen
 	c.guard = guard.New(nc)

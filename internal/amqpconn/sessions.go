@@ -285,7 +285,11 @@ func (c *Conn) greetSessions(ctx context.Context, address string) (maxSize uint6
 			err = s.Close()
 		}
 	}
-	if err != nil {
+	var host hostError
+	switch {
+	case errors.As(err, &host): // has its remedy
+		return 0, err
+	case err != nil:
 		return 0, fmt.Errorf("attach to %s: %w; check topic_prefix, dialect and the user's permissions", address,
 			err)
 	}

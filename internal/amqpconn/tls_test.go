@@ -56,3 +56,28 @@ func TestClientCertificateIsReadAtEachConnect(t *testing.T) {
 		}
 	}
 }
+
+// A server of TLS 1.3 refuses a certificate when our part of the handshake is over; one of 1.2 within it.
+func TestRefusedClientCertificateSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	a, other := certtest.New(t), certtest.New(t)
+	ca := a.Write("ca.pem", a.Cert)
+	wanted := map[string]string{ // without a certificate; TLS 1.2 has no alert of its own for that
+		"TLS 1.2": "wants another client certificate", "TLS 1.3": "name its file in cert",
+	}
+	for version, name := range map[uint16]string{tls.VersionTLS12: "TLS 1.2", tls.VersionTLS13: "TLS 1.3"} {
+		b := startBroker(t, devbroker.Options{TLSConfig: &tls.Config{
+			Certificates: []tls.Certificate{a.Issue("127.0.0.1")}, MinVersion: version, MaxVersion: version,
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.Pool(),
+		}})
+		foreign := other.WritePair("other.pem", other.Issue("koji-hub"))
+		_, err := connect(t, b, func(o *Options) { o.CACert, o.Cert = ca, foreign })
+		if err == nil || !strings.Contains(err.Error(), "that the broker knows its authority") {
+			t.Errorf("%s, a certificate of another authority: %v", name, err)
+		}
+		_, err = connect(t, b, func(o *Options) { o.CACert = ca })
+		if want := wanted[name]; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s without a certificate: %v", name, err)
+		}
+	}
+}

@@ -59,6 +59,7 @@ func Policies() []string { return []string{Auto, Plain, External, Anonymous} }
 type Login struct {
 	Policy         string // one of Policies
 	User, Password string
+	TLS            bool // there is a TLS layer
 	Certificate    bool // the TLS layer presented one
 }
 
@@ -106,7 +107,7 @@ func (l Login) Negotiate(ctx context.Context, conn net.Conn) (mechanism string, 
 }
 
 func (l Login) negotiate(ctx context.Context, conn net.Conn) (mechanism string, offered []string, err error) {
-	if err := greet(ctx, conn); err != nil {
+	if err := l.greet(ctx, conn); err != nil {
 		return "", offered, err
 	}
 	fields, err := readFrame(conn, codeMechanisms)
@@ -145,7 +146,7 @@ func (l Login) negotiate(ctx context.Context, conn net.Conn) (mechanism string, 
 
 // greet exchanges headers. An HTTP server is silent until it has read the end of a line: who has said nothing
 // in nine tenths of the time is given one, so that the error can name it.
-func greet(ctx context.Context, conn net.Conn) error {
+func (l Login) greet(ctx context.Context, conn net.Conn) error {
 	end, limited := ctx.Deadline()
 	ask := end
 	if limited {
@@ -176,13 +177,13 @@ func greet(ctx context.Context, conn net.Conn) error {
 		if bytes.Equal(header[:n], protocol) { // what it was given behind ours ends its login
 			return errors.New("log in: the broker answered too late; raise connect_timeout if it is always so slow")
 		}
-		return wrongHeader(header[:n])
+		return wrongHeader(header[:n], l.TLS)
 	case failure.HungUp(err):
-		return wrongHeader(header[:n])
+		return wrongHeader(header[:n], l.TLS)
 	case err != nil:
 		return fmt.Errorf("log in: %w", err)
 	case !bytes.Equal(header, protocol):
-		return wrongHeader(header)
+		return wrongHeader(header, l.TLS)
 	}
 	return nil
 }
@@ -213,8 +214,9 @@ func outcomeText(code byte) string {
 	return fmt.Sprintf("the broker answered with code %d", code)
 }
 
-// wrongHeader explains what the peer sent in place of AMQP 1.0's SASL header, as far as it sent any.
-func wrongHeader(got []byte) error {
+// wrongHeader explains what the peer sent in place of AMQP 1.0's SASL header, as far as it sent any; secured
+// says that it was sent within TLS.
+func wrongHeader(got []byte, secured bool) error {
 	switch text := string(got); {
 	case strings.HasPrefix(text, "AMQP\x00\x00\x09"), strings.HasPrefix(text, "AMQP\x01\x01"):
 		return errors.New("log in: the broker speaks AMQP 0-9-1 on this port, not 1.0; on RabbitMQ 3 run " +
@@ -227,9 +229,12 @@ func wrongHeader(got []byte) error {
 		strings.HasPrefix(strings.ToLower(text), "<html"):
 		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's " +
 			"AMQP port in urls")
-	case text == "": // so do PostgreSQL, and brokers' TLS ports that send no alert
-		return errors.New("log in: the peer hung up without an answer: it is no AMQP 1.0 broker, or it expects " +
-			"TLS; check the port in urls, or write amqps:// there")
+	case text == "" && secured:
+		return errors.New("log in: the peer hung up without an answer; check the port in urls, and whether the " +
+			"broker asks for a client certificate (cert)")
+	case text == "":
+		return errors.New("log in: the peer hung up without an answer, as PostgreSQL and some TLS ports do; " +
+			"check the port in urls, or write amqps:// there")
 	}
 	return fmt.Errorf("log in: the peer answered %q, which is no AMQP 1.0 with SASL; check the port in urls",
 		got)

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -79,10 +78,7 @@ func explainLegacy(err error, host string) error {
 		return fmt.Errorf("the broker's certificate is for %s and not for %s; write one of its names into urls, "+
 			"or have it issued for %s", inspect.Line(strings.Join(names, ", "), 200), host, host)
 	}
-	// An alert of the peer has no type of its own outside of QUIC.
-	var alert *net.OpError
-	if errors.As(err, &alert) && alert.Op == "remote error" &&
-		slices.Contains(noSharedSuite, alert.Err.Error()) {
+	if slices.Contains(noSharedSuite, alertOf(err)) {
 		return fmt.Errorf("%w: the broker shares no cipher suite with us, or wants another client certificate; "+
 			"have it offer ECDHE key exchange, or set legacy_tls = on if it offers RSA key exchange only", err)
 	}

@@ -133,8 +133,46 @@ func explain(err error) error {
 		return fmt.Errorf("set up TLS: the broker's certificate was issued by %s, an unknown authority; "+
 			"name the file with its certificate in cacert", failure.Line(issuer))
 	case failure.HungUp(err):
-		return errors.New("set up TLS: the broker hung up; does this port speak TLS, " +
-			"and does the broker ask for a client certificate (cert)?")
+		return errors.New("set up TLS: the peer hung up without an answer; check that the port in urls speaks " +
+			"TLS, and whether the broker asks for a client certificate (cert)")
 	}
-	return fmt.Errorf("set up TLS: %w", err)
+	return explainAlert("set up TLS", err)
+}
+
+// ExplainLate is for the first read after the handshake. With TLS 1.3 a server judges the client's certificate
+// when we have done our part. Other errors stay as they are.
+func ExplainLate(err error) error {
+	if _, known := refusals[alertOf(err)]; known {
+		return explainAlert("set up TLS", err)
+	}
+	return err
+}
+
+// refusals are the alerts by which a server refuses our certificate, and what to do about each. An alert of
+// the peer has no type of its own outside of QUIC.
+var refusals = map[string]string{
+	"tls: certificate required": "the broker asks for a client certificate; name its file in cert",
+	"tls: expired certificate":  "the client certificate (cert) has expired; renew it",
+	"tls: revoked certificate":  "the client certificate (cert) was revoked; have a new one issued",
+	"tls: bad certificate":      notTaken, "tls: unknown certificate": notTaken,
+	"tls: unknown certificate authority": notTaken, "tls: access denied": notTaken,
+}
+
+const notTaken = "the broker refuses our client certificate (cert), or misses one; check its dates, and that " +
+	"the broker knows its authority"
+
+func alertOf(err error) string {
+	var alert *net.OpError
+	if errors.As(err, &alert) && alert.Op == "remote error" {
+		return alert.Err.Error()
+	}
+	return ""
+}
+
+func explainAlert(doing string, err error) error {
+	alert := alertOf(err)
+	if remedy, known := refusals[alert]; known {
+		return fmt.Errorf("%s: %s (%s)", doing, remedy, alert)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
