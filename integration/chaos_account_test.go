@@ -23,6 +23,7 @@ type account struct {
 	by      map[string]int   // events handed over, by the ways that were tried
 	asked   []refusal
 	took    map[int][]time.Time // when a relay was known to have answered 200, by relay
+	back    map[int][]time.Time // when it was known to have handed a commit back, by relay
 	untrue  int                 // messages that did not arrive where the history says that they were accepted
 	untold  int                 // messages that arrived and that the history does not know
 	// overtaken are the message-ids of events out of order, each with that of the one before it.
@@ -44,14 +45,14 @@ type fact struct {
 type refusal struct {
 	commit string
 	hub    *hub
-	at     time.Time // when the hub knew
 	said   string
 	ways   []string // that were tried
 }
 
 func newAccount(c *chaos) *account {
 	return &account{ledger: newLedger(""), c: c, facts: make(map[int]*fact), commits: make(map[string][]int),
-		last: make(map[int]int), by: make(map[string]int), took: make(map[int][]time.Time)}
+		last: make(map[int]int), by: make(map[string]int), took: make(map[int][]time.Time),
+		back: make(map[int][]time.Time)}
 }
 
 // next is the number behind which the next worker of a build goes on.
@@ -75,6 +76,10 @@ func (a *account) hear(h *hub, line workerLine) {
 		}
 		return
 	}
+	if line.Back != "" {
+		a.back[h.relay] = append(a.back[h.relay], time.Now())
+		return
+	}
 	a.call(h, line)
 	said := strings.Join(line.Said, "; ")
 	for position, number := range a.commits[line.End] {
@@ -89,13 +94,8 @@ func (a *account) hear(h *hub, line workerLine) {
 		a.took[h.relay] = append(a.took[h.relay], time.Now())
 	}
 	if line.State == "refused" {
-		a.asked = append(a.asked, refusal{line.End, h, time.Now(), said, line.Ways})
+		a.asked = append(a.asked, refusal{line.End, h, said, line.Ways})
 	}
-}
-
-// tookBetween reports whether a relay took a commit between two times.
-func (a *account) tookBetween(relay int, from, to time.Time) bool {
-	return slices.ContainsFunc(a.took[relay], func(at time.Time) bool { return at.After(from) && at.Before(to) })
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -42,6 +42,8 @@ type workerLine struct {
 	Failed string `json:"failed"` // the same id: a way did not take it
 	Way    string `json:"way"`
 
+	Back string `json:"back"` // the same id: the relay answered 503 and took nothing of it
+
 	End   string   `json:"end"` // the same id: what became of it
 	State string   `json:"state"`
 	Lost  []int    `json:"lost"`

@@ -33,9 +33,11 @@ func TestChaos(t *testing.T) {
 	c.startHubs()
 	stop := c.watch()
 	c.suffer()
+	quiet := &quietHour{hub: newLedger("")}
+	c.cutOff(quiet.hub)
 	c.calm()
 	stop()
-	c.judge()
+	c.judge(quiet)
 }
 
 // watch notes what the relays say of themselves, until stop.
@@ -129,9 +131,8 @@ func (c *chaos) awaitEmpty() {
 }
 
 // judge draws up the account.
-func (c *chaos) judge() {
+func (c *chaos) judge(quiet *quietHour) {
 	committed := c.committed()
-	quiet := &quietHour{}
 	quiet.handOver(c)
 	for _, w := range c.witnesses {
 		w.count() // the last time

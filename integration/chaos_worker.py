@@ -8,6 +8,7 @@ one callback; what a commit is made of, and what became of it, is printed as lin
 
     {"commit": ID, "build": B, "events": [[number, callback, body, counts], ...]}   before COMMIT
     {"failed": ID, "way": "exchange" | "insert"}    that way did not take it
+    {"back": ID}                                    the relay answered 503 and took nothing of it
     {"end": ID, "state": "handed" | "refused" | "unknown" | "undone", "lost": [...], ...}
 
 "handed": the hub has committed, and the plugin has logged no loss. "unknown": COMMIT itself failed.
@@ -111,11 +112,14 @@ def note(module, name):
     def noted(*args, **kwargs):
         local.ways.add(name)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
         except Exception:
             # From here on the events are no part of the commit, and die with this process.
             say(failed=local.commit, way=name)
             raise
+        if name == 'exchange' and result == (args[1], 'it answered 503'):
+            say(back=local.commit)
+        return result
     setattr(module, name, noted)
 
 

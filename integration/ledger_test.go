@@ -111,8 +111,9 @@ func comma(i int) string {
 	return ", "
 }
 
-// handOver posts a commit of n events to r, and puts into the outbox what was not taken.
-func (l *ledger) handOver(r *relay, build, n int) {
+// handOver posts a commit of n events to r, and puts into the outbox what was not taken. It gives the status of
+// the answer, 0 without one.
+func (l *ledger) handOver(r *relay, build, n int) (status int) {
 	commit, numbers, request := l.announce(build, n)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -155,6 +156,7 @@ func (l *ledger) handOver(r *relay, build, n int) {
 	case l.more <- struct{}{}:
 	default:
 	}
+	return a.Code
 }
 
 // namedSoFar is how many events relays named as not taken.
