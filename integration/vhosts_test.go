@@ -65,6 +65,10 @@ func TestVirtualHosts(t *testing.T) {
 					strings.Contains(string(out), "topic_prefix, dialect") {
 					t.Errorf("want %q, and no other remedy: %v\n%s", want, err, out)
 				}
+				// The address is not to blame, and is not named beside the remedy.
+				if strings.Contains(string(out), "check topic_prefix") {
+					t.Errorf("%s: also blames the address:\n%s", urls, out)
+				}
 			}
 		})
 	}

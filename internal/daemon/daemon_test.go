@@ -132,6 +132,10 @@ func TestDaemonFromItsStartToItsEnd(t *testing.T) {
 	if account, events := s.post(t, "postTag"); account["sent"] != 1 || events != "postTag" {
 		t.Errorf("account %v, the hub is to collect %q", account, events)
 	}
+	// Nobody reads an outbox here: no socket for it, which could be in another relay's way.
+	if _, err := os.Stat(filepath.Join(filepath.Dir(s.socket), "poke.sock")); err == nil {
+		t.Error("store = file: a socket for pokes is open")
+	}
 	if account, _ := s.post(t, "preTag"); account["skipped"] != 1 {
 		t.Errorf("account %v, want the pre event skipped", account)
 	}

@@ -40,10 +40,13 @@ func outboxIsOld(events int64, oldest time.Time) bool {
 	return events > 0 && time.Since(oldest) > time.Hour
 }
 
-// listenPokes takes over the sockets of systemd, or opens one beside the hub's. Without one the outbox is
-// only read less promptly.
+// listenPokes takes over the sockets of systemd, or opens one beside the hub's where the outbox is read.
+// Without one it is only read less promptly.
 func (d *Daemon) listenPokes(hub net.Listener, inherited []net.PacketConn, parts *stops) {
 	d.pokes = inherited
+	if len(d.pokes) == 0 && !d.opts.Config.ReadsOutbox() {
+		return
+	}
 	if len(d.pokes) == 0 {
 		c, err := ingest.ListenPokes(hub.Addr().String())
 		if err != nil {
