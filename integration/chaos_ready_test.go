@@ -12,16 +12,16 @@ import (
 const (
 	// readyAllowance is how long a relay that hands commits back may say that it is ready.
 	readyAllowance = 5 * time.Second
-	// refusalsFollow is the longest time between two refusals of which nobody knows whether the relay would
-	// have taken something in between.
+	// refusalsFollow is the longest time between two refusals that count as one time: in a longer one the relay
+	// may have been well.
 	refusalsFollow = 3 * time.Second
 	// cutOffBuild is a build that no worker has.
 	cutOffBuild = 99
 )
 
 // cutOff takes all brokers and both databases from the relays, behind the schedule, until each has handed
-// back commits for longer than readyAllowance. So there is a time in each run in which a relay that lies about
-// being ready is found, whatever the seed has drawn. hub posts to both relays.
+// back commits for longer than readyAllowance. So each run has a time in which a relay that lies about being
+// ready is found, whatever the seed has drawn. hub posts to both relays.
 func (c *chaos) cutOff(hub *ledger) {
 	for _, w := range c.ways {
 		w.Stop()
@@ -40,7 +40,7 @@ func (c *chaos) cutOff(hub *ledger) {
 
 // askInVain posts to relay i until it has handed commits back for longer than readyAllowance and took none.
 func (c *chaos) askInVain(hub *ledger, i int) {
-	const enough = readyAllowance + 2*time.Second // the witness asks within that, and there is a refusal after it
+	const enough = readyAllowance + 2*time.Second // so that the witness has asked before the last refusal
 	var first time.Time                           // refusal without a commit taken since
 	err := poll(time.Minute, func() error {
 		status := hub.handOver(c.relays[i], cutOffBuild, 1)
@@ -61,8 +61,8 @@ func (c *chaos) askInVain(hub *ledger, i int) {
 		return fmt.Errorf("the last answer was %d", status)
 	})
 	if err != nil {
-		c.Errorf("relay %d did not hand commits back for %v although it was cut off from everything: %v", i, enough,
-			err)
+		c.Errorf("relay %d did not hand commits back for %v although it was cut off from everything: %v", i,
+			enough, err)
 	}
 }
 
@@ -79,8 +79,9 @@ func (c *chaos) readyMeansTaken() {
 	for i, w := range c.witnesses {
 		var first, last time.Time // since when the relay has been ready and yet refusing; the refusal before
 		for _, at := range c.account.back[i] {
-			took := slices.ContainsFunc(c.account.took[i], func(t time.Time) bool { return t.After(first) && t.Before(at) })
-			if took || at.Sub(last) > refusalsFollow || !w.readyThrough(first, at) {
+			took := func(t time.Time) bool { return t.After(first) && t.Before(at) }
+			if at.Sub(last) > refusalsFollow || !w.readyThrough(first, at) ||
+				slices.ContainsFunc(c.account.took[i], took) {
 				first = at
 			}
 			last = at
@@ -105,7 +106,8 @@ func TestChaosFindsARelayThatIsNotReady(t *testing.T) {
 	}{
 		{"ready, and refuses for long", []int{1, 3, 5, 7}, nil, map[int]bool{2: ready, 4: ready, 6: ready}, true},
 		{"not ready", []int{1, 3, 5, 7}, nil, map[int]bool{2: ready, 4: notReady, 6: notReady}, false},
-		{"not ready for a moment only", []int{1, 3, 5, 7, 9, 11}, nil, map[int]bool{2: notReady, 4: ready, 10: ready}, true},
+		{"not ready for a moment only", []int{1, 3, 5, 7, 9, 11}, nil,
+			map[int]bool{2: notReady, 4: ready, 10: ready}, true},
 		{"refuses for a short time", []int{1, 3, 5}, nil, map[int]bool{2: ready, 4: ready}, false},
 		{"takes some", []int{1, 3, 5, 7}, []int{4}, map[int]bool{2: ready, 4: ready, 6: ready}, false},
 		{"has refused long before", []int{1, 7}, nil, map[int]bool{2: ready, 4: ready, 6: ready}, false},

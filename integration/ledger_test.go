@@ -111,8 +111,8 @@ func comma(i int) string {
 	return ", "
 }
 
-// handOver posts a commit of n events to r, and puts into the outbox what was not taken. It gives the status of
-// the answer, 0 without one.
+// handOver posts a commit of n events to r, and puts into the outbox what was not taken. It gives the status
+// of the answer, 0 without one.
 func (l *ledger) handOver(r *relay, build, n int) (status int) {
 	commit, numbers, request := l.announce(build, n)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
