@@ -1,7 +1,7 @@
 // Command workers hands over commits as the workers of a hub do, and measures what that costs them: each
 // commit over a connection of its own, with a time limit as the hub plugin's. A test puts it where a hub
 // would be, such as in a container, as the web server's user. It promises to count every commit that it
-// began; it never tries one twice.
+// began; it never tries one twice. With -count it ends with 1 unless all were taken.
 package main
 
 import (
@@ -85,6 +85,9 @@ func main() {
 	}
 	all.Wait()
 	json.NewEncoder(os.Stdout).Encode(total)
+	if *count > 0 && total.Taken < *count {
+		os.Exit(1)
+	}
 }
 
 // post says why the commit was not taken; "" if it was.
