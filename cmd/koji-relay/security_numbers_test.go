@@ -30,6 +30,7 @@ var securityNumbers = []struct {
 	{"64 for the page", "internal/daemon/listener.go", "mostAdmin", "64"},
 	{"16 for commands", "internal/daemon/listener.go", "mostControl", "16"},
 	{"400 with the place", "internal/ingest/read.go", "", "http.StatusBadRequest"},
+	{"on RabbitMQ 4 it is escaped", "internal/amqpconn/dialect/dialect.go", "", "p.major() >= 4"},
 	{"200 of each", "internal/admin/metrics.go", "maxLabelValues", "200"},
 }
 

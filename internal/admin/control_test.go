@@ -234,6 +234,9 @@ func TestProfilesAreOnTheControlSocket(t *testing.T) {
 		!strings.Contains(text, "goroutine profile") {
 		t.Errorf("answered %d %s", code, text)
 	}
+	if code, _ := get(t, s.Handler(), "/debug/pprof/goroutine?debug=1"); code != 404 {
+		t.Errorf("the read-only port answers %d", code)
+	}
 }
 
 func TestTailEndsWithItsClientAndWithTheRelay(t *testing.T) {

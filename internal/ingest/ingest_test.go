@@ -13,7 +13,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +150,8 @@ func TestOtherPathsAndMethodsAreRefusedInWords(t *testing.T) {
 	}{
 		{"PUT", "/v1/commits", 405, "METHOD_NOT_ALLOWED"},
 		{"POST", "/v2/commits", 404, "NOT_FOUND"},
+		{"GET", "/debug/pprof/heap", 404, "NOT_FOUND"},
+		{"POST", "/v1/queue/drop", 404, "NOT_FOUND"},
 	} {
 		w := httptest.NewRecorder()
 		s.http.Handler.ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, nil))
@@ -294,7 +298,11 @@ func TestBytesInFlightAreBoundedOverAllRequests(t *testing.T) {
 
 func TestSocketFile(t *testing.T) {
 	t.Parallel()
-	opts := SocketOptions{Path: filepath.Join(t.TempDir(), "s"), Mode: 0o640}
+	gid := os.Getgid()
+	if os.Getuid() == 0 { // may give it to any group
+		gid = 4711
+	}
+	opts := SocketOptions{Path: filepath.Join(t.TempDir(), "s"), Mode: 0o640, Group: strconv.Itoa(gid)}
 	l, err := ListenUnix(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -305,6 +313,9 @@ func TestSocketFile(t *testing.T) {
 	}
 	if info.Mode().Perm() != 0o640 {
 		t.Errorf("mode %v, want 0640", info.Mode().Perm())
+	}
+	if got := info.Sys().(*syscall.Stat_t).Gid; int(got) != gid {
+		t.Errorf("group %d, want %d", got, gid)
 	}
 	if _, err := ListenUnix(opts); err == nil || !strings.Contains(err.Error(), "another koji-relay") {
 		t.Errorf("second listener: %v, want to be told of the first", err)

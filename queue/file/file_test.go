@@ -45,13 +45,20 @@ func TestFileInUseIsRefusedWithTheRemedy(t *testing.T) {
 func TestFileThatIsNoQueueIsRefusedByName(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "queue.db")
-	if err := os.WriteFile(path, []byte(strings.Repeat("not a queue\n", 10_000)), 0o600); err != nil {
+	precious := strings.Repeat("not a queue\n", 10_000)
+	if err := os.WriteFile(path, []byte(precious), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{path, "/nonexistent/queue.db"} {
+	if err := os.Symlink(path, path+".link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{path, path + ".link", "/nonexistent/queue.db"} {
 		if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("opening %s gave %v", path, err)
 		}
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != precious {
+		t.Errorf("the file that is no queue was changed: %d bytes, %v", len(text), err)
 	}
 }
 

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,6 +51,29 @@ func TestRolesHaveNoMoreThanThePrintedGrants(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestHubsRoleCanDoThreeThings: whatever tables, views, sequences and functions there are, the hub's role reads
+// the outbox and its readers and adds to the outbox.
+func TestHubsRoleCanDoThreeThings(t *testing.T) {
+	t.Parallel()
+	rights := query[[]string](t, hubDatabase(t), `SELECT array_agg(what ORDER BY what) FROM (
+		SELECT format('%s %I.%I', word, nspname, relname) AS what
+		FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace,
+			unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) word
+		WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND has_table_privilege('`+hubRole+`', pg_class.oid, word)
+			AND nspname !~ '^pg_' AND nspname <> 'information_schema'
+		UNION ALL SELECT format('sequence %I.%I', nspname, relname)
+		FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
+		WHERE relkind = 'S' AND CASE WHEN relkind = 'S' THEN has_sequence_privilege('`+hubRole+`', pg_class.oid, 'USAGE, SELECT, UPDATE') END
+		UNION ALL SELECT format('function %I.%I', nspname, proname)
+		FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace
+		WHERE has_function_privilege('`+hubRole+`', p.oid, 'EXECUTE') AND prorettype <> 'trigger'::regtype
+			AND nspname !~ '^pg_' AND nspname <> 'information_schema') rights`)
+	want := []string{"INSERT koji_relay.outbox", "SELECT koji_relay.outbox", "SELECT koji_relay.reader"}
+	if !slices.Equal(rights, want) {
+		t.Errorf("the hub's role can do %q, not %q", rights, want)
 	}
 }
 
