@@ -14,7 +14,7 @@ func TestSilenceAtConnectCostsTheHubNothing(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
 	b.ScriptConnections(devbroker.ConnBehaviour{StallAt: devbroker.StageSASL})
-	const handoff = 100 * time.Millisecond
+	const handoff = time.Second
 	w := startRelay(t, func(o *Options) { o.HandoffTimeout = handoff }, b)
 	w.Send(t.Context(), sample(1)) // may wait for the first connection, once
 	began := time.Now()
@@ -41,7 +41,7 @@ func TestSilentBrokerAtStartCostsTheHubAMoment(t *testing.T) {
 	go func() { done <- r.Run(ctx) }()
 	began := time.Now()
 	wantAll(t, r.Send(t.Context(), sample(1)), message.NotSent, message.Wait)
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("the first commit waited %v", took)
 	}
 	cancel()

@@ -63,7 +63,7 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 func TestUnsettledMessagesCountAsInFlight(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 50 * time.Millisecond }, b)
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 2 * time.Second }, b)
 	w.await(0, Up)
 	b.Script("#", held)
 	msgs := sample(1)

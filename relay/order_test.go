@@ -64,7 +64,7 @@ func TestMessageWithoutAnswerStopsThoseBehindIt(t *testing.T) {
 	a, b := startBroker(t, devbroker.Options{}), startBroker(t, devbroker.Options{})
 	w := startRelay(t, func(o *Options) {
 		o.PreserveOrder = true
-		o.HandoffTimeout = 2 * time.Second
+		o.HandoffTimeout = 5 * time.Second
 	}, a, b)
 	w.await(0, Up)
 	w.await(1, Up)
@@ -117,7 +117,7 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.PreserveOrder, o.HandoffTimeout = true, 500*time.Millisecond }, b)
+	w := startRelay(t, func(o *Options) { o.PreserveOrder, o.HandoffTimeout = true, 2*time.Second }, b)
 	w.await(0, Up)
 	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
 	stopped := make(chan struct{})

@@ -127,7 +127,7 @@ func TestOutcomes(t *testing.T) {
 		{name: "never settled", behaviour: devbroker.Behaviour{Verdict: devbroker.Verdict{When: devbroker.Never}},
 			adjust: quick, state: message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 		{name: "no credit", behaviour: devbroker.Behaviour{NoCredit: true},
-			adjust: func(o *Options) { o.HandoffTimeout = 500 * time.Millisecond },
+			adjust: quick,
 			state:  message.Unknown, next: message.Wait, reason: "no answer from the broker"},
 
 		{name: "too large for the link", broker: devbroker.Options{MaxMessageSize: 1000},
@@ -188,7 +188,7 @@ func TestOutcomes(t *testing.T) {
 }
 
 // quick is for rows that end with the hand-over's time.
-func quick(o *Options) { o.HandoffTimeout = 50 * time.Millisecond }
+func quick(o *Options) { o.HandoffTimeout = 2 * time.Second }
 
 func addProp(v any) func(*message.Message) {
 	return func(m *message.Message) { m.Props = append(m.Props, message.Prop{Key: "p", Value: v}) }

@@ -64,7 +64,7 @@ func TestHostileAnswersCostTheirBrokerAlone(t *testing.T) {
 			})
 			began := time.Now()
 			w.stop()
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 30*time.Second {
 				t.Errorf("the end took %v", took)
 			}
 		})
@@ -147,7 +147,7 @@ func TestRelayLivesWithinWhatThePeerAllows(t *testing.T) {
 func TestFewLinksAreShared(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{MaxLinks: 3, MaxSessions: 1})
-	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 5 * time.Second }, b)
+	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 10 * time.Second }, b)
 	w.await(0, Up)
 	b.Script("koji.topic.n0", never)
 	result := make(chan []message.Outcome, 1)

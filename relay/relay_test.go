@@ -52,14 +52,14 @@ type world struct {
 func connection() amqpconn.Options {
 	return amqpconn.Options{
 		TopicPrefix: "/topic/koji", Dialect: dialect.Auto, SASL: sasl.Auto,
-		ConnectTimeout: 10 * time.Second, SendTimeout: 20 * time.Second, IdleTimeout: 30 * time.Second,
+		ConnectTimeout: time.Minute, SendTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute,
 	}
 }
 
 // options are connection and more of the kind.
 func options(brokers ...*devbroker.Broker) Options {
 	o := Options{
-		Options: connection(), Priority: 4, HandoffTimeout: 10 * time.Second, MaxInflightBytes: 128 << 20,
+		Options: connection(), Priority: 4, HandoffTimeout: time.Minute, MaxInflightBytes: 128 << 20,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, b := range brokers {
@@ -112,7 +112,7 @@ func startRelay(t testing.TB, adjust func(*Options), brokers ...*devbroker.Broke
 // await blocks until the broker with that index of the list has the state.
 func (w *world) await(index int, s BrokerState) {
 	w.t.Helper()
-	deadline := time.After(15 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		if got := w.Status()[index]; got.State == s {
 			return
@@ -188,14 +188,14 @@ func TestWithEveryBrokerDownSendReturnsAtOnce(t *testing.T) {
 	for range 1000 {
 		wantAll(t, w.Send(t.Context(), sample(10)), message.NotSent, message.Wait)
 	}
-	if took := time.Since(began); took > 10*time.Second { // waiting would take 1000
+	if took := time.Since(began); took > w.opts.HandoffTimeout/2 {
 		t.Fatalf("1000 calls took %v", took)
 	}
 }
 
 func TestFrozenBrokersCostOneHandoffTimeout(t *testing.T) {
 	t.Parallel()
-	const handoff = time.Second
+	const handoff = 4 * time.Second
 	var brokers []*devbroker.Broker
 	for range 3 {
 		brokers = append(brokers, startBroker(t, devbroker.Options{}))
