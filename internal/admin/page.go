@@ -141,6 +141,9 @@ func newHeadline(s *Status) headline {
 	return headline{class, word, sentence}
 }
 
+// QueueOff reports [queue] enabled = off. While the relay starts that is not known.
+func (v *view) QueueOff() bool { return v.Phase != Starting && !v.Queue.Enabled }
+
 // BrokerClass gives the colour of a broker's state.
 func (v *view) BrokerClass(s inspect.BrokerState) string {
 	switch s {

@@ -109,6 +109,17 @@ func TestReadyMeansThatACommitWouldBeTaken(t *testing.T) {
 	}
 }
 
+// While it starts nothing is known of the queue, and so not that it is switched off either.
+func TestStartingPageDoesNotSayThatTheQueueIsOff(t *testing.T) {
+	t.Parallel()
+	for phase, want := range map[Phase]bool{Starting: false, Running: true} {
+		s, _, _ := newTestServer(t, Status{Phase: phase})
+		if _, text := get(t, s.Handler(), "/"); strings.Contains(text, "switched off") != want {
+			t.Errorf("while %s the page says that the queue is off: %v, want %v", phase, !want, want)
+		}
+	}
+}
+
 func TestStatusListsAreNeverNull(t *testing.T) {
 	t.Parallel()
 	s, _, _ := newTestServer(t, Status{Phase: Running})
