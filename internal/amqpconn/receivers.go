@@ -41,7 +41,12 @@ func Listen(ctx context.Context, o *Options, e endpoint.Endpoint, log *slog.Logg
 	if err := c.open(ctx); err != nil {
 		return nil, nil, c.inTime(ctx, err)
 	}
+	// The driver's Send does not look at its context while the broker's session window is shut (upstream 17).
+	stop := context.AfterFunc(ctx, func() { c.Drop("not subscribed in time") })
 	receivers, err := c.subscribe(ctx, patterns, credit)
+	if !stop() && err == nil {
+		err = c.inTime(ctx, context.Cause(ctx))
+	}
 	if err != nil {
 		c.Close()
 		return nil, nil, err

@@ -47,6 +47,7 @@ type Options struct {
 	MaxMessageSize uint64        // announced at attach and enforced; 0 = not announced, 128 MiB enforced
 	Credit         uint32        // for each sending link, default 500
 	IncomingWindow uint32        // session window in frames, default 2048
+	ShutWindow     bool          // the session window is 0, as of RabbitMQ 4 with an alarm
 	MaxLinks       uint32        // of a session, default 1024
 	MaxSessions    uint32        // of a connection, default 256
 	IdleTimeout    time.Duration // announced and enforced at twice the value; 0 = none

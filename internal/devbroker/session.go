@@ -39,6 +39,9 @@ func (c *conn) begin(channel uint16, p wire.Described) error {
 		nextOutgoingID: firstOutgoingID, outgoingWindow: b.IncomingWindow,
 		links: map[uint32]*link{},
 	}
+	if c.b.opts.ShutWindow {
+		s.incomingWindow = 0
+	}
 	c.sessions[channel] = s
 	c.b.count(func(st *Stats) { st.Sessions++ })
 	c.stall(c.b.connBehaviour().StallAt == StageBegin)
