@@ -143,32 +143,60 @@ func replay(c *chaos, s step) {
 	}
 }
 
-// awaitReplays waits until each replay has ended, and counts what they sent.
+// replaysStand is how long no replay may go on. What a killed relay had is another one's long before.
+const replaysStand = 2 * time.Minute
+
+// awaitReplays waits until each replay has ended, and counts what they sent. How long that takes grows with
+// the run, since each keeps to its rate; so they are given as long again as the run, and must go on.
 func (c *chaos) awaitReplays() {
-	type state struct {
-		ID    int    `json:"id"`
-		State string `json:"state"`
-		Done  int    `json:"done"`
-		Error string `json:"error"`
-	}
-	eventually(c, 2*time.Minute, "all replays have ended", func() error {
+	c.clerk.running.Wait() // they may begin some
+	var last progress
+	since := time.Now()
+	eventually(c, c.length+replaysStand, "all replays have ended", func() error {
 		out, ok := c.clerk.run(0, "replay", "list", "--json")
-		if !ok {
-			return fmt.Errorf("replay list: %s", out)
+		p, err := progressOf(out)
+		if !ok || err != nil {
+			return fmt.Errorf("replay list: %s, %v", out, err)
 		}
-		c.replays, c.replayed = 0, 0
-		for line := range bytes.Lines(out) {
-			var r state
-			if err := json.Unmarshal(line, &r); err != nil {
-				return fmt.Errorf("%q: %w", line, err)
-			}
-			if r.State == "running" {
-				return fmt.Errorf("replay %d has sent %d messages, and goes on: %s", r.ID, r.Done, r.Error)
-			}
-			c.replays++
-			c.replayed += r.Done
+		if p.ended != last.ended || p.sent != last.sent {
+			last, since = p, time.Now()
+		}
+		c.replays, c.replayed = p.ended, p.sent
+		if p.running != "" && time.Since(since) > replaysStand {
+			c.Fatalf("no replay goes on, for %v: %s", replaysStand, p.running)
+		}
+		if p.running != "" {
+			return errors.New(p.running)
 		}
 		return nil
 	})
 	c.Logf("%d replays sent %d messages again; commands: %s", c.replays, c.replayed, c.clerk.account())
+}
+
+// progress is how far all replays are together.
+type progress struct {
+	ended, sent int
+	running     string // those that go on, in words; "" without one
+}
+
+// progressOf reads what `replay list --json` prints.
+func progressOf(list []byte) (p progress, err error) {
+	for line := range bytes.Lines(list) {
+		var r struct {
+			ID    int    `json:"id"`
+			State string `json:"state"`
+			Done  int    `json:"done"`
+			Error string `json:"error"`
+		}
+		if err := json.Unmarshal(line, &r); err != nil {
+			return p, fmt.Errorf("%q: %w", line, err)
+		}
+		p.sent += r.Done
+		if r.State == "running" {
+			p.running += fmt.Sprintf("replay %d has sent %d messages and goes on: %s\n", r.ID, r.Done, r.Error)
+		} else {
+			p.ended++
+		}
+	}
+	return p, nil
 }
