@@ -63,12 +63,12 @@ type ReplayStore interface {
 	// Replays gives those there are, oldest first. One that has ended has no password in its URL any more, and
 	// no messages of a file.
 	Replays(ctx context.Context) ([]inspect.Replay, error)
-	// ClaimReplay gives the oldest replay that runs, unless another writer has it; nil without one. Others
-	// may have it after lease.
-	ClaimReplay(ctx context.Context, writer string, lease time.Duration) (*inspect.Replay, error)
-	// SaveReplay stores how far a replay is, and renews the lease. It is false where the replay was
-	// cancelled.
-	SaveReplay(ctx context.Context, r *inspect.Replay, writer string, lease time.Duration) (bool, error)
+	// ClaimReplays gives all replays that run and that no other writer has, oldest first. They are this
+	// writer's until lease is over, and longer when it claims again.
+	ClaimReplays(ctx context.Context, writer string, lease time.Duration) ([]inspect.Replay, error)
+	// SaveReplay stores how far a replay is. It is false, and changes nothing, where the replay has ended or is
+	// another writer's.
+	SaveReplay(ctx context.Context, r *inspect.Replay, writer string) (bool, error)
 	// CancelReplay ends a replay; false where it does not run.
 	CancelReplay(ctx context.Context, id int64) (bool, error)
 	// Lines gives up to n messages of a file, those behind the line after.

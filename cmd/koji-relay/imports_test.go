@@ -82,7 +82,7 @@ var layers = []layer{
 		[]string{"github.com/google/go-cmp", "github.com/google/uuid"},
 		"the suite knows the contract; a store that runs it opens itself"},
 	{"history", []string{"internal/fnmatch", "internal/inspect", "internal/message", "internal/retry"},
-		[]string{"github.com/google/uuid", "github.com/klauspost/compress"},
+		[]string{"github.com/google/uuid", "github.com/klauspost/compress", "golang.org/x/sync"},
 		"the record knows no store, and does not decide what becomes of a message"},
 	{"history/postgres", []string{"history", "internal/inspect", "internal/libpq"},
 		[]string{"github.com/jackc/pgx/v5", "github.com/google/uuid"}, "only this store knows PostgreSQL"},

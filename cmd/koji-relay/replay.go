@@ -239,6 +239,15 @@ func replayText(r inspect.Replay) string {
 	if r.Waiting > 0 {
 		text += fmt.Sprintf(", %d of them wait in the queue", r.Waiting)
 	}
+	if r.State == inspect.ReplayRuns && !r.Held {
+		text += "; no relay works on it"
+		if !r.Seen.IsZero() {
+			text += ", last at " + inspect.Time(r.Seen)
+		}
+	}
+	if !r.Stands.IsZero() {
+		text += "; it stands since " + inspect.Time(r.Stands)
+	}
 	if r.Error != "" {
 		text += ": " + inspect.Line(r.Error, 0)
 	}

@@ -53,6 +53,8 @@ type Store struct {
 	mu   sync.RWMutex         // guards the fields below; no file is touched under it
 	days map[string]*bbolt.DB // by name, such as 2026-11-26
 	full bool                 // today alone takes more than there may be
+
+	claimed time.Time // until when a replayer has the replays
 }
 
 type fileWriter struct {

@@ -96,7 +96,7 @@ func TestADiskThatDoesNotAnswerHoldsUpNoSearch(t *testing.T) {
 	if err := s.AddReplay(soon(), &inspect.Replay{}, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("AddReplay gives %v", err)
 	}
-	if _, err := s.SaveReplay(soon(), &inspect.Replay{ID: 1}, "test", time.Minute); !errors.Is(err,
+	if _, err := s.SaveReplay(soon(), &inspect.Replay{ID: 1}, "test"); !errors.Is(err,
 		context.DeadlineExceeded) {
 		t.Errorf("SaveReplay gives %v", err)
 	}

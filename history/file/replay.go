@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -52,10 +53,14 @@ func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []histor
 
 // Replays implements history.ReplayStore.
 func (s *Store) Replays(context.Context) (all []inspect.Replay, err error) {
+	s.mu.RLock()
+	claimed := time.Now().Before(s.claimed)
+	s.mu.RUnlock()
 	err = s.state.View(func(tx *bbolt.Tx) error {
 		return tx.Bucket([]byte("replay")).ForEach(func(_, text []byte) error {
 			var r inspect.Replay
 			err := json.Unmarshal(text, &r)
+			r.Held = claimed && r.State == inspect.ReplayRuns
 			all = append(all, r)
 			return err
 		})
@@ -63,21 +68,19 @@ func (s *Store) Replays(context.Context) (all []inspect.Replay, err error) {
 	return all, err
 }
 
-// ClaimReplay implements history.ReplayStore.
-func (s *Store) ClaimReplay(ctx context.Context, _ string, _ time.Duration) (*inspect.Replay, error) {
+// ClaimReplays implements history.ReplayStore.
+func (s *Store) ClaimReplays(ctx context.Context, _ string, lease time.Duration) ([]inspect.Replay, error) {
+	s.mu.Lock()
+	s.claimed = time.Now().Add(lease)
+	s.mu.Unlock()
 	all, err := s.Replays(ctx)
-	for i := range all {
-		if all[i].State == inspect.ReplayRuns {
-			return &all[i], err
-		}
-	}
-	return nil, err
+	return slices.DeleteFunc(all, func(r inspect.Replay) bool { return r.State != inspect.ReplayRuns }), err
 }
 
 // SaveReplay implements history.ReplayStore.
-func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, _ string, _ time.Duration) (runs bool,
-	err error) {
+func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, _ string) (runs bool, err error) {
 	saved := *r
+	saved.Held = false // whoever lists them knows
 	return s.changeReplay(ctx, r.ID, func(old *inspect.Replay) { *old = saved })
 }
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,23 +44,88 @@ func open(tb testing.TB, conn string) *Store {
 func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
 	t.Parallel()
 	s := open(t, pgtest.Database(t, schema(t)))
-	r := inspect.Replay{State: inspect.ReplayRuns}
-	if err := s.AddReplay(t.Context(), &r, nil); err != nil {
-		t.Fatal(err)
+	var ids []int64
+	add := func() inspect.Replay {
+		r := inspect.Replay{State: inspect.ReplayRuns}
+		if err := s.AddReplay(t.Context(), &r, nil); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, r.ID)
+		return r
 	}
-	for _, one := range []struct {
-		writer string
-		lease  time.Duration
-		has    bool
-	}{{"one", time.Minute, true}, {"two", time.Minute, false}, {"one", -time.Second, true}, {"two",
-		time.Minute, true}} {
-		got, err := s.ClaimReplay(t.Context(), one.writer, one.lease)
-		if err != nil || (got != nil) != one.has {
-			t.Errorf("%s claimed %v, %v, want %v", one.writer, got, err, one.has)
+	first := add()
+	add()
+	claims := func(writer string, lease time.Duration, want ...int64) {
+		t.Helper()
+		claimed, err := s.ClaimReplays(t.Context(), writer, lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []int64
+		for i := range claimed {
+			got = append(got, claimed[i].ID)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s claimed %v, want %v", writer, got, want)
 		}
 	}
-	if runs, err := s.SaveReplay(t.Context(), &r, "one", time.Minute); err != nil || runs {
+	claims("one", time.Minute, ids...)
+	claims("two", time.Minute)
+	claims("one", time.Minute, ids...)
+	add()
+	claims("two", time.Minute, ids[2]) // what nobody has
+	claims("one", -time.Second, ids[:2]...)
+	claims("two", time.Minute, ids...) // and what the other one has lost
+	claims("one", time.Minute)
+	if runs, err := s.SaveReplay(t.Context(), &first, "one"); err != nil || runs {
 		t.Errorf("a relay that lost its replay may save it: %v, %v", runs, err)
+	}
+	first.State = inspect.ReplayDone
+	if runs, err := s.SaveReplay(t.Context(), &first, "two"); err != nil || !runs {
+		t.Errorf("the relay that has it may not save it: %v, %v", runs, err)
+	}
+	claims("two", time.Minute, ids[1:]...)
+}
+
+// Three relays claim and save at once.
+func TestNoReplayIsClaimedByTwoRelays(t *testing.T) {
+	t.Parallel()
+	s := open(t, pgtest.Database(t, schema(t)))
+	const replays, rounds = 20, 30
+	for range replays {
+		if err := s.AddReplay(t.Context(), &inspect.Replay{State: inspect.ReplayRuns}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mu sync.Mutex // guards has
+	has := map[int64]string{}
+	var relays sync.WaitGroup
+	for _, writer := range []string{"one", "two", "three"} {
+		relays.Go(func() {
+			for range rounds {
+				claimed, err := s.ClaimReplays(t.Context(), writer, time.Hour)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for i := range claimed {
+					id := claimed[i].ID
+					mu.Lock()
+					if has[id] != "" && has[id] != writer {
+						t.Errorf("replay %d is claimed by %s and %s", id, has[id], writer)
+					}
+					has[id] = writer
+					mu.Unlock()
+					if runs, err := s.SaveReplay(t.Context(), &claimed[i], writer); err != nil || !runs {
+						t.Errorf("%s saves replay %d: %v, %v", writer, id, runs, err)
+					}
+				}
+			}
+		})
+	}
+	relays.Wait()
+	if len(has) != replays {
+		t.Errorf("%d of %d replays were claimed", len(has), replays)
 	}
 }
 
@@ -68,12 +134,12 @@ func TestNoReplayIsClaimedAfterAConnectionBroke(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.Database(t, schema(t))
 	s := open(t, conn)
-	if got, err := s.ClaimReplay(t.Context(), "one", time.Minute); got != nil || err != nil {
+	if got, err := s.ClaimReplays(t.Context(), "one", time.Minute); len(got) != 0 || err != nil {
 		t.Fatalf("claimed %v, %v although there is no replay", got, err)
 	}
 	pgtest.SQL(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND usename = '`+relayRole+`'`)
-	if got, err := s.ClaimReplay(t.Context(), "one", time.Minute); got != nil || err != nil {
+	if got, err := s.ClaimReplays(t.Context(), "one", time.Minute); len(got) != 0 || err != nil {
 		t.Errorf("claimed %v, %v although there is no replay", got, err)
 	}
 }

@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,7 +37,8 @@ func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []histor
 // Replays implements history.ReplayStore.
 func (s *Store) Replays(ctx context.Context) (all []inspect.Replay, err error) {
 	err = s.do(ctx, "list the replays", func(ctx context.Context, conn *pgx.Conn) error {
-		rows, _ := conn.Query(ctx, `SELECT id, state FROM koji_relay.replay ORDER BY id`)
+		rows, _ := conn.Query(ctx, `SELECT id, state, running AND lease >= now()
+			FROM koji_relay.replay ORDER BY id`)
 		all, err = pgx.CollectRows(rows, readReplay)
 		return err
 	})
@@ -45,47 +48,48 @@ func (s *Store) Replays(ctx context.Context) (all []inspect.Replay, err error) {
 func readReplay(row pgx.CollectableRow) (inspect.Replay, error) {
 	var r inspect.Replay
 	var id int64
-	err := row.Scan(&id, &r)
-	r.ID = id // the stored text was made before it had one
+	var held bool
+	err := row.Scan(&id, &r, &held)
+	r.ID, r.Held = id, held // the stored text was made before it had them
 	return r, err
 }
 
-// ClaimReplay implements history.ReplayStore.
-func (s *Store) ClaimReplay(ctx context.Context, writer string,
-	lease time.Duration) (claimed *inspect.Replay, err error) {
-	err = s.do(ctx, "claim a replay", func(ctx context.Context, conn *pgx.Conn) error {
-		rows, _ := conn.Query(ctx, `UPDATE koji_relay.replay SET holder = $1, lease = now() + $2 * interval
-			'1 second'
-			WHERE id = (SELECT id FROM koji_relay.replay WHERE running AND (lease < now() OR holder = $1)
-				ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
-			RETURNING id, state`, writer, lease.Seconds())
-		r, err := pgx.CollectExactlyOneRow(rows, readReplay)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
+// ClaimReplays implements history.ReplayStore. What it has is claimed by a statement of its own: of the
+// replays of others it waits for none, so that two relays never wait for one another.
+func (s *Store) ClaimReplays(ctx context.Context, writer string,
+	lease time.Duration) (claimed []inspect.Replay, err error) {
+	err = s.do(ctx, "claim replays", func(ctx context.Context, conn *pgx.Conn) error {
+		claimed = nil // a try that failed may be followed by one that finds nothing
+		for _, which := range []string{"running AND holder = $1", `id IN (SELECT id FROM koji_relay.replay
+			WHERE running AND lease < now() AND holder <> $1 ORDER BY id FOR UPDATE SKIP LOCKED)`} {
+			rows, _ := conn.Query(ctx, `UPDATE koji_relay.replay SET holder = $1,
+				lease = now() + $2 * interval '1 second' WHERE `+which+` RETURNING id, state, true`,
+				writer, lease.Seconds())
+			some, err := pgx.CollectRows(rows, readReplay)
+			if err != nil {
+				return err
+			}
+			claimed = append(claimed, some...)
 		}
-		if err == nil { // a try that failed may be followed by one that finds nothing
-			claimed = &r
-		}
-		return err
+		slices.SortFunc(claimed, func(a, b inspect.Replay) int { return cmp.Compare(a.ID, b.ID) })
+		return nil
 	})
 	return claimed, err
 }
 
 // SaveReplay implements history.ReplayStore. The messages of a file and the password of a URL go when it
 // ends.
-func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string,
-	lease time.Duration) (runs bool, err error) {
+func (s *Store) SaveReplay(ctx context.Context, r *inspect.Replay, writer string) (runs bool, err error) {
 	saved := *r
+	saved.Held = false // the lease says it
 	if r.State != inspect.ReplayRuns {
 		saved.URL = history.MaskURL(r.URL)
 	}
 	err = s.do(ctx, "save a replay", func(ctx context.Context, conn *pgx.Conn) error {
-		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET state = $1, running = $2,
-				lease = now() + $3 * interval '1 second'
-			WHERE id = $4 AND running AND holder = $5`, saved, r.State == inspect.ReplayRuns, lease.Seconds(),
-			r.ID, writer)
+		tag, err := conn.Exec(ctx, `UPDATE koji_relay.replay SET state = $1, running = $2
+			WHERE id = $3 AND running AND holder = $4`, saved, r.State == inspect.ReplayRuns, r.ID, writer)
 		runs = tag.RowsAffected() == 1
-		if err == nil && r.State != inspect.ReplayRuns {
+		if err == nil && runs && r.State != inspect.ReplayRuns {
 			_, err = conn.Exec(ctx, `DELETE FROM koji_relay.replay_line WHERE replay = $1`, r.ID)
 		}
 		return err

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"koji-relay/config"
 	"koji-relay/history"
 	"koji-relay/internal/admin"
@@ -136,11 +138,33 @@ func (h historyControl) StartReplay(ctx context.Context, r inspect.Replay, lines
 		}
 		r.Total, r.Bytes = plan.Messages, plan.Bytes
 	}
+	if err := h.fewEnough(ctx); err != nil {
+		return r, err
+	}
 	r.State = inspect.ReplayRuns
 	if err := h.store.AddReplay(ctx, &r, rows); err != nil {
 		return r, err
 	}
 	return masked(r), nil
+}
+
+// maxReplays bounds what is at work at once: each replay has a batch in memory, and may have a connection.
+const maxReplays = 100
+
+func (h historyControl) fewEnough(ctx context.Context) error {
+	all, err := h.store.Replays(ctx)
+	running := 0
+	for i := range all {
+		if all[i].State == inspect.ReplayRuns {
+			running++
+		}
+	}
+	if err == nil && running >= maxReplays {
+		return &admin.Error{Code: admin.CodeRefused, Text: fmt.Sprintf(
+			"%s run, and no more may; wait, or cancel one: see 'koji-relay replay list'",
+			inspect.Count(running, "replay"))}
+	}
+	return err
 }
 
 func masked(r inspect.Replay) inspect.Replay {
@@ -225,18 +249,24 @@ func (d *Daemon) startReplays(parts *stops) {
 	if d.historyStore == nil {
 		return
 	}
+	turn := semaphore.NewWeighted(1)
 	r := history.NewReplayer(d.historyStore, history.ReplayerOptions{
-		Writer: d.historyOptions(d.opts.Config).Writer, Open: d.openSink, Note: d.history.Step, Logger: d.log,
+		Writer: d.historyOptions(d.opts.Config).Writer, Note: d.history.Step, Logger: d.log,
+		Open: func(ctx context.Context, r *inspect.Replay) (history.Sink, error) {
+			return d.openSink(ctx, r, turn)
+		},
 	})
 	parts.add(startPart("replays", 5*time.Second, d.fatal, r.Run))
 }
 
-func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay) (history.Sink, error) {
+// openSink gives the sink of a replay. Those that put into the queue take turns there: hubs want its
+// connections.
+func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay, turn *semaphore.Weighted) (history.Sink, error) {
 	if r.URL == "" {
 		if d.store == nil {
 			return nil, errNoQueue
 		}
-		return queueSink{d.store, d.drainer.Wake}, nil
+		return queueSink{d.store, d.drainer.Wake, turn}, nil
 	}
 	return openBrokerSink(ctx, d.effective.Load().config, r, d.log)
 }
@@ -248,6 +278,7 @@ func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay) (history.Sink,
 type queueSink struct {
 	store store
 	wake  func()
+	turn  *semaphore.Weighted // of all replays, one at a time
 }
 
 func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []message.Message) (done,
@@ -267,7 +298,11 @@ func (q queueSink) Send(ctx context.Context, r *inspect.Replay, messages []messa
 			NextAttempt: now, Reason: fmt.Sprintf("replay %d", r.ID)}
 		items[i].Message.Body = ""
 	}
+	if err := q.turn.Acquire(ctx, 1); err != nil {
+		return 0, 0, err
+	}
 	done, err = q.store.Add(ctx, inspect.QueueBox, items)
+	q.turn.Release(1)
 	q.wake()
 	return done, 0, err
 }
@@ -276,6 +311,10 @@ func (q queueSink) Waiting(ctx context.Context, ids []string) (int, error) {
 	if len(ids) == 0 {
 		return 0, nil
 	}
+	if err := q.turn.Acquire(ctx, 1); err != nil {
+		return 0, err
+	}
+	defer q.turn.Release(1)
 	return q.store.Holds(ctx, ids)
 }
 
@@ -283,9 +322,14 @@ func (queueSink) Close() {}
 
 // brokerSink sends to the broker that a replay names, over a relay of its own.
 type brokerSink struct {
-	relay *relay.Relay
-	stop  func()
-	log   *slog.Logger
+	relay interface {
+		SendPatiently(ctx context.Context, messages []message.Message) []message.Outcome
+	}
+	stop func()
+	log  *slog.Logger
+
+	dealt         map[string]bool // messages of a batch that is not taken as a whole yet
+	done, refused int             // of these
 }
 
 func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay,
@@ -304,29 +348,40 @@ func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay,
 			log.Error("the replay's connection ended", "error", err)
 		}
 	}()
-	return &brokerSink{sending, func() { cancel(); <-done }, log}, nil
+	return &brokerSink{relay: sending, stop: func() { cancel(); <-done }, log: log, dealt: map[string]bool{}}, nil
 }
 
-func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, messages []message.Message) (done,
+// Send implements history.Sink. When a batch is given again, it sends those that the broker has not taken.
+func (b *brokerSink) Send(ctx context.Context, _ *inspect.Replay, batch []message.Message) (done,
 	refused int, err error) {
+	var messages []message.Message
+	for i := range batch {
+		if !b.dealt[batch[i].ID] {
+			messages = append(messages, batch[i])
+		}
+	}
 	var reasons []string
 	for i, o := range b.relay.SendPatiently(ctx, messages) {
 		switch o.Next {
 		case message.Done:
-			done++
+			b.done++
 		case message.Count, message.Dead:
-			refused++
+			b.refused++
 			b.log.Warn("a replayed message was refused", "message_id", messages[i].ID, "broker", o.Broker,
 				"reason", o.Reason)
 		default:
 			reasons = append(reasons, o.Reason)
+			continue
 		}
+		b.dealt[messages[i].ID] = true
 	}
 	if len(reasons) > 0 {
-		// All are given again, with their ids: consumers that remember those drop what they have.
-		return done, refused, fmt.Errorf("%d of %s not taken: %s", len(reasons),
-			inspect.Count(len(messages), "message"), strings.TrimSpace(reasons[0]))
+		return 0, 0, fmt.Errorf("%d of %s not taken: %s", len(reasons),
+			inspect.Count(len(batch), "message"), strings.TrimSpace(reasons[0]))
 	}
+	done, refused = b.done, b.refused
+	b.done, b.refused = 0, 0
+	clear(b.dealt)
 	return done, refused, nil
 }
 

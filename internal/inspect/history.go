@@ -126,6 +126,9 @@ type Replay struct {
 	Refused int       `json:"refused,omitempty"` // by the broker at URL
 	Cursor  Ref       `json:"cursor,omitzero"`   // the last message dealt with
 	Error   string    `json:"error,omitempty"`   // why it does not go on
+	Stands  time.Time `json:"stands,omitzero"`   // since when it does not go on; zero while it does
+	Held    bool      `json:"held,omitempty"`    // a relay works on it
+	Seen    time.Time `json:"seen,omitzero"`     // when a relay last wrote how far it is
 	Ended   time.Time `json:"ended,omitzero"`
 }
 
