@@ -1,10 +1,12 @@
 package history
 
 import (
+	"bytes"
 	_ "embed"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/s2"
@@ -31,14 +33,21 @@ const isS2 = 1
 
 var words = sync.OnceValue(func() *s2.Dict { return s2.MakeDict(words1, nil) })
 
-var unpackZstd = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+// maxWindow is more than the window of what was packed by zstd.
+const maxWindow = 8 << 20
+
+// unpackZstd takes memory for what it has decoded, and not for what a damaged header says: DecodeAll takes as
+// much as that at once.
+func unpackZstd(content []byte) ([]byte, error) {
+	d, err := zstd.NewReader(bytes.NewReader(content), zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow),
 		zstd.WithDecoderMaxMemory(maxContent), zstd.WithDecoderDictRaw(wordsID, words1))
 	if err != nil {
-		panic(err) // of options that never change
+		return nil, err
 	}
-	return d
-})
+	defer d.Close()
+	return io.ReadAll(d)
+}
 
 // buffers of a message that is packed: new ones for each would be most of the recorder's garbage.
 type buffers struct{ plain, packed []byte }
@@ -80,7 +89,7 @@ func Unpack(content []byte) (props, body []byte, err error) {
 			plain, err = words().Decode(nil, content[1:])
 		}
 	} else {
-		plain, err = unpackZstd().DecodeAll(content, nil)
+		plain, err = unpackZstd(content)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("unpack a message of the history: %w", err)
