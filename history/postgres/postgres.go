@@ -127,6 +127,8 @@ func (s *Store) do(ctx context.Context, what string, f func(context.Context, *pg
 	switch code(err) {
 	case "42P01", "3F000", "42703", "42883": // undefined table, schema, column, function
 		err = fmt.Errorf("%w; run 'koji-relay db init' or 'koji-relay db upgrade'", err)
+	case "25006":
+		err = fmt.Errorf("%w: %w", libpq.ErrReadOnly, err)
 	case "42501":
 		err = fmt.Errorf("%w; grant the rights that 'koji-relay db init --print' shows", err)
 	}

@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"koji-relay/history"
 	"koji-relay/history/storetest"
 	"koji-relay/internal/inspect"
+	"koji-relay/internal/libpq"
 	"koji-relay/internal/pgtest"
 	queue "koji-relay/queue/postgres"
 )
@@ -147,6 +150,48 @@ func TestNoReplayIsClaimedAfterAConnectionBroke(t *testing.T) {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) history.Store { return open(t, pgtest.Database(t, schema(t))) })
+}
+
+// A standby, and a database that an administrator made read-only, can be searched. What they refuse is said
+// with what to do.
+func TestAServerThatTakesNoChanges(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t))
+	s := open(t, conn)
+	m := storetest.Tagged(1, time.Now().UTC().Truncate(time.Second))
+	storetest.Append(t, s, inspect.Accepted, m)
+	r := inspect.Replay{State: inspect.ReplayRuns}
+	if err := s.AddReplay(t.Context(), &r, nil); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.SQL(t, conn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on',
+		current_database()); END $$; SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND usename = '`+relayRole+`'`)
+	ctx := t.Context()
+	for what, call := range map[string]func() error{
+		"Append":       func() error { return s.Append(ctx, &history.Batch{Writer: "one"}) },
+		"Begin":        func() error { _, err := s.Begin(ctx, "one"); return err },
+		"End":          func() error { return s.End(ctx, "one") },
+		"Tidy":         func() error { _, err := s.Tidy(ctx, time.Hour, 1); return err },
+		"AddReplay":    func() error { return s.AddReplay(ctx, &r, nil) },
+		"ClaimReplays": func() error { _, err := s.ClaimReplays(ctx, "one", time.Minute); return err },
+		"SaveReplay":   func() error { _, err := s.SaveReplay(ctx, &r, "one"); return err },
+		"CancelReplay": func() error { _, err := s.CancelReplay(ctx, r.ID); return err },
+	} {
+		err := call()
+		if !errors.Is(err, libpq.ErrReadOnly) || !strings.Contains(err.Error(), "connect to the primary") {
+			t.Errorf("%s says %v", what, err)
+		}
+	}
+	if shown, err := history.Show(ctx, s, m.ID); err != nil || shown.MessageID != m.ID {
+		t.Errorf("Show gives %v", err)
+	}
+	if all, err := s.Replays(ctx); err != nil || len(all) != 1 {
+		t.Errorf("Replays gives %v, %v", all, err)
+	}
+	if _, err := s.Gaps(ctx, time.Time{}, time.Time{}); err != nil {
+		t.Errorf("Gaps gives %v", err)
+	}
 }
 
 // A query on the oldest day that does not end holds up neither the tidying nor those who write and search.

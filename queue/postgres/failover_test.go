@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue"
 	"koji-relay/queue/storetest"
@@ -118,7 +119,7 @@ func TestPutAfterAFailoverIsTakenByTheNewPrimary(t *testing.T) {
 	storetest.Eventually(t, "the old primary takes no changes", func() bool {
 		return query[string](t, old, "SHOW transaction_read_only") == "on"
 	})
-	if _, err := s.Put(t.Context(), storetest.Unsent(50, 50), nil); !errors.Is(err, errReadOnly) {
+	if _, err := s.Put(t.Context(), storetest.Unsent(50, 50), nil); !errors.Is(err, libpq.ErrReadOnly) {
 		t.Errorf("put to a read-only server gave %v, want that it is read-only", err)
 	}
 	standby.Promote(t)

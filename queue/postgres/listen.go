@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/internal/retry"
 )
 
@@ -158,7 +159,7 @@ func (l *listener) look(ctx context.Context) (heard, error) {
 			coalesce(pg_sequence_last_value('koji_relay.outbox_id_seq'::regclass), 0),
 			current_setting('transaction_read_only')`)).Scan(&queueAt, &outboxAt, &readOnly)
 	if err == nil && readOnly == "on" {
-		err = errReadOnly // where an advisory lock keeps nobody out
+		err = libpq.ErrReadOnly // where an advisory lock keeps nobody out
 	}
 	if err != nil {
 		return heard{}, err

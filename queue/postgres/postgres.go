@@ -191,7 +191,7 @@ func (p *Store) explain(what string, err error) error {
 			return fmt.Errorf("%s in %s: %w: %w; run 'koji-relay db init' or 'koji-relay db upgrade'", what, p.name,
 				queue.ErrSchema, err)
 		case "25006":
-			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errReadOnly, err)
+			return fmt.Errorf("%s in %s: %w: %w", what, p.name, libpq.ErrReadOnly, err)
 		case "2200H", "22003":
 			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errUsedUp, err)
 		case "42501":

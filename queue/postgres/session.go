@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"koji-relay/internal/libpq"
 	"koji-relay/queue"
 )
 
@@ -198,10 +199,6 @@ func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 	return sessionMode, nil
 }
 
-// errReadOnly is a server that takes no changes.
-var errReadOnly = errors.New("the server takes no changes: it is a standby, or " +
-	"default_transaction_read_only is on")
-
 // writable refuses a session in which nothing can be changed: after a failover another one may be had.
 func writable(next pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
@@ -215,7 +212,7 @@ func writable(next pgconn.ValidateConnectFunc) pgconn.ValidateConnectFunc {
 		case answer.Err != nil:
 			return fmt.Errorf("ask whether the server takes changes: %w", answer.Err)
 		case len(answer.Rows) != 1 || string(answer.Rows[0][0]) != "off":
-			return errReadOnly
+			return libpq.ErrReadOnly
 		}
 		return nil
 	}
