@@ -106,6 +106,15 @@ func (l *lane) kill(r *relay, point string, set settings, others ...*relay) {
 		l.kills["at random"]++
 		return
 	}
+	if !alone && len(others) > 0 && !l.leave(r, 15*time.Second) {
+		// On a busy machine one of the others may have been first. It drains then; or it reads the outbox,
+		// behind which all else stands with preserve_order, and r has nothing to put.
+		for _, other := range others {
+			other.kill(l)
+			l.kills["at random"]++
+		}
+		alone = true
+	}
 	for tries := 0; draining && l.frozen && tries < 10; tries++ {
 		l.ledger.awaitMore(30, 2*time.Second, r.ended)
 		l.thaw()

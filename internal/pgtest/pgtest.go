@@ -325,8 +325,32 @@ func (c *Cluster) Signal(sig syscall.Signal) {
 	c.signalSessions(sig)
 }
 
-// signalSessions signals the children of the server. Each leads a process group of its own.
+// Hold stops those of the server's processes whose title has that name ("walwriter"), until Kill.
+func (c *Cluster) Hold(tb testing.TB, name string) {
+	tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	held := false
+	for _, pid := range c.children() {
+		title, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.Contains(title, []byte(name)) {
+			held = syscall.Kill(pid, syscall.SIGSTOP) == nil
+		}
+	}
+	if !held {
+		tb.Fatalf("PostgreSQL has no %s", name)
+	}
+}
+
 func (c *Cluster) signalSessions(sig syscall.Signal) {
+	for _, pid := range c.children() {
+		_ = syscall.Kill(pid, sig)
+	}
+}
+
+// children are the processes of the server. Each leads a process group of its own.
+func (c *Cluster) children() []int {
+	var all []int
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range stats {
 		text, err := os.ReadFile(path)
@@ -338,10 +362,11 @@ func (c *Cluster) signalSessions(sig syscall.Signal) {
 		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 		if len(fields) > 1 && fields[1] == strconv.Itoa(c.cmd.Process.Pid) {
 			if n, err := strconv.Atoi(pid); err == nil {
-				_ = syscall.Kill(n, sig)
+				all = append(all, n)
 			}
 		}
 	}
+	return all
 }
 
 func (c *Cluster) stop() {
