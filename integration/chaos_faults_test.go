@@ -144,7 +144,14 @@ func (c *chaos) signal(i int, sig syscall.Signal) {
 	}
 }
 
+// started reports whether relay i has started, as far as systemd knows: before that it does not reload it. On
+// a busy machine a relay can take longer for that than the schedule leaves it alone.
+func (c *chaos) started(i int) bool { return c.relays[i].log.count("ready", nil) > 0 }
+
 func reloadGood(c *chaos, s step) {
+	if !c.started(s.number) {
+		return
+	}
 	c.configure(s.number, settings{
 		"queue.batch_size":      strconv.Itoa(1 + s.draw(500)),
 		"relay.handoff_timeout": []string{"0.2", "0.5", "1"}[s.draw(3)],
@@ -154,6 +161,9 @@ func reloadGood(c *chaos, s step) {
 }
 
 func reloadBad(c *chaos, s step) {
+	if !c.started(s.number) {
+		return
+	}
 	bad := []settings{{"queue.batch_size": "many"}, {"broker.urls": "http://nowhere"}, {"queue.store": "memory"}}
 	c.configure(s.number, bad[s.draw(len(bad))])
 	c.signal(s.number, syscall.SIGHUP)

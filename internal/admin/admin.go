@@ -23,11 +23,14 @@ import (
 	"time"
 )
 
-// Options configure a Server. Refresh and Headline may be zero; all else is required.
+// Options configure a Server. Present, Refresh and Headline may be zero; all else is required.
 type Options struct {
 	// Source gives the state of the daemon. It is called by one goroutine for the cache, and concurrently for
 	// the control socket; its context has a deadline. A Queue that cannot be read in time is not Known.
-	Source  func(ctx context.Context) Status
+	Source func(ctx context.Context) Status
+	// Present brings into a Status of Source what the daemon knows of now without asking anybody: it does not
+	// block. So whether the relay is ready is never older than the question, however slowly a store counts.
+	Present func(*Status)
 	Metrics *Metrics
 	Recent  *Recent
 	Control Control
@@ -67,6 +70,7 @@ type Server struct {
 type look struct {
 	status Status
 	since  since
+	given  bool // by the daemon
 }
 
 // New makes a Server and registers its gauges with opts.Metrics, which therefore takes one Server only.
@@ -74,6 +78,9 @@ type look struct {
 func New(opts Options) *Server {
 	if opts.Refresh == 0 {
 		opts.Refresh = defaultRefresh
+	}
+	if opts.Present == nil {
+		opts.Present = func(*Status) {}
 	}
 	s := &Server{opts: opts, nudge: make(chan struct{}, 1), searches: make(chan struct{}, maxSearches)}
 	s.cached.Store(&look{status: Status{Phase: Starting, Generated: time.Now()}})
@@ -146,7 +153,7 @@ func (s *Server) refresh(ctx context.Context) {
 	s.judge(&judged, time.Now())
 	s.replacing.Lock()
 	defer s.replacing.Unlock()
-	s.cached.Store(&look{status, s.cached.Load().since.note(judged.Reasons, time.Now())})
+	s.cached.Store(&look{status, s.cached.Load().since.note(judged.Reasons, time.Now()), true})
 }
 
 // judge adds to a status what this package has seen by itself, and judges all of it.
@@ -158,11 +165,14 @@ func (s *Server) judge(status *Status, now time.Time) {
 	status.judge(now)
 }
 
-// Status gives the cached state, judged by the clock of now. It does not block. The slices that it shares
-// with other callers must not be changed.
+// Status gives the cached state with what is present, judged by the clock of now. It does not block. The
+// slices that it shares with other callers must not be changed.
 func (s *Server) Status() *Status {
 	last := s.cached.Load()
 	status := last.status
+	if last.given {
+		s.opts.Present(&status)
+	}
 	now := time.Now()
 	status.UptimeSeconds = seconds(now, status.Started)
 	status.Rates, status.Minutes = s.history.rates()
@@ -170,7 +180,9 @@ func (s *Server) Status() *Status {
 	s.judge(&status, now)
 	for i := range status.Reasons {
 		if r := &status.Reasons[i]; r.Since.IsZero() { // else what it is about is older than our looking
-			r.Since = last.since[r.Code]
+			if r.Since = last.since[r.Code]; r.Since.IsZero() {
+				r.Since = now // the next look will note it
+			}
 		}
 	}
 	// An empty list is [] in JSON, for programs that count.

@@ -168,6 +168,57 @@ func TestCacheIsRefreshedInTheBackground(t *testing.T) {
 	})
 }
 
+// Chaos found a relay that handed commits back and said for more than 5 s that it was ready: what it says was
+// as old as the last count of the queue, and a busy database takes seconds for that.
+func TestReadyIsOfNowHoweverSlowlyTheQueueIsCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		counting := make(chan struct{}) // never ends in time
+		first := true
+		source := func(ctx context.Context) Status {
+			if !first {
+				select {
+				case <-counting:
+				case <-ctx.Done():
+				}
+			}
+			first = false
+			return runningStatus()
+		}
+		var away atomic.Bool // all brokers and the database
+		s := New(Options{Source: source, Metrics: NewMetrics("1", ""), Recent: NewRecent(1),
+			Control: &fakeControl{}, Logger: discard,
+			Present: func(s *Status) {
+				if away.Load() {
+					s.Brokers, s.Queue.Usable = []inspect.Broker{{Name: "b", State: inspect.Down}}, false
+				}
+			}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		pass(5 * time.Second) // it is counting
+		if !s.Status().Ready {
+			t.Error("not ready although all is well")
+		}
+		away.Store(true)
+		now := s.Status()
+		if now.Ready || len(now.Reasons) == 0 {
+			t.Errorf("ready although a commit would be handed back: %v", now.Reasons)
+		}
+		for _, r := range now.Reasons {
+			if r.Since.IsZero() {
+				t.Errorf("%s since nobody knows when", r.Code)
+			}
+		}
+		away.Store(false)
+		if !s.Status().Ready {
+			t.Error("not ready although all is well again")
+		}
+		cancel()
+		<-ended
+	})
+}
+
 func TestSlowSourceNeverBlocksAReadAndIsNotKeptBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -309,6 +309,7 @@ func (d *Daemon) serveAdmin(parts *stops) {
 	c := d.opts.Config.Relay
 	server := admin.New(admin.Options{
 		Source:  d.status,
+		Present: d.present,
 		Metrics: d.watch.metrics,
 		Recent:  d.watch.recent,
 		Control: d.control(),

@@ -29,10 +29,8 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	e := d.effective.Load()
 	host, _ := os.Hostname() // shown where it is known
 	s := admin.Status{
-		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started, Phase: *d.phase.Load(),
-		Paused:   admin.Paused{Publish: d.publishPaused.Load()},
+		Version: d.opts.Version, Host: host, Generated: time.Now(), Started: d.started,
 		HandOver: admin.HandOver{Path: d.sockets},
-		Brokers:  d.current.brokers(),
 		Queue: admin.Queue{Enabled: e.config.Queue.Enabled, Store: e.config.Queue.Store,
 			Ordered: e.config.Queue.PreserveOrder, MaxBytes: e.config.Queue.MaxBytes,
 			MaxAge: e.config.Queue.MaxAge},
@@ -52,21 +50,16 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 	for _, w := range e.config.Warnings {
 		s.Config.Warnings = append(s.Config.Warnings, w.String())
 	}
+	if d.store != nil {
+		describeQueue(ctx, d.store, &s)
+	}
+	d.present(&s)
 	var names []string
 	used := ""
 	for _, b := range s.Brokers {
 		names = append(names, b.Name)
 		if b.Active {
 			used = b.Name
-		}
-	}
-	if d.store != nil {
-		s.Paused.Drain = d.drainer.Status().Paused
-		describeQueue(ctx, d.store, &s)
-		full, err := d.health.failure(s.Queue.Bytes, s.Queue.MaxBytes)
-		s.Queue.Full = s.Queue.Known && full
-		if err != nil {
-			s.Queue.Usable, s.Queue.Error = false, err.Error()
 		}
 	}
 	d.watch.brokerless.look(names, used, s.Queue.Usable && !s.Queue.Full)
@@ -76,6 +69,24 @@ func (d *Daemon) status(ctx context.Context) admin.Status {
 		s.Outbox.Error = cmp.Or(d.outbox.Status().Error, s.Outbox.Error)
 	}
 	return s
+}
+
+// present brings into s what this process knows of now, without asking anybody: it does not block.
+func (d *Daemon) present(s *admin.Status) {
+	s.Phase, s.Brokers = *d.phase.Load(), d.current.brokers()
+	s.Paused.Publish = d.publishPaused.Load()
+	if d.store == nil {
+		return
+	}
+	s.Paused.Drain = d.drainer.Status().Paused
+	full, err := d.health.failure(s.Queue.Bytes, s.Queue.MaxBytes)
+	s.Queue.Full, s.Queue.Usable = s.Queue.Known && full, s.Queue.Known && err == nil
+	switch {
+	case err != nil:
+		s.Queue.Error = err.Error()
+	case s.Queue.Known:
+		s.Queue.Error = "" // of a write that has worked since
+	}
 }
 
 // describeReaders adds the readers of the outbox, where there are several; and for a relay with a name, whose
