@@ -278,14 +278,14 @@ func (l *lane) restart(s *server, what string) {
 	}
 }
 
-// smallDisk gives a relay a disk of 10 MB for its queue.
+// smallDisk gives a relay a disk of 14 MB for its queue.
 func (l *lane) smallDisk(r *relay) {
 	l.Helper()
 	dir := filepath.Join(r.dir, "disk")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		l.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=10m"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=14m"); err != nil {
 		skipOrFail(l, "mount a small disk: %v; run as root", err)
 	}
 	l.settings["queue.path"] = filepath.Join(dir, "queue.db")

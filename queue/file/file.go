@@ -201,7 +201,11 @@ func (f *Store) add(ctx context.Context, what string, fn func(fileTx) error) err
 		if err := f.reserve.available(); err != nil {
 			return err
 		}
-		return f.batch(fn)
+		err := f.batch(fn)
+		if noSpace(err) {
+			f.reserve.refused(err)
+		}
+		return err
 	})
 }
 
@@ -273,7 +277,7 @@ func (f *Store) Put(ctx context.Context, unsent []message.Unsent,
 // Probe implements queue.Store. A put needs the reserve, room on the disk, and a transaction.
 func (f *Store) Probe(ctx context.Context) error {
 	return f.write(ctx, "probe the queue by writing", func() error {
-		if err := errors.Join(f.reserve.available(), roomBeside(f.path)); err != nil {
+		if err := f.reserve.probe(); err != nil {
 			return err
 		}
 		return f.batch(func(tx fileTx) error {

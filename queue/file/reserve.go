@@ -20,6 +20,9 @@ import (
 // to another place, so that on a full disk nothing could be deleted any more, and what had been sent would be
 // sent again. A delete that finds no room gives the reserve up; puts are refused from then on, until as many
 // bytes are free on the disk or within the queue file.
+//
+// It also decides whether puts are taken at all, so that what the relay says of its store holds for each put:
+// none is, where a put or a probe found no room, until probeRoom is free.
 type reserve struct {
 	path string
 	size int
@@ -29,6 +32,9 @@ type reserve struct {
 	held bool
 	next time.Time // when it may be tried again to make it
 	err  error     // why it could not be made
+
+	short  error     // why the disk had no room at the last look; nil when it had
+	looked time.Time // the last look
 }
 
 // reserveSize is what a delete of a thousand messages from a queue of a million needs: a page for nearly each
@@ -40,15 +46,42 @@ const reserveSize = 8 << 20
 func (r *reserve) available() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.short != nil && time.Since(r.looked) >= time.Second {
+		r.look()
+	}
+	inside := r.db.Stats().FreePageN * r.db.Info().PageSize
+	if r.short != nil && inside < r.size+probeRoom {
+		return fmt.Errorf("%w: make room on the disk", r.short)
+	}
 	if now := time.Now(); !r.held && !now.Before(r.next) {
 		r.next = now.Add(time.Second)
 		r.err = r.fill()
 		r.held = r.err == nil
 	}
-	if r.held || r.db.Stats().FreePageN*r.db.Info().PageSize >= r.size {
+	if r.held || inside >= r.size {
 		return nil
 	}
 	return fmt.Errorf("%w; %s is kept for draining: make room on the disk", r.err, inspect.Size(int64(r.size)))
+}
+
+// probe is available after a look at the disk.
+func (r *reserve) probe() error {
+	r.mu.Lock()
+	r.look()
+	r.mu.Unlock()
+	return r.available()
+}
+
+// look sees whether the disk has room. r.mu is held.
+func (r *reserve) look() {
+	r.short, r.looked = roomBeside(r.db.Path()), time.Now()
+}
+
+// refused notes that a put found no room.
+func (r *reserve) refused(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.short, r.looked = err, time.Now()
 }
 
 // fill makes the file, unless it is there. Whatever else stands in its place is left alone: a symbolic link

@@ -70,34 +70,67 @@ func (p *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
 func (p *Store) count(ctx context.Context) (st inspect.Statistics, walked int64, err error) {
 	err = p.do(ctx, "count the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
-		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-			// Counting all is the one thing that a scan of the table does best.
-			if _, err := tx.Exec(ctx, "SET LOCAL enable_seqscan = on"); err != nil {
-				return err
-			}
-			walked, err = readStats(ctx, tx, &st)
+		return inOneView(ctx, conn, func(tx pgx.Tx) error {
+			walked, err = p.readStats(ctx, tx, &st)
 			return err
 		})
 	})
 	return st, walked, err
 }
 
-func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked int64, err error) {
-	rows, _ := tx.Query(ctx, `SELECT address, count(*), least(sum(size), 9223372036854775807)::bigint,
-		min(created_ts), count(next_attempt), min(next_attempt)
-		FROM koji_relay.delivery GROUP BY address ORDER BY address`)
-	var t inspect.Topic
-	var aside int64
-	var oldest, next pgtype.Timestamptz
-	_, err = pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next}, func() error {
-		t.Oldest = timeOf(oldest)
-		queue.AddTopic(st, t, aside, timeOf(next))
-		return nil
+// inOneView runs fn in a transaction that counts: all its queries see one state, and scan tables.
+func inOneView(ctx context.Context, conn *pgx.Conn, fn func(pgx.Tx) error) error {
+	options := pgx.TxOptions{AccessMode: pgx.ReadOnly, IsoLevel: pgx.RepeatableRead}
+	return pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
+		// Counting all is the one thing that a scan of the table does best.
+		if _, err := tx.Exec(ctx, "SET LOCAL enable_seqscan = on"); err != nil {
+			return err
+		}
+		return fn(tx)
 	})
-	if err != nil {
+}
+
+// readTopics counts the messages of each topic. Rows of proton_queue that others have deleted leave ours
+// behind until the drain comes there, which without a broker is never: where one is missing at an end of a
+// topic, it counts anew by what is there. tx must see one state.
+func (p *Store) readTopics(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
+	const topics = `SELECT address, count(*), least(sum(size), 9223372036854775807)::bigint, min(created_ts),
+		count(next_attempt), min(next_attempt), min(queue_id), max(queue_id)
+		FROM koji_relay.delivery d `
+	var ends []int64
+	read := func(where string) error {
+		rows, _ := tx.Query(ctx, p.sql(topics+where+` GROUP BY address ORDER BY address`))
+		var t inspect.Topic
+		var aside, first, last int64
+		var oldest, next pgtype.Timestamptz
+		_, err := pgx.ForEachRow(rows, []any{&t.Address, &t.Depth, &t.Bytes, &oldest, &aside, &next, &first, &last},
+			func() error {
+				t.Oldest = timeOf(oldest)
+				ends = append(ends, first, last)
+				queue.AddTopic(st, t, aside, timeOf(next))
+				return nil
+			})
+		return err
+	}
+	if err := read(``); err != nil || len(ends) == 0 {
+		return err
+	}
+	var missing bool
+	if err := tx.QueryRow(ctx, p.sql(`SELECT EXISTS (SELECT FROM unnest($1::bigint[]) AS e(id)
+		WHERE NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[e.id])))`), ends).
+		Scan(&missing); err != nil || !missing {
+		return err
+	}
+	*st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
+	return read(`WHERE EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = d.queue_id
+		AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`)
+}
+
+func (p *Store) readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked int64, err error) {
+	if err := p.readTopics(ctx, tx, st); err != nil {
 		return 0, err
 	}
-	rows, _ = tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason
+	rows, _ := tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason
 		ORDER BY count(*) DESC LIMIT 50`)
 	var reason string
 	var n int64
@@ -111,6 +144,7 @@ func readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked i
 	if _, err := tx.Exec(ctx, onlyMerge); err != nil {
 		return 0, err
 	}
+	var oldest pgtype.Timestamptz
 	err = tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM koji_relay.dead_letter), count(*),
 		count(*) FILTER (WHERE t.id IS NULL), min(o.created) FILTER (WHERE t.id IS NULL) FROM `+untaken+`''`).
 		Scan(&st.DeadLetters, &walked, &st.Outbox, &oldest)

@@ -141,14 +141,14 @@ func (p *Store) Remeasure(ctx context.Context) error {
 
 func (p *Store) measure(ctx context.Context) error {
 	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-		var n int64
-		if err := conn.QueryRow(ctx, `SELECT least(coalesce(sum(size), 0), 9223372036854775807)::bigint
-			FROM koji_relay.delivery`).Scan(
-			&n); err != nil {
+		return inOneView(ctx, conn, func(tx pgx.Tx) error {
+			var st inspect.Statistics
+			err := p.readTopics(ctx, tx, &st)
+			if err == nil {
+				p.bytes.set(st.Bytes)
+			}
 			return err
-		}
-		p.bytes.set(n)
-		return nil
+		})
 	})
 }
 
