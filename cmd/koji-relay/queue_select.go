@@ -108,10 +108,13 @@ func confirmChange(cmd *cobra.Command, q *openedQueue, box inspect.Box, noun str
 		return nil // nothing to ask about
 	}
 	what := inspect.Count(meant.Count, noun)
-	if which.All {
+	if which.All && meant.Count > 1 {
 		what = "all " + what
 	}
-	return askToGoOn(cmd, fmt.Sprintf("%s %s of %s for good?", verb.ask, what, box.Name()))
+	if box == inspect.QueueBox {
+		what += " of the queue"
+	}
+	return askToGoOn(cmd, fmt.Sprintf("%s %s for good?", verb.ask, what))
 }
 
 // printChanged tells what was done. What was named and not done is a failure, in both forms.
@@ -130,6 +133,10 @@ func printChanged(cmd *cobra.Command, asJSON bool, box inspect.Box, noun string,
 		return err
 	}
 	for _, id := range changed.Missing {
+		if verb.name == "drop" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s\n", id, box.Name())
+			continue
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "koji-relay: %s is not in %s, or cannot be sent still; "+
 			"'koji-relay %s show %s' has the reason\n", id, box.Name(), box, id)
 	}

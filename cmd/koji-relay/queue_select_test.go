@@ -168,8 +168,14 @@ func TestQuestionNamesTheNumber(t *testing.T) {
 	var out bytes.Buffer
 	run(context.Background(), []string{"dead", "drop", "--all", "--config", s.config}, strings.NewReader("n\n"),
 		&out, &out)
-	if !strings.Contains(out.String(), "Delete all 1 dead letter of the dead letters for good?") {
+	if !strings.Contains(out.String(), "Delete 1 dead letter for good?") {
 		t.Errorf("asked %q", &out)
+	}
+	out.Reset()
+	run(context.Background(), []string{"dead", "drop", "nope", "--yes", "--config", s.config}, strings.NewReader(""),
+		&out, &out)
+	if text := out.String(); !strings.Contains(text, "nope is not in the dead letters\n") {
+		t.Errorf("of an id that is not there it says %q", text)
 	}
 }
 
