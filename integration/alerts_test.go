@@ -21,7 +21,8 @@ type alertCase struct {
 	settings settings
 	trouble  func(s *alertSite) // returns when the metrics show it; nil: time alone does it
 	end      func(s *alertSite) // returns when the metrics show that it is over
-	// hours is what an hour of a duration that the relay measured took in the test; 0 is as long.
+	// hours is what an hour of a duration that the relay measured took in the test; 0 is as long. The relay is
+	// built with failpoints then: its own minute is as short.
 	hours float64
 	// says is the reason that the relay names meanwhile, in all ways that it has; empty where what happened is
 	// over, or is not known to the relay. unready says that it hands commits back.
@@ -78,7 +79,7 @@ var alertCases = map[string]alertCase{
 		end: func(s *alertSite) { s.ways[0].mend(); s.until("an empty outbox", is("koji_relay_outbox_depth", 0)) },
 	},
 	"KojiRelayOutboxOnly": {
-		hours: 1.0 / 1000,
+		hours: 1.0 / 1000, says: "OUTBOX_ONLY",
 		trouble: func(s *alertSite) {
 			s.outbox("PermissionError", 0)
 			s.until("one commit", is("koji_relay_fallback_commits_total", 1))
@@ -225,7 +226,7 @@ func TestEveryAlertFiresAndResolves(t *testing.T) {
 			if c.slow {
 				t.Parallel() // with the other slow ones, after the rest
 			}
-			s := newAlertSite(t, broker, db, fmt.Sprintf("alert%d", i), c.settings)
+			s := newAlertSite(t, broker, db, fmt.Sprintf("alert%d", i), c.hours > 0, c.settings)
 			seen := []scraped{s.scrape()}
 			if c.trouble != nil {
 				c.trouble(s)
@@ -238,6 +239,14 @@ func TestEveryAlertFiresAndResolves(t *testing.T) {
 			}
 			seen = append(seen, s.scrape())
 			judge(t, promtool, rules, name, seen, c.hours)
+		})
+	}
+	for name, lead := range map[string]func(*testing.T, *server, *server) []scraped{
+		"a full disk": onAFullDisk, "a hot standby": onAStandby,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			judge(t, promtool, rules, "KojiRelayNotReady", lead(t, broker, db), 0)
 		})
 	}
 }

@@ -23,7 +23,7 @@ const (
 	// brokerDownAfter is how long a broker may be away beside one that is up: a restart of it is no trouble.
 	brokerDownAfter = time.Minute
 	// outboxOnlyAfter is how long the hub finds the socket unusable before it is worth a word.
-	outboxOnlyAfter = 10 * time.Minute
+	outboxOnlyAfter = 10 * ruleMinute
 	// expiresWithin is the part of max_age that is left when a message is about to expire.
 	expiresWithin = 4
 )
