@@ -15,6 +15,9 @@ func readerName(text string) (string, error) {
 	return text, nil
 }
 
+// stateDirectory is where koji-relay@NAME.service lets a relay with a name write.
+func stateDirectory(name string) string { return "/var/lib/koji-relay-" + name }
+
 // namedDefaults are the defaults of a relay with a name, where they differ: nothing is shared but the outbox.
 var namedDefaults = []struct{ section, key, value string }{
 	{"queue", "store", StoreFile},

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -185,9 +186,12 @@ func (v *verification) store() {
 	case !q.Enabled:
 	case q.Store == StoreFile:
 		dir := filepath.Dir(q.Path)
-		if info, err := os.Stat(dir); err != nil {
+		info, err := os.Stat(dir)
+		switch {
+		case v.madeLater(dir, err):
+		case err != nil:
 			v.complain("queue", "path", "its directory: "+cause(err)+"; create "+dir+" for the relay's user")
-		} else if !info.IsDir() {
+		case !info.IsDir():
 			v.complain("queue", "path", dir+" is not a directory; give a path in a directory of the relay's user")
 		}
 	}
@@ -198,14 +202,22 @@ func (v *verification) store() {
 	}
 }
 
+// madeLater reports whether dir is missing because no relay of this name has been started yet: its unit makes
+// it (StateDirectory=).
+func (v *verification) madeLater(dir string, err error) bool {
+	return v.config.Relay.Name != "" && dir == stateDirectory(v.config.Relay.Name) && errors.Is(err, fs.ErrNotExist)
+}
+
 // history proves that the directory of a history in files can be made.
 func (v *verification) history() {
 	dir := v.config.HistoryDir()
 	if dir == "" || !v.config.HistoryKept() {
 		return
 	}
-	if info, err := os.Stat(filepath.Dir(dir)); err != nil || !info.IsDir() {
-		v.complain("history", "path", "the directory that it is in is not there; create "+filepath.Dir(dir)+
+	dir = filepath.Dir(dir)
+	info, err := os.Stat(dir)
+	if !v.madeLater(dir, err) && (err != nil || !info.IsDir()) {
+		v.complain("history", "path", "the directory that it is in is not there; create "+dir+
 			" for the relay's user")
 	}
 }

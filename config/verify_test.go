@@ -82,6 +82,11 @@ func TestVerifyLooksAtTheFilesThatAreNamed(t *testing.T) {
 			"[broker] user_file = user: names a systemd credential, but this process has none; "},
 		{"directory of the queue", "[queue]\nstore = file\npath = DIR/none/queue.db\n", nil,
 			"[queue] path = DIR/none/queue.db: its directory: no such file or directory; create DIR/none"},
+		{"directories that the unit of a named relay makes", "[queue]\ndatabase = dbname=koji\n" +
+			"[relay]\nname = never-started-bus\n", nil, ""},
+		{"directory of a named relay's queue", "[queue]\ndatabase = dbname=koji\n" +
+			"path = DIR/none/queue.db\n[relay]\nname = other-bus\n", nil,
+			"[queue] path = DIR/none/queue.db: its directory: no such file or directory; create DIR/none"},
 		{"queue in the place of a file", "[queue]\nstore = file\npath = DIR/file/queue.db\n",
 			map[string]string{"file": ""}, "DIR/file is not a directory; "},
 		{"no store needed", "[queue]\nenabled = off\n", nil, ""},

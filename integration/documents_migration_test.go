@@ -68,7 +68,34 @@ var migration = document{"docs/migration.md", []accounted{
 	{opens: "systemd-run --unit koji-relay-trial", run: justRun},
 	{opens: "[koji_relay]\ndelivery = direct", run: trialBesideProtonmsg},
 	{opens: "systemctl stop koji-relay-trial", run: endOfTrial},
+	{opens: "systemctl disable --now koji-relay@new-bus.socket", run: secondBusAndBack},
 }}
+
+// secondBusAndBack takes the steps to a second bus that stand in the text, in which both have what the hub
+// does, and ends it.
+func secondBusAndBack(t *testing.T, s *hubSite, b block) {
+	const path = "/etc/koji-relay/new-bus.conf"
+	s.run(t, "install -g www-data -m 640 /etc/koji-hub/plugins/protonmsg.conf "+path)
+	s.merge(t, path, "[broker]\ntopic_prefix = /topic/koji-trial\n[relay]\nname = new-bus\n")
+	for _, step := range []string{
+		"koji-relay check --connect --config " + path, // before its first start
+		"systemctl enable --now koji-relay@new-bus.service",
+	} {
+		s.asItStands(t, b.at(), step)
+	}
+	const reader = "koji-relay outbox readers | awk '$1 == \"new-bus\" {print $1}'"
+	s.becomes(t, "new-bus", reader)
+	count := s.listen(t)
+	old, added := next(count("koji")), next(count("koji-trial"))
+	s.tag(t, "both-1-1", "f40-candidate", "jdoe", 1)
+	cameBelow(t, count, "koji", old)
+	cameBelow(t, count, "koji-trial", added)
+	s.asItStands(t, b.at(), b.text)
+	s.becomes(t, "", reader)
+	s.becomes(t, "inactive inactive disabled disabled",
+		"echo $(for ask in is-active is-enabled; do "+
+			"systemctl $ask koji-relay@new-bus.socket koji-relay@new-bus.service || true; done)")
+}
 
 // outboxIsAbsent fails t if something could be left in an outbox.
 func (s *hubSite) outboxIsAbsent(t testing.TB) {

@@ -96,11 +96,15 @@ registers again within a minute.`,
   koji-relay outbox forget --unnamed`,
 	}
 	path := addConfigFlag(cmd)
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&unnamed, "unnamed", false, "forget the reader without a name")
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if unnamed {
-			return cobra.NoArgs(cmd, args)
+		switch {
+		case unnamed && len(args) > 0:
+			return usageError{fmt.Errorf("--unnamed means the reader without a name; leave out %q or --unnamed",
+				args[0])}
+		case unnamed:
+			return nil
 		}
 		return oneArgument("name of a reader")(cmd, args)
 	}

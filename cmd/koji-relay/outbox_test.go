@@ -49,6 +49,7 @@ func TestReadersAreListedAndForgotten(t *testing.T) {
 		{"", "", []string{"readers", "--json"}, exitOK, `"events": 5`},
 		{"", "", []string{"forget"}, exitUsage, "give one name of a reader"},
 		{"", "", []string{"forget", ""}, exitUsage, "--unnamed"},
+		{"", "", []string{"forget", "--unnamed", "new-bus"}, exitUsage, `leave out "new-bus" or --unnamed`},
 		{"", "", []string{"forget", "new-bus"}, exitUsage,
 			"Forget reader new-bus, which has not taken 5 events of the outbox? [y/N]"},
 		{"", "", []string{"forget", "--yes", "other"}, exitFailure, "there is no reader other"},

@@ -80,12 +80,20 @@ func (d *Daemon) serveOutbox(parts *stops) {
 }
 
 // announce registers the reader, and writes into the database which callbacks make messages: at once, after a
-// reload and every minute. Events that another reader has missed for max_age are given up then.
+// reload and every minute, and soon again where it failed: nothing is held for a reader that is not
+// registered. Events that another reader has missed for max_age are given up then.
 func (d *Daemon) announce(ctx context.Context) error {
+	return d.keepAnnounced(ctx, func() ([]string, error) {
+		return d.postgres.Announce(ctx, d.opts.Config.Relay.Name, d.current.events())
+	})
+}
+
+// keepAnnounced is announce; register gives the other readers.
+func (d *Daemon) keepAnnounced(ctx context.Context, register func() (others []string, err error)) error {
 	var trouble retry.Trouble
 	for ctx.Err() == nil {
-		changed := d.current.exchanged()
-		others, err := d.postgres.Announce(ctx, d.opts.Config.Relay.Name, d.current.events())
+		changed, again := d.current.exchanged(), announceEvery
+		others, err := register()
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
@@ -93,6 +101,7 @@ func (d *Daemon) announce(ctx context.Context) error {
 				d.log.Warn("the hub is not told which callbacks make messages, and hands over all", "error",
 					oneLine(err))
 			}
+			again = trouble.Delay()
 		default:
 			trouble.Recovered(d.log, "the hub is told again which callbacks make messages")
 			d.others.Store(&others)
@@ -101,7 +110,7 @@ func (d *Daemon) announce(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-changed:
-		case <-time.After(announceEvery):
+		case <-time.After(again):
 		}
 	}
 	return nil
