@@ -109,11 +109,12 @@ func (c *chaos) calm() {
 	c.awaitEmpty()
 }
 
-// awaitEmpty waits until nothing is left in the outbox and in the queue. What was put aside for a while is
-// made due.
+// awaitEmpty waits until nothing is left in the outbox and in the queue, for as long as it gets less. What was
+// put aside for a while is made due.
 func (c *chaos) awaitEmpty() {
-	retried := time.Now()
-	eventually(c, 90*time.Second, "the outbox and the queue are empty", func() error {
+	const stands = 90 * time.Second
+	retried, since, least := time.Now(), time.Now(), -1
+	eventually(c, c.length+5*time.Minute, "the outbox and the queue are empty", func() error {
 		var outbox, queue int
 		err := c.database("SELECT count(*) FROM koji_relay.outbox", &outbox)
 		if err == nil {
@@ -121,6 +122,13 @@ func (c *chaos) awaitEmpty() {
 		}
 		if err != nil || outbox+queue == 0 {
 			return err
+		}
+		if least < 0 || outbox+queue < least {
+			least, since = outbox+queue, time.Now()
+		}
+		if time.Since(since) > stands {
+			c.Fatalf("outbox and queue get no emptier, for %v: %d events are in the outbox, %d messages in the queue",
+				stands, outbox, queue)
 		}
 		if time.Since(retried) > 5*time.Second {
 			retried = time.Now()
