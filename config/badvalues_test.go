@@ -13,11 +13,12 @@ type badValue struct{ value, said string }
 
 // badValues has each key once or more. Of two keys any text may be right; other parts find what is not.
 var badValues = map[string][]badValue{
-	"broker.urls":             {{"-1", "not a host name"}},
-	"broker.cert":             {{"client.pem", "not an absolute path; begin it with /"}},
-	"broker.key":              {{"client.key", "not an absolute path; begin it with /"}},
-	"broker.cacert":           {{"ca.pem", "not an absolute path; begin it with /"}},
-	"broker.legacy_tls":       {{"many", "neither on nor off; write on or off"}},
+	"broker.urls":   {{"-1", "not a host name"}},
+	"broker.cert":   {{"client.pem", "not an absolute path; begin it with /"}},
+	"broker.key":    {{"client.key", "not an absolute path; begin it with /"}},
+	"broker.cacert": {{"ca.pem", "not an absolute path; begin it with /"}},
+	"broker.legacy_tls": {{"many", "neither on nor off; write on or off"},
+		{"on # as before", "write on or off; a comment after a value is a part of it"}},
 	"broker.topic_prefix":     {{"", "empty"}, {"http://x", "begins with neither topic:// nor /"}},
 	"broker.virtual_host":     {{"", ""}}, // the broker refuses it: TestRefusedVirtualHostIsToldApart
 	"broker.connect_timeout":  {{"many", "not a whole number"}, {"0", "from 1 "}},

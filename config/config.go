@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -316,8 +317,14 @@ func (r *reading) refuse(p Problem, err error) {
 			several[0] = &valueError{text: err.Error()}
 		}
 	}
+	if afterValue.MatchString(p.Value) {
+		several[len(several)-1].text += "; a comment after a value is a part of it"
+	}
 	r.problems = append(r.problems, p.each(several)...)
 }
+
+// afterValue finds what looks like a comment behind a value, where it is a part of that.
+var afterValue = regexp.MustCompile(`\s[#;]`)
 
 // each is p for each thing that was found about its value.
 func (p Problem) each(found valueErrors) []Problem {
