@@ -109,8 +109,8 @@ func (c *chaos) calm() {
 	c.awaitEmpty()
 }
 
-// awaitEmpty waits until nothing is left in the outbox and in the queue, for as long as it gets less. What was
-// put aside for a while is made due.
+// awaitEmpty waits until nothing is left in the outbox and in the queue, for as long as it gets less. What
+// was put aside for a while is made due.
 func (c *chaos) awaitEmpty() {
 	const stands = 90 * time.Second
 	retried, since, least := time.Now(), time.Now(), -1
@@ -127,8 +127,8 @@ func (c *chaos) awaitEmpty() {
 			least, since = outbox+queue, time.Now()
 		}
 		if time.Since(since) > stands {
-			c.Fatalf("outbox and queue get no emptier, for %v: %d events are in the outbox, %d messages in the queue",
-				stands, outbox, queue)
+			c.Fatalf("outbox and queue get no emptier, for %v: %d events are in the outbox, %d messages in the "+
+				"queue", stands, outbox, queue)
 		}
 		if time.Since(retried) > 5*time.Second {
 			retried = time.Now()
