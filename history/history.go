@@ -61,7 +61,7 @@ type ReplayStore interface {
 	// then on.
 	AddReplay(ctx context.Context, r *inspect.Replay, lines []Row) error
 	// Replays gives those there are, oldest first. One that has ended has no password in its URL any more, and
-	// no messages of a file.
+	// no messages of a file. One that is damaged is unreadable; it can be cancelled.
 	Replays(ctx context.Context) ([]inspect.Replay, error)
 	// ClaimReplays gives all replays that run and that no other writer has, oldest first. They are this
 	// writer's until lease is over, and longer when it claims again.
@@ -71,8 +71,9 @@ type ReplayStore interface {
 	SaveReplay(ctx context.Context, r *inspect.Replay, writer string) (bool, error)
 	// CancelReplay ends a replay; false where it does not run.
 	CancelReplay(ctx context.Context, id int64) (bool, error)
-	// Lines gives up to n messages of a file, those behind the line after.
-	Lines(ctx context.Context, replay int64, after, n int) ([]Row, error)
+	// Lines gives up to n messages of a file, those behind the line after, and the number of the last of them.
+	// One that is damaged is an empty Row.
+	Lines(ctx context.Context, replay int64, after, n int) (rows []Row, last int, err error)
 }
 
 // Usage is what the history takes.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -14,32 +15,55 @@ import (
 	"koji-relay/internal/message"
 )
 
-// next gives messages behind the cursor of p; last says that there are no more. Events that made no
-// message, and what cannot be a message, are passed over.
-func next(ctx context.Context, s Store, p *inspect.Replay, n int) (messages []message.Message,
-	cursor inspect.Ref, last bool, err error) {
-	cursor = p.Cursor
+// replayBatch is what stands behind the cursor of a replay.
+type replayBatch struct {
+	messages []message.Message
+	damaged  int // what should be a message, and cannot be read
+	cursor   inspect.Ref
+	last     bool // there are no more
+}
+
+// next gives what is behind the cursor of p. Events that made no message are passed over.
+func next(ctx context.Context, s Store, p *inspect.Replay, n int) (b replayBatch, err error) {
+	b.cursor = p.Cursor
+	var rows []Row
 	if p.File {
-		lines, err := s.Lines(ctx, p.ID, cursor.Line, n)
-		for i := range lines {
-			if m, ok := again(&lines[i]); ok {
-				messages = append(messages, m)
-			}
-			cursor.Line++
+		var line int
+		if rows, line, err = s.Lines(ctx, p.ID, b.cursor.Line, n); len(rows) > 0 {
+			b.cursor.Line = line
 		}
-		return messages, cursor, len(lines) == 0, err
+		b.last = len(rows) == 0
+	} else {
+		var refs []Ref
+		rows, refs, err = page(ctx, s, p.Query, Ref{Handed: b.cursor.Handed, ID: b.cursor.ID}, n)
+		if b.last = len(refs) == 0; !b.last {
+			end := refs[len(refs)-1]
+			b.cursor = inspect.Ref{Handed: end.Handed, ID: end.ID}
+		}
 	}
-	rows, refs, err := page(ctx, s, p.Query, Ref{Handed: cursor.Handed, ID: cursor.ID}, n)
 	for i := range rows {
 		if m, ok := again(&rows[i]); ok {
-			messages = append(messages, m)
+			b.messages = append(b.messages, m)
+		} else if p.File || rows[i].Address != "" && rows[i].First.Kind != inspect.Skipped {
+			b.damaged++
 		}
 	}
-	if len(refs) > 0 {
-		end := refs[len(refs)-1]
-		cursor = inspect.Ref{Handed: end.Handed, ID: end.ID}
+	return b, err
+}
+
+// ReadReplay gives a replay as it is stored. One that cannot be read says so, and how to be rid of it.
+func ReadReplay(id int64, text []byte) (r inspect.Replay) {
+	err := json.Unmarshal(text, &r)
+	states := []inspect.ReplayState{inspect.ReplayRuns, inspect.ReplayDone, inspect.ReplayCancelled}
+	if err == nil && !slices.Contains(states, r.State) {
+		err = fmt.Errorf("its state is %q", r.State)
 	}
-	return messages, cursor, len(refs) == 0, err
+	if err != nil {
+		r = inspect.Replay{State: inspect.ReplayUnreadable,
+			Error: fmt.Sprintf("its record is damaged: %v; end it with 'koji-relay replay cancel %d'", err, id)}
+	}
+	r.ID = id // the text was made before it had one
+	return r
 }
 
 // page gives the rows of one page of a search, oldest first, and the places that it looked at.
@@ -56,7 +80,9 @@ func page(ctx context.Context, s Store, q inspect.HistoryQuery, after Ref, n int
 	messages, err := load(ctx, s, p, refs)
 	var rows []Row
 	for _, m := range messages {
-		rows = append(rows, m.row())
+		row := m.row()
+		row.First.Kind = m.Fate // as it is now
+		rows = append(rows, row)
 	}
 	return rows, refs, err
 }

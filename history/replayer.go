@@ -13,8 +13,8 @@ import (
 	"koji-relay/internal/retry"
 )
 
-// Sink is where a replay sends to: the queue, or brokers that the configuration does not name. Each replay has
-// its own; one that does not answer holds up no other.
+// Sink is where a replay sends to: the queue, or brokers that the configuration does not name. Each replay
+// has its own; one that does not answer holds up no other.
 type Sink interface {
 	// Send takes messages. done counts those taken, refused those that will never be. Messages that the sink has
 	// anyway are neither. After an error the same messages are given again.
@@ -196,7 +196,8 @@ func (w *replayWork) piece(ctx context.Context) (wait time.Duration, err error) 
 		}
 	}
 	if !(p.Rate > 0) {
-		return 0, w.stuck(ctx, fmt.Errorf("its rate is %v messages a second; cancel it and begin another one", p.Rate))
+		return 0, w.stuck(ctx, fmt.Errorf("its rate is %v messages a second; cancel it and begin another one",
+			p.Rate))
 	}
 	if w.sink == nil {
 		if w.sink, err = w.o.Open(ctx, p); err != nil {
@@ -211,13 +212,18 @@ func (w *replayWork) piece(ctx context.Context) (wait time.Duration, err error) 
 	if err := w.reading.Acquire(ctx, 1); err != nil {
 		return 0, err
 	}
-	messages, cursor, last, err := next(ctx, w.store, p, n)
+	batch, err := next(ctx, w.store, p, n)
 	w.reading.Release(1)
 	if err != nil {
 		return 0, w.stuck(ctx, err)
 	}
-	if last && len(messages) == 0 {
+	if batch.last {
 		return replayIdle, w.finish(ctx)
+	}
+	messages := batch.messages
+	if batch.damaged > 0 {
+		w.o.Logger.Warn("the history cannot be read in part; this is not replayed", "replay", p.ID,
+			"messages", batch.damaged)
 	}
 	done, refused, err := w.sink.Send(ctx, p, messages)
 	if err != nil {
@@ -229,7 +235,7 @@ func (w *replayWork) piece(ctx context.Context) (wait time.Duration, err error) 
 		w.taken = append(w.taken, messages[i].ID)
 	}
 	p.Done, p.Refused, p.Skipped = p.Done+done, p.Refused+refused, p.Skipped+len(messages)-done-refused
-	p.Cursor = cursor
+	p.Skipped, p.Cursor = p.Skipped+batch.damaged, batch.cursor
 	w.goesOn()
 	return pace(len(messages), p.Rate) - time.Since(began), w.save(ctx)
 }

@@ -100,7 +100,8 @@ func (s *replaySite) add(url string, rate float64) int64 {
 // run works on the replays of a store until stop.
 func (s *replaySite) run(store history.Store) (stop func()) {
 	s.began = time.Now()
-	r := history.NewReplayer(store, history.ReplayerOptions{Writer: "test", Logger: slog.New(slog.DiscardHandler),
+	r := history.NewReplayer(store, history.ReplayerOptions{Writer: "test",
+		Logger: slog.New(slog.DiscardHandler),
 		Open: func(_ context.Context, r *inspect.Replay) (history.Sink, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

@@ -3,6 +3,8 @@ package history
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -128,9 +130,7 @@ func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*told, error) {
 			continue
 		}
 		if q.Content {
-			if err := m.unpack(); err != nil {
-				return nil, err
-			}
+			m.unpack()
 		}
 		messages = append(messages, m)
 	}
@@ -150,7 +150,8 @@ func Show(ctx context.Context, s Store, id string) (*inspect.HistoryMessage, err
 	if m == nil {
 		return nil, ErrNotFound
 	}
-	return &m.HistoryMessage, m.unpack()
+	m.unpack()
+	return &m.HistoryMessage, nil
 }
 
 // told is a message put together from its rows and steps.
@@ -225,15 +226,20 @@ func (m *told) first(q *Query) time.Time {
 	return time.Time{}
 }
 
-func (m *told) unpack() error {
+// unpack fills in properties and body, or says why there are none.
+func (m *told) unpack() {
 	if m.content == nil {
-		return nil
+		return
 	}
 	props, body, err := Unpack(m.content)
-	if err == nil {
-		m.Props, m.Body = props, strings.ToValidUTF8(string(body), "\uFFFD")
+	if err == nil && !json.Valid(props) {
+		err = errors.New("the properties are no JSON")
 	}
-	return err
+	if err != nil {
+		m.Unreadable = fmt.Sprintf("what the history has of message %s is damaged: %v", m.MessageID, err)
+		return
+	}
+	m.Props, m.Body = props, strings.ToValidUTF8(string(body), "\uFFFD")
 }
 
 func (q *Query) covers(t time.Time) bool {

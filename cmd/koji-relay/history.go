@@ -313,6 +313,7 @@ func printHistory(cmd *cobra.Command, m *inspect.HistoryMessage, body bool) erro
 	t.fact("user", m.User)
 	t.fact("size", inspect.Size(int64(m.Size)))
 	t.fact("props", string(m.Props))
+	t.fact("unreadable", inspect.Line(m.Unreadable, 0))
 	t.line("")
 	for _, s := range m.Steps {
 		t.row(s.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(s.Kind),

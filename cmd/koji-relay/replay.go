@@ -231,7 +231,7 @@ func oneReplay(ctx context.Context, h admin.HistoryControl, id int64) (inspect.R
 func replayText(r inspect.Replay) string {
 	text := fmt.Sprintf("replay %d %s: %d of %d sent", r.ID, r.State, r.Done, r.Total)
 	if r.Skipped > 0 {
-		text += fmt.Sprintf(", %d in the queue anyway", r.Skipped)
+		text += fmt.Sprintf(", %d in the queue anyway or damaged", r.Skipped)
 	}
 	if r.Refused > 0 {
 		text += fmt.Sprintf(", %d refused", r.Refused)

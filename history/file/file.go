@@ -223,7 +223,8 @@ func (s *Store) update(ctx context.Context, f func(*bbolt.Tx) error) error {
 
 func at(t time.Time) []byte { return binary.BigEndian.AppendUint64(nil, uint64(max(0, t.UnixMicro()))) }
 
-func timeOf(b []byte) time.Time { return time.UnixMicro(int64(binary.BigEndian.Uint64(b))) }
+// timeOf is the time that b begins with; the first there is where that is none.
+func timeOf(b []byte) time.Time { return time.UnixMicro(numberOf(b)) }
 
 // number gives the next number of a bucket, so that keys differ.
 func number(b *bbolt.Bucket) []byte {
@@ -246,8 +247,8 @@ func (s *Store) Begin(ctx context.Context, writer string) (alive time.Time, err 
 			b := tx.Bucket([]byte("writer"))
 			var w fileWriter
 			if text := b.Get([]byte(writer)); text != nil {
-				if err := json.Unmarshal(text, &w); err != nil {
-					return err
+				if json.Unmarshal(text, &w) != nil { // when it was alive is not known, and said no more
+					w = fileWriter{}
 				}
 			}
 			if alive = w.Alive; w.Stopped {
@@ -269,10 +270,10 @@ func (s *Store) End(ctx context.Context, writer string) error {
 // Gaps implements history.Store.
 func (s *Store) Gaps(_ context.Context, since, until time.Time) (gaps []inspect.Gap, err error) {
 	err = s.state.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("gap")).ForEach(func(_, text []byte) error {
+		return tx.Bucket([]byte("gap")).ForEach(func(key, text []byte) error {
 			var g inspect.Gap
 			if err := json.Unmarshal(text, &g); err != nil {
-				return err
+				g = inspect.Gap{Began: timeOf(key), Ended: timeOf(key), Reason: damaged("this gap", err)}
 			}
 			if !g.Ended.Before(since) && (until.IsZero() || g.Began.Before(until)) {
 				gaps = append(gaps, g)
@@ -281,6 +282,11 @@ func (s *Store) Gaps(_ context.Context, since, until time.Time) (gaps []inspect.
 		})
 	})
 	return gaps, err
+}
+
+// damaged says that a record cannot be read.
+func damaged(what string, err error) string {
+	return fmt.Sprintf("the record of %s is damaged: %v", what, err)
 }
 
 // Words implements history.Store.

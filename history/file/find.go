@@ -320,7 +320,8 @@ func loadOne(tx *bbolt.Tx, id string, content bool) (rows []history.Row, steps [
 		where := slices.Concat(handed, key, k[len(key):])
 		row, err := readRow(tx.Bucket([]byte("row")).Get(where))
 		if err != nil {
-			return nil, nil, err
+			row = history.Row{First: inspect.Step{Time: timeOf(handed), Kind: inspect.Unreadable,
+				Reason: damaged("this message", err)}}
 		}
 		row.ID, row.Handed = id, timeOf(handed)
 		if packed := tx.Bucket([]byte("content")).Get(where); content && packed != nil {
@@ -332,7 +333,7 @@ func loadOne(tx *bbolt.Tx, id string, content bool) (rows []history.Row, steps [
 	for k, text := c.Seek(key); hasPrefix(k, key); k, text = c.Next() {
 		st := history.Step{ID: id}
 		if err := json.Unmarshal(text, &st.Step); err != nil {
-			return nil, nil, err
+			st.Step = inspect.Step{Kind: inspect.Unreadable, Reason: damaged("this step", err)}
 		}
 		steps = append(steps, st)
 	}

@@ -26,6 +26,14 @@ func numberKey(numbers ...int64) []byte {
 	return key
 }
 
+// numberOf is the number that a key begins with; 0 where that is none.
+func numberOf(key []byte) int64 {
+	if len(key) < 8 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(key))
+}
+
 // AddReplay implements history.ReplayStore.
 func (s *Store) AddReplay(ctx context.Context, r *inspect.Replay, lines []history.Row) error {
 	added := *r
@@ -57,12 +65,11 @@ func (s *Store) Replays(context.Context) (all []inspect.Replay, err error) {
 	claimed := time.Now().Before(s.claimed)
 	s.mu.RUnlock()
 	err = s.state.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket([]byte("replay")).ForEach(func(_, text []byte) error {
-			var r inspect.Replay
-			err := json.Unmarshal(text, &r)
+		return tx.Bucket([]byte("replay")).ForEach(func(key, text []byte) error {
+			r := history.ReadReplay(numberOf(key), text)
 			r.Held = claimed && r.State == inspect.ReplayRuns
 			all = append(all, r)
-			return err
+			return nil
 		})
 	})
 	return all, err
@@ -101,11 +108,8 @@ func (s *Store) changeReplay(ctx context.Context, id int64, edit func(*inspect.R
 			if text == nil {
 				return nil
 			}
-			var r inspect.Replay
-			if err := json.Unmarshal(text, &r); err != nil {
-				return err
-			}
-			if ran = r.State == inspect.ReplayRuns; !ran {
+			r := history.ReadReplay(id, text)
+			if ran = r.State == inspect.ReplayRuns || r.State == inspect.ReplayUnreadable; !ran {
 				return nil
 			}
 			edit(&r)
@@ -139,18 +143,19 @@ func deleteLines(b *bbolt.Bucket, replay int64) error {
 }
 
 // Lines implements history.ReplayStore.
-func (s *Store) Lines(_ context.Context, replay int64, after, n int) (lines []history.Row, err error) {
+func (s *Store) Lines(_ context.Context, replay int64, after, n int) (lines []history.Row, last int,
+	err error) {
 	err = s.state.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket([]byte("line")).Cursor()
 		k, text := c.Seek(numberKey(replay, int64(after+1)))
 		for ; hasPrefix(k, numberKey(replay)) && len(lines) < n; k, text = c.Next() {
 			var r history.Row
-			if err := json.Unmarshal(text, &r); err != nil {
-				return err
+			if json.Unmarshal(text, &r) != nil {
+				r = history.Row{}
 			}
-			lines = append(lines, r)
+			lines, last = append(lines, r), int(numberOf(k[8:]))
 		}
 		return nil
 	})
-	return lines, err
+	return lines, last, err
 }

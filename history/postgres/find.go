@@ -45,7 +45,8 @@ func (f *question) text() string {
 
 // bounds gives the condition that keeps handed within the times of q, and behind after.
 func (f *question) bounds(q *history.Query, after history.Ref, handed string) string {
-	all := []string{"true"}
+	// What no time can hold is no place to go on from.
+	all := []string{fmt.Sprintf("%s BETWEEN '%s' AND '%s'", handed, firstTime, lastTime)}
 	if !q.Since.IsZero() {
 		all = append(all, handed+" >= "+f.arg(q.Since))
 	}
@@ -200,7 +201,7 @@ func (s *Store) Load(ctx context.Context, ids []string, content bool) (rows []hi
 	}
 	err = s.do(ctx, "read messages of the history", func(ctx context.Context, conn *pgx.Conn) error {
 		rows, steps = nil, nil
-		found, _ := conn.Query(ctx, `SELECT at, settled, message_id::text, coalesce(commit::text, ''),
+		found, _ := conn.Query(ctx, `SELECT at, `+sane("settled")+`, message_id::text, coalesce(commit::text, ''),
 			event, size, task, fate, via, callback,
 				address, package, build, tag, username, broker, reason, `+column+`
 			FROM koji_relay.history_message WHERE message_id = ANY($1::uuid[]) ORDER BY at, settled`, ids)

@@ -161,10 +161,11 @@ func brokenConnection(err error) bool {
 func (s *Store) Begin(ctx context.Context, writer string) (alive time.Time, err error) {
 	err = s.do(ctx, "begin the history", func(ctx context.Context, conn *pgx.Conn) error {
 		var stopped bool
-		err := conn.QueryRow(ctx, `SELECT alive, stopped FROM koji_relay.history_writer WHERE name = $1`,
-			writer).Scan(&alive, &stopped)
-		if errors.Is(err, pgx.ErrNoRows) || stopped {
-			alive = time.Time{}
+		var known *time.Time // null: no time at which a relay can have been alive
+		err := conn.QueryRow(ctx, `SELECT CASE WHEN alive > '2000-01-01' THEN least(alive, now()) END, stopped
+			FROM koji_relay.history_writer WHERE name = $1`, writer).Scan(&known, &stopped)
+		if alive = (time.Time{}); known != nil && !stopped {
+			alive = *known
 		}
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
@@ -189,13 +190,21 @@ const noteWriter = `INSERT INTO koji_relay.history_writer (name, alive, stopped)
 // Gaps implements history.Store.
 func (s *Store) Gaps(ctx context.Context, since, until time.Time) (gaps []inspect.Gap, err error) {
 	err = s.do(ctx, "read the gaps of the history", func(ctx context.Context, conn *pgx.Conn) error {
-		rows, _ := conn.Query(ctx, `SELECT began, ended, messages, reason, writer FROM koji_relay.history_gap
+		rows, _ := conn.Query(ctx, `SELECT `+sane("began")+`, `+sane("ended")+`,
+				messages, reason, writer FROM koji_relay.history_gap
 			WHERE ended >= $1 AND began < $2 ORDER BY began`, since, endOf(until))
 		gaps, err = pgx.CollectRows(rows, pgx.RowToStructByPos[inspect.Gap])
 		return err
 	})
 	return gaps, err
 }
+
+// sane gives an expression for a time that fits into time.Time and into JSON, as near as can be.
+func sane(column string) string {
+	return "least(greatest(" + column + ", '" + firstTime + "'), '" + lastTime + "')"
+}
+
+const firstTime, lastTime = "0001-01-01", "9999-12-31"
 
 // Words implements history.Store. The words are few.
 func (s *Store) Words(ctx context.Context, k history.Kind, match func(string) bool) (words []string,

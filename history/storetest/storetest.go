@@ -480,9 +480,9 @@ func testReplays(t *testing.T, s history.Store) {
 	if ran, _ := s.CancelReplay(ctx, first.ID); ran {
 		t.Error("it was cancelled twice")
 	}
-	lines, err := s.Lines(ctx, second.ID, 1, 10)
+	lines, last, err := s.Lines(ctx, second.ID, 1, 10)
 	must(t, err)
-	if len(lines) != 1 || lines[0].ID != m.ID || lines[0].Address != m.Address ||
+	if len(lines) != 1 || last != 2 || lines[0].ID != m.ID || lines[0].Address != m.Address ||
 		string(lines[0].Content) != string(row.Content) {
 		t.Errorf("the lines behind the first are %+v", lines)
 	}
@@ -494,7 +494,7 @@ func testReplays(t *testing.T, s history.Store) {
 	if runs, err := s.SaveReplay(ctx, &second, "one"); err != nil || !runs {
 		t.Errorf("ending it gives %v, %v", runs, err)
 	}
-	if lines, err = s.Lines(ctx, second.ID, 0, 10); err != nil || len(lines) != 0 {
+	if lines, _, err = s.Lines(ctx, second.ID, 0, 10); err != nil || len(lines) != 0 {
 		t.Errorf("a replay that is done keeps %d lines, %v", len(lines), err)
 	}
 	all, err := s.Replays(ctx)

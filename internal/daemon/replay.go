@@ -261,7 +261,8 @@ func (d *Daemon) startReplays(parts *stops) {
 
 // openSink gives the sink of a replay. Those that put into the queue take turns there: hubs want its
 // connections.
-func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay, turn *semaphore.Weighted) (history.Sink, error) {
+func (d *Daemon) openSink(ctx context.Context, r *inspect.Replay,
+	turn *semaphore.Weighted) (history.Sink, error) {
 	if r.URL == "" {
 		if d.store == nil {
 			return nil, errNoQueue
@@ -348,7 +349,8 @@ func openBrokerSink(ctx context.Context, c *config.Config, r *inspect.Replay,
 			log.Error("the replay's connection ended", "error", err)
 		}
 	}()
-	return &brokerSink{relay: sending, stop: func() { cancel(); <-done }, log: log, dealt: map[string]bool{}}, nil
+	return &brokerSink{relay: sending, stop: func() { cancel(); <-done }, log: log,
+		dealt: map[string]bool{}}, nil
 }
 
 // Send implements history.Sink. When a batch is given again, it sends those that the broker has not taken.

@@ -27,6 +27,7 @@ const (
 
 	HandedOver StepKind = "handed over" // by the hub
 	Attempt    StepKind = "attempt"     // a broker did not take it
+	Unreadable StepKind = "unreadable"  // what is stored of it is damaged; the reason says how
 	Replayed   StepKind = "replayed"    // put into the queue again, or sent elsewhere, by a replay
 )
 
@@ -86,6 +87,8 @@ type HistoryMessage struct {
 	// With HistoryQuery.Content only. What is not UTF-8 is replaced in Body.
 	Props json.RawMessage `json:"props,omitempty"`
 	Body  string          `json:"body,omitempty"`
+	// Unreadable says why there are none, where what is stored is damaged.
+	Unreadable string `json:"unreadable,omitempty"`
 }
 
 // Gap is a time in which messages could not be recorded.
@@ -146,6 +149,8 @@ const (
 	ReplayRuns      ReplayState = "running"
 	ReplayDone      ReplayState = "done"
 	ReplayCancelled ReplayState = "cancelled"
+	// ReplayUnreadable is one whose record is damaged. It can be cancelled.
+	ReplayUnreadable ReplayState = "unreadable"
 )
 
 // Plan is what a replay would send.

@@ -12,8 +12,8 @@ import (
 )
 
 // ErrReadOnly is a server that takes no changes, with what to do.
-var ErrReadOnly = errors.New("the server takes no changes: it is a standby, or default_transaction_read_only " +
-	"is on; connect to the primary, or turn that off")
+var ErrReadOnly = errors.New("the server takes no changes: it is a standby, or " +
+	"default_transaction_read_only is on; connect to the primary, or turn that off")
 
 // Plain gives err a text for a person: in one line, each cause once, without what differs from one time to
 // the next. The result wraps err. Nil stays nil.
