@@ -29,7 +29,6 @@ type alertCase struct {
 	says    string
 	unready bool
 	log     string // what is logged of it
-	slow    bool   // it takes a minute
 }
 
 // alertCases are all alerts of the rules. Ages come from rows that are made old; how long a state lasts is
@@ -55,7 +54,7 @@ var alertCases = map[string]alertCase{
 		end: func(s *alertSite) { s.ways[0].mend(); s.until("one broker", is("koji_relay_broker_up", 1)) },
 	},
 	"KojiRelayBrokerDown": {
-		slow: true, says: "BROKER_DOWN", log: "broker down",
+		says: "BROKER_DOWN", log: "broker down",
 		trouble: func(s *alertSite) { s.ways[1].cut(); s.until("one broker", is("koji_relay_broker_up", 1)) },
 		end:     func(s *alertSite) { s.ways[1].mend(); s.until("both brokers", is("koji_relay_broker_up", 2)) },
 	},
@@ -131,7 +130,7 @@ var alertCases = map[string]alertCase{
 		},
 	},
 	"KojiRelayExpired": {
-		slow: true, says: "NO_BROKER", log: "messages are lost: older than max_age, and expired = drop",
+		says: "NO_BROKER", log: "messages are lost: older than max_age, and expired = drop",
 		trouble: func(s *alertSite) {
 			s.ways[0].cut()
 			s.ways[1].cut()
@@ -222,10 +221,8 @@ func TestEveryAlertFiresAndResolves(t *testing.T) {
 	broker, db := startBroker(t, rabbitmq40), startPostgres(t)
 	for i, name := range names {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c := alertCases[name]
-			if c.slow {
-				t.Parallel() // with the other slow ones, after the rest
-			}
 			s := newAlertSite(t, broker, db, fmt.Sprintf("alert%d", i), c.hours > 0, c.settings)
 			seen := []scraped{s.scrape()}
 			if c.trouble != nil {

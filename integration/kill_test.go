@@ -41,18 +41,24 @@ var fragileBinary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// TestKilledAtAnyMomentNothingIsLost needs about two minutes.
+// TestKilledAtAnyMomentNothingIsLost needs minutes. Each lane freezes and kills servers of its own.
 func TestKilledAtAnyMomentNothingIsLost(t *testing.T) {
 	t.Parallel()
-	broker, postgres := startBroker(t, rabbitmq40), startPostgres(t)
-	t.Run("postgres", func(t *testing.T) { killPostgresLane(t, broker, postgres) })
-	t.Run("two relays", func(t *testing.T) { killTwoRelays(t, broker, postgres) })
-	t.Run("file", func(t *testing.T) { killFileLane(t, broker) })
-	t.Run("file on a full disk", func(t *testing.T) { killOnFullDisk(t, broker) })
+	for name, run := range map[string]func(*testing.T){
+		"postgres":            killPostgresLane,
+		"two relays":          killTwoRelays,
+		"file":                killFileLane,
+		"file on a full disk": killOnFullDisk,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t)
+		})
+	}
 }
 
-func killPostgresLane(t *testing.T, broker, postgres *server) {
-	l := newLane(t, broker, postgres, 1)
+func killPostgresLane(t *testing.T) {
+	l := newLane(t, startBroker(t, rabbitmq40), startPostgres(t), 1)
 	r := l.relays[0]
 	stop := l.ledger.work(t, 4, r)
 	for round, point := range l.rounds(killRounds/2, sendPoints, putPoints, lockPoints, drainPoints,
@@ -130,8 +136,8 @@ func (l *lane) killBroker(r *relay) {
 
 // killTwoRelays kills one relay after the other, most of the time where it holds the drain lock or the
 // outbox. Order is kept through all of it.
-func killTwoRelays(t *testing.T, broker, postgres *server) {
-	l := newLane(t, broker, postgres, 2)
+func killTwoRelays(t *testing.T) {
+	l := newLane(t, startBroker(t, rabbitmq40), startPostgres(t), 2)
 	ordered := settings{"queue.preserve_order": "on"}
 	running, dead := l.relays[0], l.relays[1]
 	l.run(running, "", ordered)
@@ -146,8 +152,8 @@ func killTwoRelays(t *testing.T, broker, postgres *server) {
 	l.close(true)
 }
 
-func killFileLane(t *testing.T, broker *server) {
-	l := newLane(t, broker, nil, 1)
+func killFileLane(t *testing.T) {
+	l := newLane(t, startBroker(t, rabbitmq40), nil, 1)
 	r := l.relays[0]
 	stop := l.ledger.work(t, 4, r)
 	for round, point := range l.rounds(killRounds/4, sendPoints, putPoints, lockPoints, drainPoints) {
@@ -162,8 +168,8 @@ func killFileLane(t *testing.T, broker *server) {
 }
 
 // killOnFullDisk kills the relay while its file cannot grow any more.
-func killOnFullDisk(t *testing.T, broker *server) {
-	l := newLane(t, broker, nil, 1)
+func killOnFullDisk(t *testing.T) {
+	l := newLane(t, startBroker(t, rabbitmq40), nil, 1)
 	r := l.relays[0]
 	l.smallDisk(r)
 	l.freeze()
