@@ -232,3 +232,27 @@ func TestCompletionsNameEveryCommand(t *testing.T) {
 		}
 	}
 }
+
+func TestCompletionsOfferFilesOnlyWhereOneIsTaken(t *testing.T) {
+	t.Parallel()
+	var walk func(*cobra.Command, []string)
+	walk = func(c *cobra.Command, path []string) {
+		for _, sub := range c.Commands() {
+			walk(sub, append(path[:len(path):len(path)], sub.Name()))
+		}
+		if len(c.Commands()) > 0 || c.ValidArgsFunction == nil && c.ValidArgs != nil {
+			return
+		}
+		var out bytes.Buffer
+		args := append(append([]string{"__complete"}, path...), "--config", t.TempDir(), "")
+		if c.Flags().Lookup("config") == nil {
+			args = append(append([]string{"__complete"}, path...), "")
+		}
+		run(t.Context(), args, strings.NewReader(""), &out, &out)
+		offered := strings.Contains("\n"+out.String(), "\n:0\n") // the shell's own choice
+		if takes := strings.Contains(c.Use, "FILE"); takes != offered {
+			t.Errorf("%v: takes a file: %v; the shell is told %q", path, takes, &out)
+		}
+	}
+	walk(rootCommand(), nil)
+}

@@ -104,6 +104,7 @@ unusable arguments or configuration, nothing was done.`,
 		".FlagUsages", ".FlagUsagesWrapped 80", "for more information about a command", "to know more",
 	).Replace(root.UsageTemplate()))
 	unusableArguments(root)
+	noFiles(root)
 	return root
 }
 
@@ -122,6 +123,16 @@ func unusableArguments(cmd *cobra.Command) {
 	}
 	for _, sub := range cmd.Commands() {
 		unusableArguments(sub)
+	}
+}
+
+// noFiles keeps shells from offering files to commands that take none.
+func noFiles(cmd *cobra.Command) {
+	if cmd.ValidArgsFunction == nil && cmd.ValidArgs == nil && !strings.Contains(cmd.Use, "FILE") {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		noFiles(sub)
 	}
 }
 
