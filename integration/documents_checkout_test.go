@@ -54,8 +54,8 @@ var reliability = document{"docs/reliability.md", []accounted{
 const stubs = `dnf() { :; }; restorecon() { :; }; systemctl() { :; }
 `
 
-// buildsThePolicy runs the block in a folder of the test's own. What SELinux makes of the module needs a kernel
-// that enforces.
+// buildsThePolicy runs the block in a folder of the test's own. What SELinux makes of the module needs a
+// kernel that enforces.
 func buildsThePolicy(t *testing.T, _ *hubSite, b block) {
 	if _, err := exec.LookPath("checkmodule"); err != nil {
 		skipOrFail(t, "no checkmodule: install checkpolicy and semodule-utils")
@@ -63,7 +63,8 @@ func buildsThePolicy(t *testing.T, _ *hubSite, b block) {
 	dir := t.TempDir()
 	inCheckout(t, b.at(), stubs+"semodule() { test -s \"$2\" && echo loaded \"$2\" >"+dir+"/loaded; }\n"+
 		strings.ReplaceAll(b.text, "/tmp", dir))
-	if text, err := os.ReadFile(dir + "/loaded"); err != nil || string(text) != "loaded "+dir+"/koji_relay.pp\n" {
+	text, err := os.ReadFile(dir + "/loaded")
+	if err != nil || string(text) != "loaded "+dir+"/koji_relay.pp\n" {
 		t.Errorf("%s: no module was loaded: %q %v", b.at(), text, err)
 	}
 }

@@ -172,8 +172,8 @@ func TestQuestionNamesTheNumber(t *testing.T) {
 		t.Errorf("asked %q", &out)
 	}
 	out.Reset()
-	run(context.Background(), []string{"dead", "drop", "nope", "--yes", "--config", s.config}, strings.NewReader(""),
-		&out, &out)
+	run(context.Background(), []string{"dead", "drop", "nope", "--yes", "--config", s.config},
+		strings.NewReader(""), &out, &out)
 	if text := out.String(); !strings.Contains(text, "nope is not in the dead letters\n") {
 		t.Errorf("of an id that is not there it says %q", text)
 	}

@@ -11,8 +11,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// On a nearly full disk a small put would fit into the file's free pages where a larger one does not. What the
-// relay says of its store comes from the probe: so all puts are refused, or none.
+// On a nearly full disk a small put would fit into the file's free pages where a larger one does not. What
+// the relay says of its store comes from the probe: so all puts are refused, or none.
 func TestPutsAreRefusedWhileTheProbeFindsNoRoom(t *testing.T) {
 	t.Parallel()
 	disk := t.TempDir()

@@ -139,8 +139,8 @@ func explain(err error) error {
 	return explainAlert("set up TLS", err)
 }
 
-// ExplainLate is for the first read after the handshake. With TLS 1.3 a server judges the client's certificate
-// when we have done our part. Other errors stay as they are.
+// ExplainLate is for the first read after the handshake. With TLS 1.3 a server judges the client's
+// certificate when we have done our part. Other errors stay as they are.
 func ExplainLate(err error) error {
 	if _, known := refusals[alertOf(err)]; known {
 		return explainAlert("set up TLS", err)
@@ -158,8 +158,8 @@ var refusals = map[string]string{
 	"tls: unknown certificate authority": notTaken, "tls: access denied": notTaken,
 }
 
-const notTaken = "the broker refuses our client certificate (cert), or misses one; check its dates, and that " +
-	"the broker knows its authority"
+const notTaken = "the broker refuses our client certificate (cert), or misses one; check its dates, and " +
+	"that the broker knows its authority"
 
 func alertOf(err error) string {
 	var alert *net.OpError
