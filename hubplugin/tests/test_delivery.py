@@ -18,7 +18,7 @@ from conftest import outbox
 from hub import change, dml
 from relay import Relay, __file__ as relay_program, reply
 
-GRACE = 0.2     # seconds that a commit may take beyond its timeout
+GRACE = 0.4     # seconds that a commit may take beyond its timeout; less than another timeout
 
 
 def timed(method, *args):
@@ -261,11 +261,11 @@ def test_frozen_relay_costs_one_timeout_per_breaker_period(load, hub, database, 
     assert outbox(database) == []
     relay_process.send_signal(signal.SIGSTOP)
     assert 0.6 < timed(hub.request, change('x')) < 0.8 + GRACE
-    assert sum(timed(hub.request, change('x')) for _ in range(20)) < 0.4
+    assert sum(timed(hub.request, change('x')) for _ in range(20)) < 0.7
     assert len(outbox(database)) == 42
     plugin.RELAY.until = plugin.OUTBOX.until = time.monotonic()     # the period passes
     assert 0.6 < timed(hub.request, change('x')) < 0.8 + GRACE      # one probe
-    assert timed(hub.request, change('x')) < 0.2
+    assert timed(hub.request, change('x')) < 0.6
     plugin.RELAY.until = plugin.OUTBOX.until = time.monotonic()
     relay_process.send_signal(signal.SIGCONT)
     hub.request(change('taken'))
@@ -309,10 +309,10 @@ def test_no_commit_takes_longer_than_the_timeout_when_the_outbox_cannot_help_eit
         load, hub, database, relay, obstacle):
     """None is given up without asking."""
     relay.answer = silence
-    load(timeout='0.3')
+    load(timeout='0.6')
     locker = obstruct(database, obstacle)
     durations = [timed(hub.request, change('x')) for _ in range(10)]
-    assert max(durations) < 0.3 + GRACE and relay.connections == 10
+    assert max(durations) < 0.6 + GRACE and relay.connections == 10
     if locker:
         unlock(locker)
 
@@ -333,7 +333,7 @@ def test_slow_but_steady_relay_costs_at_most_the_timeout_per_period(load, hub, d
 @pytest.mark.parametrize('mood', ['awake', 'frozen'])
 @pytest.mark.parametrize('parts', [1, 200])
 def test_commit_of_200_megabytes_keeps_the_time(load, hub, database, relay_process, mood, parts, log):
-    load()
+    load(timeout='8')
     data = 'x' * (200000000 // parts)
     started = []
 
@@ -345,7 +345,7 @@ def test_commit_of_200_megabytes_keeps_the_time(load, hub, database, relay_proce
     if mood == 'frozen':
         relay_process.send_signal(signal.SIGSTOP)
     hub.request(method)
-    assert time.monotonic() - started[0] < 2 + GRACE
+    assert time.monotonic() - started[0] < 8 + 4      # another timeout would be 16
     assert hub.committed
     if mood == 'frozen':
         assert log()[-1].startswith('ERROR') and 'lost' in log()[-1]
@@ -370,13 +370,13 @@ def test_of_a_commit_that_is_too_large_to_save_as_much_as_possible_is_saved(load
 @pytest.mark.timing
 def test_silence_leaves_the_outbox_the_time_it_needs(load, hub, database, relay):
     relay.answer = silence
-    load(timeout='1')
+    load(timeout='3')
 
     def method():
         for _ in range(4):
             koji.plugin.run_callbacks('postTag', data='x' * 1000000)
         dml('SELECT 1')
-    assert timed(hub.request, method) < 1.2 + GRACE     # and the time to serialise them
+    assert timed(hub.request, method) < 3 + 2     # and the time to serialise them; another timeout would be 6
     assert [row[1] for row in outbox(database)] == [0, 1, 2, 3]
 
 
@@ -723,16 +723,16 @@ def test_asking_in_vain_takes_a_moment_and_is_done_once(load, hub, database, rel
     spent = []
     hub.multicall(lambda: spent.append(timed(lambda: [change('x')() for _ in range(100)])))
     unlock(locker)
-    assert plugin.UNNOTICED <= spent[0] < plugin.UNNOTICED + GRACE
+    assert plugin.UNNOTICED <= spent[0] < 20 * plugin.UNNOTICED     # and not 100 times
     assert relay.asked() == (1 if delivery == 'direct' else 0) and hub.committed
 
 
 @pytest.mark.timing
 def test_locked_table_does_not_make_outbox_delivery_wait_twice(load, hub, database, relay, log):
-    load(delivery='outbox', timeout='0.8')
+    load(delivery='outbox', timeout='2')
     locker = lock(database)
-    assert 0.3 < timed(hub.request, change('x')) < 0.8
-    assert sum(timed(hub.request, change('x')) for _ in range(10)) < 0.3
+    assert 0.8 < timed(hub.request, change('x')) < 2
+    assert sum(timed(hub.request, change('x')) for _ in range(10)) < 0.8
     assert len(relay.commits()) == 11 and len(log()) == 2      # waited for, not waited for
     unlock(locker)
     hub.request(change('x'))        # not waiting does not mean not trying
