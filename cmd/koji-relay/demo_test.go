@@ -35,7 +35,7 @@ func TestDemoLosesNothing(t *testing.T) {
 	if err := os.Symlink(self, program); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var screen bytes.Buffer
 	err = runDemo(ctx, &screen, demo.Options{Pause: 5 * time.Millisecond, Program: program})

@@ -16,8 +16,9 @@ import (
 const (
 	// busyPause is the hub's pause between two commits, in the mean: a busy hub.
 	busyPause = 75 * time.Millisecond
-	// longQuiet is how long nothing may arrive at the end before what is missing counts as lost.
-	longQuiet = 15 * time.Second
+	// longQuiet is how long nothing may arrive at the end before what is missing counts as lost. On a busy
+	// machine messages are set aside, and their pauses double from 5 s on (queue/policy.go).
+	longQuiet = 90 * time.Second
 	// patience bounds each wait for something that takes a moment on an idle machine.
 	patience = 20 * time.Second
 )
