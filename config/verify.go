@@ -205,7 +205,8 @@ func (v *verification) store() {
 // madeLater reports whether dir is missing because no relay of this name has been started yet: its unit makes
 // it (StateDirectory=).
 func (v *verification) madeLater(dir string, err error) bool {
-	return v.config.Relay.Name != "" && dir == stateDirectory(v.config.Relay.Name) && errors.Is(err, fs.ErrNotExist)
+	return v.config.Relay.Name != "" && dir == stateDirectory(v.config.Relay.Name) &&
+		errors.Is(err, fs.ErrNotExist)
 }
 
 // history proves that the directory of a history in files can be made.

@@ -54,8 +54,8 @@ func TestRolesHaveNoMoreThanThePrintedGrants(t *testing.T) {
 	}
 }
 
-// TestHubsRoleCanDoThreeThings: whatever tables, views, sequences and functions there are, the hub's role reads
-// the outbox and its readers and adds to the outbox.
+// TestHubsRoleCanDoThreeThings: whatever tables, views, sequences and functions there are, the hub's role
+// reads the outbox and its readers and adds to the outbox.
 func TestHubsRoleCanDoThreeThings(t *testing.T) {
 	t.Parallel()
 	rights := query[[]string](t, hubDatabase(t), `SELECT array_agg(what ORDER BY what) FROM (
@@ -66,7 +66,8 @@ func TestHubsRoleCanDoThreeThings(t *testing.T) {
 			AND nspname !~ '^pg_' AND nspname <> 'information_schema'
 		UNION ALL SELECT format('sequence %I.%I', nspname, relname)
 		FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
-		WHERE relkind = 'S' AND CASE WHEN relkind = 'S' THEN has_sequence_privilege('`+hubRole+`', pg_class.oid, 'USAGE, SELECT, UPDATE') END
+		WHERE relkind = 'S' AND CASE WHEN relkind = 'S' THEN
+			has_sequence_privilege('`+hubRole+`', pg_class.oid, 'USAGE, SELECT, UPDATE') END
 		UNION ALL SELECT format('function %I.%I', nspname, proname)
 		FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace
 		WHERE has_function_privilege('`+hubRole+`', p.oid, 'EXECUTE') AND prorettype <> 'trigger'::regtype
