@@ -55,6 +55,8 @@ type Outbox struct {
 	// Only Run uses these.
 	done    []doneEvent // not yet deleted
 	trouble retry.Trouble
+	walk    marks[int64] // how far the reads of the last session came, if that ended in good order
+	server  time.Time    // when the server that it was on had started
 }
 
 // OutboxStatus is what the reader has done since the start.
@@ -153,6 +155,7 @@ func (b *Outbox) read(ctx context.Context) error {
 		if held {
 			break
 		}
+		b.walk = marks[int64]{} // another relay reads on
 		b.works()
 		for until := time.Now().Add(outboxTurn); time.Now().Before(until); {
 			if _, err := session.await(ctx, time.Until(until)); err != nil {
@@ -165,18 +168,32 @@ func (b *Outbox) read(ctx context.Context) error {
 	return b.readAll(ctx, session)
 }
 
-// readAll runs a window over the outbox, and beside it what waits for the session to tell of more.
+// readAll runs a window over the outbox, and beside it what waits for the session to tell of more. Where the
+// last session only was old, on the same server, the window goes on where that came to: else each read of the
+// first seconds would walk past all that is held for others.
 func (b *Outbox) readAll(ctx context.Context, session *listener) error {
+	server, err := session.serverStart(ctx)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(ctx)
 	w := newWindow(b, session)
+	if server.Equal(b.server) {
+		w.walk = b.walk
+	}
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		w.watched <- session.watch(ctx, w.wake)
 	})
-	err := w.run(ctx)
+	err = w.run(ctx)
 	stop()
 	watching.Wait()
 	b.done = w.done
+	b.walk, b.server = marks[int64]{}, server
+	// What was read and not dealt with may lie before where reads would begin.
+	if errors.Is(err, errRenew) && len(w.held) == len(w.done) {
+		b.walk = w.walk
+	}
 	return errors.Join(err, b.deleteRest(ctx))
 }
 
@@ -193,6 +210,13 @@ func (l *listener) tryLock(ctx context.Context, key string) (held bool, err erro
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	return held, l.conn.QueryRow(ctx, lockOutbox, key).Scan(&held)
+}
+
+// serverStart tells one server, and one run of it, from another.
+func (l *listener) serverStart(ctx context.Context) (start time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	return start, l.conn.QueryRow(ctx, "SELECT pg_postmaster_start_time()").Scan(&start)
 }
 
 // watch fills wake whenever the session hears of the outbox, until it breaks or ctx ends.
