@@ -276,10 +276,11 @@ func TestSeveralWordsAreFoundNearAndFar(t *testing.T) {
 		if err != nil || len(words) < 2 {
 			t.Fatalf("%s: %d words, %v", name, len(words), err)
 		}
-		for _, oldest := range []bool{false, true} {
-			q := &history.Query{HistoryQuery: inspect.HistoryQuery{OldestFirst: oldest}, Tags: words}
+		for i, user := range []string{"", "", "user-0", "user-0", "user-400", "user-400"} {
+			oldest := i%2 == 1
+			q := &history.Query{HistoryQuery: inspect.HistoryQuery{OldestFirst: oldest, User: user}, Tags: words}
 			rows, _ := c.Query(t.Context(), `SELECT at, message_id::text FROM koji_relay.history_message m
-				WHERE tag = ANY($1) `+order(q, "at"), words)
+				WHERE tag = ANY($1) AND ($2 = '' OR username = $2) `+order(q, "at"), words, user)
 			want, err := pgx.CollectRows(rows, pgx.RowToStructByPos[history.Ref])
 			if err != nil {
 				t.Fatal(err)
@@ -297,8 +298,8 @@ func TestSeveralWordsAreFoundNearAndFar(t *testing.T) {
 				}
 				after = page[len(page)-1]
 			}
-			if !slices.Equal(got, want) || len(want) == 0 {
-				t.Errorf("%s, oldest first %v: %d messages, want %d", name, oldest, len(got), len(want))
+			if !slices.Equal(got, want) || user == "" && len(want) == 0 {
+				t.Errorf("%s, %s, oldest first %v: %d messages, want %d", name, user, oldest, len(got), len(want))
 			}
 		}
 	}
