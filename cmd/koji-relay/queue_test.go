@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -84,9 +85,10 @@ func (s relaySite) post(t *testing.T, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	if resp.StatusCode != 200 {
-		t.Fatalf("hand over: %s", resp.Status)
+		text, _ := io.ReadAll(resp.Body)
+		t.Fatalf("hand over: %s: %s", resp.Status, text)
 	}
 }
 

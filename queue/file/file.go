@@ -105,7 +105,7 @@ func Open(path string, o Options) (*Store, error) {
 	// Puts that come within a millisecond share one fsync.
 	db.MaxBatchDelay = time.Millisecond
 	f := &Store{db: db, path: path, slots: make(chan struct{}, 64),
-		reserve: &reserve{path: path + ".reserve", size: reserveSize, db: db}}
+		reserve: &reserve{path: path + ".reserve", size: reserveSize, db: db, page: db.Info().PageSize}}
 	f.SetLimits(o.Limits)
 	if err := prepare(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare queue file %s: %w", path, err), db.Close())

@@ -27,6 +27,7 @@ type reserve struct {
 	path string
 	size int
 	db   *bbolt.DB
+	page int // bytes of a page of db; its Info may not be asked while db grows
 
 	mu   sync.Mutex // guards the fields below
 	held bool
@@ -49,7 +50,7 @@ func (r *reserve) available() error {
 	if r.short != nil && time.Since(r.looked) >= time.Second {
 		r.look()
 	}
-	inside := r.db.Stats().FreePageN * r.db.Info().PageSize
+	inside := r.db.Stats().FreePageN * r.page
 	if r.short != nil && inside < r.size+probeRoom {
 		return fmt.Errorf("%w: make room on the disk", r.short)
 	}
