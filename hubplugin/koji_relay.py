@@ -138,8 +138,7 @@ def ask():
     learn(None)     # whatever comes, nobody asks again for a while
     with contextlib.suppress(Exception):
         if config.delivery == 'outbox':
-            with savepoint() as cursor:
-                cursor.execute(PREPARE)
+            with savepoint(PREPARE) as cursor:
                 lock, statement, _, readable = cursor.fetchone()
                 if readable:
                     cursor.execute(SET_TIMEOUTS, ['%dms' % (1000 * UNNOTICED)] * 2)
@@ -196,15 +195,16 @@ def raw_connection():
 
 
 @contextlib.contextmanager
-def savepoint():
-    """Keeps what fails inside from aborting the hub's transaction. Yields a cursor."""
+def savepoint(query=''):
+    """Keeps what fails inside from aborting the hub's transaction. Yields the query's cursor."""
     cursor = raw_connection().cursor()
-    cursor.execute('SAVEPOINT koji_relay')
     try:
+        cursor.execute('SAVEPOINT koji_relay; ' + query)
         yield cursor
         cursor.execute('RELEASE SAVEPOINT koji_relay')
     except Exception:
-        cursor.execute('ROLLBACK TO SAVEPOINT koji_relay')
+        with contextlib.suppress(Exception):    # what failed first is the cause
+            cursor.execute('ROLLBACK TO SAVEPOINT koji_relay')
         raise
 
 
@@ -262,15 +262,14 @@ def before_commit(cbtype, *args, **kwargs):
     if commit.events and config.delivery == 'outbox' and not config.test_mode:
         started = time.monotonic()
         try:
-            with savepoint() as cursor:
-                cursor.execute(PREPARE)
+            with savepoint(PREPARE) as cursor:
                 lock, statement, table, readable = cursor.fetchone()
                 if table is None:   # an INSERT would leave an error in PostgreSQL's log each time
                     raise LookupError('no table koji_relay.outbox, so a hub worker killed before '
                                       'its hand-over loses events; "koji-relay db init" makes it')
-                insert(cursor, commit.id, commit.events, config.timeout / 2)
                 # RELEASE would leave our limits to the hub.
-                cursor.execute(SET_TIMEOUTS + (READERS if readable else ''), [lock, statement])
+                insert(cursor, commit.id, commit.events, config.timeout / 2, then='; ' +
+                       SET_TIMEOUTS + (READERS if readable else ''), values=[lock, statement])
                 learn(cursor.fetchone()[2] if readable else None)
             commit.stored, commit.events = True, []
         except Exception as error:
@@ -457,24 +456,25 @@ class Received:
         return io.BytesIO(self.answer)
 
 
-def insert(cursor, commit_id, events, seconds, why=''):
+def insert(cursor, commit_id, events, seconds, why='', then='', values=()):
     """Insert events with one statement that takes at most `seconds`, waiting for locks too.
 
-    why tells koji-relay what is wrong with its socket, by the default of the column fallback.
+    What is in `then`, with its values, goes along: each way to the server holds the hub up. why
+    tells koji-relay what is wrong with its socket, by the default of the column fallback.
     """
     if sum(len(event[2]) for event in events) > seconds * OUTBOX_SPEED:
         raise ValueError('too large to be stored within %.1f s' % seconds)
     wait, started = min(seconds, OUTBOX.left(config.timeout / 2)), time.monotonic()
-    cursor.execute(SET_TIMEOUTS + SET_FALLBACK, [
-        '%dms' % max(1, 1000 * limit) for limit in (wait, seconds)] + [
-            re.sub('[^ -~]', '?', why)[:200]])
+    lock = '' if wait else 'LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT; '
+    limits = ['%dms' % max(1, 1000 * limit) for limit in (wait, seconds)]
     try:
-        if not wait:
-            cursor.execute('LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT')
         # With preserve_order koji-relay puts events there too, and may not know that it did.
-        cursor.execute('INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
-                       + ', '.join(['(%s, %s, %s, %s)'] * len(events)) + ' ON CONFLICT DO NOTHING',
-                       [value for event in events for value in (commit_id,) + event])
+        cursor.execute(SET_TIMEOUTS + SET_FALLBACK + '; ' + lock
+                       + 'INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
+                       + ', '.join(['(%s, %s, %s, %s)'] * len(events))
+                       + ' ON CONFLICT DO NOTHING' + then, [
+                           *limits, re.sub('[^ -~]', '?', why)[:200],
+                           *(value for event in events for value in (commit_id, *event)), *values])
     finally:
         if wait:
             OUTBOX.book(time.monotonic() - started, config.timeout / 2)

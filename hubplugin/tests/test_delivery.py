@@ -11,6 +11,7 @@ import time
 
 import koji
 import koji.plugin
+import psycopg2.extensions
 import pytest
 from koji.context import context
 
@@ -466,6 +467,26 @@ def test_obstacle_neither_breaks_nor_delays_the_hub_and_no_setting_stays_changed
         unlock(locker)
     if obstacle != 'missing':
         dml_after(hub, database)
+
+
+def test_commit_waits_for_the_server_four_times(load, hub, database):
+    """A savepoint with a look, the limits with the rows, the release, and a look at the markers before."""
+    load(delivery='outbox')
+    asked = []
+
+    class Noting(psycopg2.extensions.cursor):
+        def execute(self, query, values=None):
+            asked.append(query)
+            return super().execute(query, values)
+
+    def method():
+        context.cnx.cnx.cursor_factory = Noting
+        change('x')()
+    hub.request(method)
+    assert [event[1] for event in outbox(database)] == [0, 1]
+    markers = [query for query in asked if 'set_config' in query and 'koji_relay.last' in query]
+    assert len(markers) == 2
+    assert len([query for query in asked if 'koji_relay' in query]) == len(markers) + 4
 
 
 def dml_after(hub, database):
