@@ -465,16 +465,17 @@ def insert(cursor, commit_id, events, seconds, why='', then='', values=()):
     if sum(len(event[2]) for event in events) > seconds * OUTBOX_SPEED:
         raise ValueError('too large to be stored within %.1f s' % seconds)
     wait, started = min(seconds, OUTBOX.left(config.timeout / 2)), time.monotonic()
-    lock = '' if wait else 'LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT; '
-    limits = ['%dms' % max(1, 1000 * limit) for limit in (wait, seconds)]
     try:
+        if not wait:
+            cursor.execute('LOCK TABLE koji_relay.outbox IN ROW EXCLUSIVE MODE NOWAIT')
         # With preserve_order koji-relay puts events there too, and may not know that it did.
-        cursor.execute(SET_TIMEOUTS + SET_FALLBACK + '; ' + lock
-                       + 'INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
-                       + ', '.join(['(%s, %s, %s, %s)'] * len(events))
-                       + ' ON CONFLICT DO NOTHING' + then, [
-                           *limits, re.sub('[^ -~]', '?', why)[:200],
-                           *(value for event in events for value in (commit_id, *event)), *values])
+        cursor.execute(
+            SET_TIMEOUTS + SET_FALLBACK + '; '
+            'INSERT INTO koji_relay.outbox (commit, event, callback, kwargs) VALUES '
+            + ', '.join(['(%s, %s, %s, %s)'] * len(events)) + ' ON CONFLICT DO NOTHING' + then,
+            [*('%dms' % max(1, 1000 * limit) for limit in (wait, seconds)),
+             re.sub('[^ -~]', '?', why)[:200],
+             *(value for event in events for value in (commit_id, *event)), *values])
     finally:
         if wait:
             OUTBOX.book(time.monotonic() - started, config.timeout / 2)
