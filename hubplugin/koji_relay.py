@@ -459,8 +459,7 @@ class Received:
 def insert(cursor, commit_id, events, seconds, why='', then='', values=()):
     """Insert events with one statement that takes at most `seconds`, waiting for locks too.
 
-    What is in `then`, with its values, goes along: each way to the server holds the hub up. why
-    tells koji-relay what is wrong with its socket, by the default of the column fallback.
+    why tells koji-relay what is wrong with its socket. `then` goes along, to save a way there.
     """
     if sum(len(event[2]) for event in events) > seconds * OUTBOX_SPEED:
         raise ValueError('too large to be stored within %.1f s' % seconds)
