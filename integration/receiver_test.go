@@ -205,7 +205,12 @@ func attach(t testing.TB, s *server, containerID string, addresses []string,
 	reading, stop := context.WithCancel(context.Background())
 	var readers sync.WaitGroup
 	for _, address := range addresses {
-		r, err := session.NewReceiver(ctx, address, options(address))
+		var r *amqp.Receiver
+		// Artemis knows the last reader of a durable subscription for a moment longer, and takes one only.
+		err := poll(30*time.Second, func() (err error) {
+			r, err = session.NewReceiver(ctx, address, options(address))
+			return err
+		})
 		if err != nil {
 			t.Fatalf("subscribe to %s on %s: %v", address, s.service, err)
 		}
