@@ -20,15 +20,8 @@ import (
 	"koji-relay/internal/pgtest"
 )
 
-// badColumn is what an administrator, or an older program, may write into a column of the row beside a good
-// one, and what comes of it.
-type badColumn struct {
-	value string // SQL
-	said  string // part of what world says, or of PostgreSQL's refusal
-}
-
 // badColumns has each column of the tables of history and replays.
-var badColumns = map[string][]badColumn{
+var badColumns = map[string][]pgtest.BadColumn{
 	"history_message.at":         {{"'infinity'", "no partition"}, {"NULL", "no partition"}},
 	"history_message.settled":    {{"'infinity'", same}, {"'-infinity'", same}, {"'20000-01-01'", same}},
 	"history_message.message_id": {{"'00000000-0000-0000-0000-000000000000'", "show: not in the history"}},
@@ -125,26 +118,7 @@ func TestEveryColumnHasABadCase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, column := range columns {
-		if len(badColumns[column]) == 0 {
-			t.Errorf("the column %s has no bad case in this table", column)
-		}
-	}
-	for column, cases := range badColumns {
-		if !slices.Contains(columns, column) {
-			t.Errorf("%s is no column", column)
-		}
-		for _, bad := range cases {
-			t.Run(column+" "+bad.value[:min(20, len(bad.value))], func(t *testing.T) {
-				t.Parallel()
-				said := spoil(t, column, bad.value)
-				t.Logf("%.2000s", said)
-				if !strings.Contains(said, bad.said) {
-					t.Errorf("%s = %s: it says %.3000q, not %q", column, bad.value, said, bad.said)
-				}
-			})
-		}
-	}
+	pgtest.RunBadColumns(t, columns, badColumns, spoil)
 }
 
 // spoil sets a column of one row, and says what PostgreSQL has against it, or what comes of it.

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"koji-relay/queue/storetest"
 )
@@ -48,15 +47,10 @@ func TestPutsAreRefusedWhileTheProbeFindsNoRoom(t *testing.T) {
 	if err := errors.Join(others.Close(), os.Remove(others.Name())); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // of itself, without a probe
+	storetest.Eventually(t, "a put finds room again, without a probe", func() bool {
 		_, err := s.Put(t.Context(), storetest.Unsent(4, 4), nil)
-		if err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("with room again: %v", err)
-		}
-	}
+		return err == nil
+	})
 	if err := s.Probe(t.Context()); err != nil {
 		t.Errorf("with room again the probe gave %v", err)
 	}

@@ -17,15 +17,8 @@ import (
 	"koji-relay/queue/storetest"
 )
 
-// badColumn is what an administrator, or an older program, may write into a column of the row beside a good
-// one, and what comes of it.
-type badColumn struct {
-	value string // SQL
-	said  string // part of what world says, or of PostgreSQL's refusal
-}
-
 // badColumns has each column of the tables of the queue.
-var badColumns = map[string][]badColumn{
+var badColumns = map[string][]pgtest.BadColumn{
 	"proton_queue.id":         {{"-1", adopted}, {"NULL", notNull}},
 	"proton_queue.created_ts": {{"NULL", adopted}, {"'-infinity'", adopted}},
 	"proton_queue.address":    {{"''", same}, {"'a' || chr(10) || 'b'", same}, {"NULL", notNull}},
@@ -106,26 +99,7 @@ func TestEveryColumnHasABadCase(t *testing.T) {
 	columns := strings.Fields(query[string](t, conn, `SELECT string_agg(table_name || '.' || column_name, ' ')
 		FROM information_schema.columns WHERE (table_schema = 'koji_relay' OR table_name = 'proton_queue')
 		AND table_name !~ '^(history|replay)'`)) // those are of history/postgres
-	for _, column := range columns {
-		if len(badColumns[column]) == 0 {
-			t.Errorf("the column %s has no bad case in this table", column)
-		}
-	}
-	for column, cases := range badColumns {
-		if !slices.Contains(columns, column) {
-			t.Errorf("%s is no column", column)
-		}
-		for _, bad := range cases {
-			t.Run(column+" "+bad.value[:min(20, len(bad.value))], func(t *testing.T) {
-				t.Parallel()
-				said := spoil(t, column, bad.value)
-				t.Logf("%s", said)
-				if !strings.Contains(said, bad.said) {
-					t.Errorf("%s = %s: it says %q, not %q", column, bad.value, said, bad.said)
-				}
-			})
-		}
-	}
+	pgtest.RunBadColumns(t, columns, badColumns, spoil)
 }
 
 // spoil sets a column of one row, and says what PostgreSQL has against it, or what comes of it.
