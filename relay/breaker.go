@@ -13,7 +13,7 @@ const (
 
 // breaker is the circuit breaker of a broker that is connected: it says who may use it.
 //
-//	          nothing settles for half of handoff_timeout, or another one's breaker has opened
+//	          nothing settles for half of handoff_timeout, another one's breaker has opened, or it is shut
 //	closed -----------------------------------------------------------------------------> open
 //	  ^                                                                                   |  ^
 //	  |  a settlement                       a pause is over; or nothing is unacked, and   v  |  no settlement:
@@ -25,10 +25,14 @@ const (
 // leaves it open: that a broker lets us in does not show that it takes messages (RabbitMQ under a memory
 // alarm does the one and not the other).
 //
+// A broker that says itself that it takes nothing is shut, until it says otherwise: nobody probes it.
+// RabbitMQ 4 does so while an alarm is on.
+//
 // When the breaker of one broker opens, those of all others that have settled nothing meanwhile open as well,
 // until a probe: so brokers that do not answer cost the hub handoff_timeout once and not for each URL.
 type breaker struct {
 	open    bool
+	shut    bool // the broker says that it takes nothing; it is open, too
 	latched bool // a new connection does not close it
 	probeAt time.Time
 	pause   time.Duration
@@ -42,7 +46,7 @@ func (k *breaker) trip(probeIn time.Duration) {
 
 // halfOpen reports whether a caller may probe. One who is patient may whenever no message is unacked.
 func (k *breaker) halfOpen(patient bool, unacked int64) bool {
-	return k.open && (!time.Now().Before(k.probeAt) || patient && unacked == 0)
+	return k.open && !k.shut && (!time.Now().Before(k.probeAt) || patient && unacked == 0)
 }
 
 // probing notes that a caller probes.
@@ -110,18 +114,73 @@ func (b *broker) answered() {
 		return
 	}
 	b.mu.Lock()
+	was, shut := b.state(), b.breaker.shut
+	if !shut { // what it settles then it had before
+		b.close()
+	}
+	b.mu.Unlock()
+	if was == Stalled && !shut {
+		b.tellClosed("broker answers again")
+	}
+}
+
+// close closes the breaker. b.mu is held.
+func (b *broker) close() {
 	was := b.state()
 	b.breaker = breaker{}
 	b.guarded.Store(false)
 	if was == Stalled {
 		b.enter("")
 	}
-	b.mu.Unlock()
-	if was == Stalled {
-		b.log.Info("broker answers again")
-		b.observe(Up)
-		b.r.signalUp()
+}
+
+// tellClosed tells everybody of a breaker that has closed.
+func (b *broker) tellClosed(text string) {
+	b.log.Info(text)
+	b.observe(Up)
+	b.r.signalUp()
+}
+
+// shutCause is why a broker that is shut is not up.
+const shutCause = "it lets nobody send: an alarm (memory, disk) blocks publishers, most likely"
+
+// shut opens the breaker since the broker says that it takes nothing, and lets those go that wait for it.
+func (b *broker) shut(c *conn) {
+	b.mu.Lock()
+	if b.conn != c || b.breaker.shut {
+		b.mu.Unlock()
+		return
 	}
+	was := b.state()
+	b.breaker.open, b.breaker.shut = true, true
+	c.tripped.Store(true)
+	b.enter(shutCause)
+	b.mu.Unlock()
+	if was != Stalled {
+		b.log.Warn("broker stalled", "cause", shutCause, "unsettled", c.unacked.Load())
+		b.observe(Stalled)
+	}
+	for _, l := range c.allLinks() {
+		if !l.idle() {
+			l.block(result{verdict: unanswered, reason: noAnswer})
+		}
+	}
+}
+
+// reopened closes the breaker of a broker that was shut.
+func (b *broker) reopened(c *conn) {
+	b.mu.Lock()
+	if b.conn != c || !b.breaker.shut {
+		b.mu.Unlock()
+		return
+	}
+	c.tripped.Store(false)
+	for _, l := range c.allLinks() {
+		l.unblock()
+	}
+	b.close()
+	b.mu.Unlock()
+	b.tellClosed("broker takes messages again")
 }
 
 // latch has the breaker open when the broker connects again, for what it did to this connection.

@@ -195,9 +195,13 @@ func (b *broker) observe(s BrokerState) {
 func (b *broker) connected(c *conn) {
 	b.mu.Lock()
 	b.conn, b.connectedAt, b.phase = c, time.Now(), Up
-	b.breaker.open = false
+	b.breaker.open, b.breaker.shut = false, false
 	cause := ""
-	if b.breaker.latched {
+	if c.Shut() { // a session begins so only if it is meant
+		cause = shutCause
+		b.breaker.open, b.breaker.shut = true, true
+		c.tripped.Store(true)
+	} else if b.breaker.latched {
 		cause = "connected again; the next message tries it"
 		b.breaker.trip(0)
 	}
@@ -213,9 +217,12 @@ func (b *broker) connected(c *conn) {
 // did not last.
 func (b *broker) tellConnected(c *conn, failures int, down time.Duration) {
 	b.mu.Lock()
-	state := b.state()
+	state, cause := b.state(), b.cause
 	b.mu.Unlock()
 	log := b.log
+	if state == Stalled {
+		log = log.With("cause", cause)
+	}
 	if failures > 0 {
 		log = log.With("failures", failures, "down", down.Round(time.Millisecond).String())
 	}
@@ -227,7 +234,7 @@ func (b *broker) disconnected() {
 	b.set(Down, "connection lost")
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.conn, b.breaker.open = nil, false
+	b.conn, b.breaker.open, b.breaker.shut = nil, false, false
 }
 
 // upWith reports whether the broker is up with connection c.

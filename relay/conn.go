@@ -21,6 +21,10 @@ const (
 	refusalTime = 30 * time.Second
 )
 
+// shutTime is for how long a broker says that it takes no messages before that counts. One that has much to
+// do says it for a moment.
+const shutTime = time.Second
+
 // conn is one open connection with its links. It is made by dial, works while serve runs, and is never
 // reopened: the supervisor makes a new one.
 type conn struct {
@@ -116,8 +120,21 @@ const endTime = 2 * time.Second
 func (c *conn) watch(ctx context.Context) error {
 	timer := time.NewTimer(c.opts.SendTimeout)
 	defer timer.Stop()
+	shut := time.NewTimer(shutTime)
+	defer shut.Stop()
 	for {
 		select {
+		case <-c.Windows():
+			if !c.Shut() {
+				shut.Stop()
+				c.b.reopened(c)
+			} else {
+				shut.Reset(shutTime)
+			}
+		case <-shut.C:
+			if c.Shut() {
+				c.b.shut(c)
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.Done():

@@ -353,6 +353,13 @@ func (l *link) block(a result) {
 	}
 }
 
+// unblock lets impatient messages in again.
+func (l *link) unblock() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.blockedAt = 0
+}
+
 // waitingSince is when the oldest that waits here was submitted. What has been overtaken by later settlements
 // does not count: it says something about that message, not about the link.
 func (l *link) waitingSince() (since time.Duration, any bool) {

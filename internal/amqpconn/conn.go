@@ -197,6 +197,13 @@ func (c *Conn) spawn(f func()) bool {
 // Done is closed when the connection is over.
 func (c *Conn) Done() <-chan struct{} { return c.driver.Done() }
 
+// Shut reports whether the broker says that it takes no messages now: RabbitMQ 4 with an alarm does so. Other
+// brokers may do it for a moment, when they have much to do.
+func (c *Conn) Shut() bool { return c.guard.Shut() }
+
+// Windows receives when Shut may have changed.
+func (c *Conn) Windows() <-chan struct{} { return c.guard.Windows() }
+
 // Drop ends the connection for a reason of ours. What is unsettled is not blamed for it. It does not block.
 func (c *Conn) Drop(reason string) {
 	c.mu.Lock()

@@ -83,7 +83,8 @@ func (c *Conn) probe(ctx context.Context, r *Report) error {
 		return fmt.Errorf("attach to %s: %w", c.Target, err)
 	}
 	r.RoundTrip = inspect.Duration(time.Since(began))
-	if r.Credit, err = s.creditWithin(ctx, creditTime); err == nil && !r.Credit {
+	r.Credit, err = s.creditWithin(ctx, creditTime)
+	if r.Credit = r.Credit && !c.Shut(); err == nil && !r.Credit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send "+
 			"there now (a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))
 	}

@@ -109,10 +109,13 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 
 func TestProbeSeesABlockedPublisher(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, devbroker.Options{})
-	b.Script("#", devbroker.Behaviour{NoCredit: true})
-	r := Probe(t.Context(), testOptions(), b.URL())
-	if r.Err != nil || r.Credit || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "no credit") {
-		t.Errorf("%+v", r)
+	credit := startBroker(t, devbroker.Options{})
+	credit.Script("#", devbroker.Behaviour{NoCredit: true})
+	window := startBroker(t, devbroker.Options{Product: "RabbitMQ", Version: "4.0.5", ShutWindow: true})
+	for name, b := range map[string]*devbroker.Broker{"no credit": credit, "no window": window} {
+		r := Probe(t.Context(), testOptions(), b.URL())
+		if r.Err != nil || r.Credit || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "no credit") {
+			t.Errorf("%s: %+v", name, r)
+		}
 	}
 }

@@ -47,7 +47,7 @@ type Options struct {
 	MaxMessageSize uint64        // announced at attach and enforced; 0 = not announced, 128 MiB enforced
 	Credit         uint32        // for each sending link, default 500
 	IncomingWindow uint32        // session window in frames, default 2048
-	ShutWindow     bool          // the session window is 0, as of RabbitMQ 4 with an alarm
+	ShutWindow     bool          // what ShutWindows does, from the beginning
 	MaxLinks       uint32        // of a session, default 1024
 	MaxSessions    uint32        // of a connection, default 256
 	IdleTimeout    time.Duration // announced and enforced at twice the value; 0 = none
@@ -129,6 +129,7 @@ type Broker struct {
 	listener    net.Listener
 	closed      bool
 	conns       map[*conn]struct{}
+	windowsShut bool
 	queues      map[string]*queue
 	serial      int // of temporary queues
 	scripts     []*script
@@ -144,7 +145,9 @@ func New(opts Options) (*Broker, error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	b := &Broker{opts: opts, conns: map[*conn]struct{}{}, queues: map[string]*queue{}}
+	b := &Broker{
+		opts: opts, conns: map[*conn]struct{}{}, queues: map[string]*queue{}, windowsShut: opts.ShutWindow,
+	}
 	for name, patterns := range opts.Queues {
 		b.queueLocked(name).patterns = patterns
 	}
@@ -293,6 +296,21 @@ func (b *Broker) Inflict(pattern string, fault Fault, cause Cause) {
 	default:
 		b.each(func(c *conn) { c.post(func() { c.inflict(pattern, fault, cause) }) })
 	}
+}
+
+// ShutWindows makes the window of each session 0, now and of those that begin, or opens it again: what
+// RabbitMQ 4 does while an alarm is on.
+func (b *Broker) ShutWindows(shut bool) {
+	b.mu.Lock()
+	b.windowsShut = shut
+	b.mu.Unlock()
+	b.each(func(c *conn) { c.post(c.reviseWindows) })
+}
+
+func (b *Broker) shutWindows() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.windowsShut
 }
 
 // each calls f for every live connection, without the lock.

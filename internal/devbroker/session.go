@@ -39,7 +39,7 @@ func (c *conn) begin(channel uint16, p wire.Described) error {
 		nextOutgoingID: firstOutgoingID, outgoingWindow: b.IncomingWindow,
 		links: map[uint32]*link{},
 	}
-	if c.b.opts.ShutWindow {
+	if c.b.shutWindows() {
 		s.incomingWindow = 0
 	}
 	c.sessions[channel] = s
@@ -167,7 +167,7 @@ func (s *session) transfer(t wire.Transfer) error {
 	}
 	s.nextIncomingID++
 	s.incomingWindow--
-	if s.incomingWindow <= s.c.b.opts.IncomingWindow/2 {
+	if s.incomingWindow <= s.c.b.opts.IncomingWindow/2 && !s.c.b.shutWindows() {
 		s.incomingWindow = s.c.b.opts.IncomingWindow
 		s.sendFlow(nil)
 	}
@@ -203,6 +203,17 @@ func (s *session) detached(d wire.Detach) {
 	}
 	l.release(d.Closed)
 	s.c.send(s.channel, wire.CodeDetach, []any{d.Handle, d.Closed}, nil)
+}
+
+// reviseWindows brings the window of each session in line with what the broker was told.
+func (c *conn) reviseWindows() {
+	for _, s := range c.sessions {
+		s.incomingWindow = c.b.opts.IncomingWindow
+		if c.b.shutWindows() {
+			s.incomingWindow = 0
+		}
+		s.sendFlow(nil)
+	}
 }
 
 // settleHeld tells the outcomes that a script held back.

@@ -49,6 +49,8 @@ type Guard struct {
 	out    *writer
 	header bool // the protocol header has passed
 	pass   int  // bytes of the frame at hand that the driver has not read yet
+	// windows receives when Shut may have changed. 1: signals that nobody reads are merged.
+	windows chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	err      error      // how reading ended
@@ -75,6 +77,7 @@ type channel struct {
 	sent     uint32 // deliveries, which are numbered from 0
 	outgoing uint32 // allowance for the peer's answers to those
 	arriving uint32 // allowance for what the peer says of its own deliveries
+	shut     bool   // the peer takes no frame of a message: its window is 0
 }
 
 // New puts a guard around a socket on which the SASL layer is done.
@@ -82,6 +85,7 @@ func New(nc net.Conn) *Guard {
 	return &Guard{
 		Conn: nc, in: bufio.NewReaderSize(nc, MaxFrame), out: newWriter(nc),
 		channels: map[uint16]*channel{}, incoming: map[uint16]*channel{}, awaited: map[uint64]Delivery{},
+		windows: make(chan struct{}, 1),
 	}
 }
 
@@ -138,6 +142,36 @@ func (g *Guard) Links() uint32 {
 		return frame.Unlimited
 	}
 	return g.begun.links
+}
+
+// Shut reports whether the peer takes no messages: the window of each of its sessions is 0.
+func (g *Guard) Shut() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range g.incoming {
+		if !c.shut {
+			return false
+		}
+	}
+	return len(g.incoming) > 0
+}
+
+// Windows receives when Shut may have changed.
+func (g *Guard) Windows() <-chan struct{} { return g.windows }
+
+// window keeps what the peer says of the window of a session. g.mu is held.
+func (g *Guard) window(c *channel, frames uint32) {
+	if c.shut != (frames == 0) {
+		c.shut = frames == 0
+		g.windowsChanged()
+	}
+}
+
+func (g *Guard) windowsChanged() {
+	select {
+	case g.windows <- struct{}{}:
+	default:
+	}
 }
 
 // Delivery is what the guard is told of one that the driver is about to send.
@@ -239,11 +273,12 @@ func (g *Guard) check(number uint16, body []byte, transfer bool) (pass bool, err
 		case frame.Begin:
 			err = g.beginning(number, p)
 		case frame.Flow:
-			err = g.flow(p)
+			err = g.flow(g.incoming[number], p)
 		case frame.Disposition:
 			pass, err = g.disposition(g.incoming[number], p)
 		case frame.End:
 			delete(g.incoming, number)
+			g.windowsChanged()
 		}
 	}
 	if errors.Is(err, frame.ErrMalformed) {
@@ -282,7 +317,14 @@ func (g *Guard) beginning(number uint16, p frame.Performative) error {
 	if ours > math.MaxUint16 || c == nil {
 		return refuse("begin for a session that we did not begin")
 	}
-	if err := p.Skip(3); err != nil {
+	if err := p.Skip(1); err != nil {
+		return err
+	}
+	window, err := p.Number(frame.Unlimited)
+	if err != nil {
+		return err
+	}
+	if err := p.Skip(1); err != nil {
 		return err
 	}
 	if c.links, err = p.Number(frame.Unlimited); err != nil {
@@ -292,12 +334,24 @@ func (g *Guard) beginning(number uint16, p frame.Performative) error {
 		c.links++ // it is the highest handle, and they begin at 0
 	}
 	g.incoming[number], g.begun = c, c
+	c.shut = window == 0
+	g.windowsChanged()
 	return nil
 }
 
 // flow refuses one that the driver would crash on, and those that cost memory by asking for answers.
-func (g *Guard) flow(p frame.Performative) error {
-	if err := p.Skip(4); err != nil {
+func (g *Guard) flow(c *channel, p frame.Performative) error {
+	if err := p.Skip(1); err != nil {
+		return err
+	}
+	window, err := p.Number(frame.Unlimited)
+	if err != nil {
+		return err
+	}
+	if c != nil {
+		g.window(c, window)
+	}
+	if err := p.Skip(2); err != nil {
 		return err
 	}
 	handle, err := p.Next()
