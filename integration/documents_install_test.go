@@ -112,7 +112,7 @@ func (s *hubSite) configure(t testing.TB) {
 // relayOfOnesOwn is a session in a checkout, with a broker on this machine. A reader sees a program that runs
 // beside the shell say that it is ready, before typing on.
 func relayOfOnesOwn(t *testing.T, s *hubSite, b block) {
-	ready := map[string]string{"serve": "broker connected", "tail": "subscribed"}
+	ready := map[string]string{"serve": "broker connected", "tail": "msg=subscribed"}
 	dir := t.TempDir()
 	program, err := binary()
 	if err != nil {

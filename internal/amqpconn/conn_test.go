@@ -3,9 +3,11 @@ package amqpconn
 import (
 	"errors"
 	"log/slog"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/Azure/go-amqp"
 	"go.uber.org/goleak"
 
 	"koji-relay/internal/amqpconn/dialect"
@@ -63,6 +65,30 @@ func TestEndOfAConnectionHasAReason(t *testing.T) {
 	} {
 		if got := EndedBy(err); got != want {
 			t.Errorf("the end by %v is %q, want %q", err, got, want)
+		}
+	}
+}
+
+// RabbitMQ before 4.1.3 loses a begin that takes up the number of a session right after its end. The driver
+// gives the lowest free number at once.
+func TestSessionAfterTheEndOfAnotherIsAnswered(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{SlowEnd: numberRest * 4 / 5})
+	b.Script("/topic/koji.refused", devbroker.Behaviour{Refuse: devbroker.RefuseSession})
+	c, err := connect(t, b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		if _, err := c.OpenSender(t.Context(), "/topic/koji.refused"); err == nil {
+			t.Fatal("it is not refused")
+		}
+		s, err := c.OpenSender(t.Context(), "/topic/koji."+strconv.Itoa(round))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Send(&amqp.Message{Value: "x"}, nil, false); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

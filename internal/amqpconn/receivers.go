@@ -95,7 +95,14 @@ func (c *Conn) temporaryQueue(ctx context.Context, patterns []string) (string, e
 	if !ok {
 		return "", dialect.RabbitPrefixError(c.opts.TopicPrefix)
 	}
-	return management.TemporaryQueue(ctx, c.driver, exchange, key, patterns)
+	begin := func(ctx context.Context) (*amqp.Session, error) {
+		s, err := c.begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return s.driver, nil
+	}
+	return management.TemporaryQueue(ctx, begin, exchange, key, patterns)
 }
 
 // maxReceived is the largest message that a receiver takes: the driver keeps all of it (upstream 11).

@@ -11,6 +11,7 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"koji-relay/internal/amqpconn/failure"
+	"koji-relay/internal/retry"
 )
 
 // ErrNoPlace says that the broker allows no more links, and that one has to be closed first.
@@ -53,8 +54,14 @@ type session struct {
 // triedTime is for how long an address that the broker took is not tried again before a link to it is opened.
 const triedTime = 30 * time.Second
 
+// numberRest is how long the number of a session that ended is left alone. The driver gives it to the next
+// session at once. RabbitMQ before 4.1.3 may then still take it for the one that ended, and never answers
+// (rabbitmq-server 14317); and the driver's answer to the end may come after the new begin (upstream 18).
+const numberRest = 50 * time.Millisecond
+
 // begin opens a session, whose limits the peer's answer has.
 func (c *Conn) begin(ctx context.Context) (*session, error) {
+	retry.Pause(ctx, time.Until(c.guard.SessionEnded().Add(numberRest)))
 	s, err := c.driver.NewSession(ctx, nil)
 	if err != nil {
 		err = fmt.Errorf("begin session: %w", err)

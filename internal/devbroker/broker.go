@@ -43,14 +43,17 @@ type Options struct {
 	// ContainerID of the broker, default "devbroker".
 	ContainerID string
 
-	MaxFrameSize   uint32        // announced; default 65536, at least 512
-	MaxMessageSize uint64        // announced at attach and enforced; 0 = not announced, 128 MiB enforced
-	Credit         uint32        // for each sending link, default 500
-	IncomingWindow uint32        // session window in frames, default 2048
-	ShutWindow     bool          // what ShutWindows does, from the beginning
-	MaxLinks       uint32        // of a session, default 1024
-	MaxSessions    uint32        // of a connection, default 256
-	IdleTimeout    time.Duration // announced and enforced at twice the value; 0 = none
+	MaxFrameSize   uint32 // announced; default 65536, at least 512
+	MaxMessageSize uint64 // announced at attach and enforced; 0 = not announced, 128 MiB enforced
+	Credit         uint32 // for each sending link, default 500
+	IncomingWindow uint32 // session window in frames, default 2048
+	ShutWindow     bool   // what ShutWindows does, from the beginning
+	// SlowEnd is how long the end of a session takes: a begin with its number in that time is lost, as in
+	// RabbitMQ before 4.1.3.
+	SlowEnd     time.Duration
+	MaxLinks    uint32        // of a session, default 1024
+	MaxSessions uint32        // of a connection, default 256
+	IdleTimeout time.Duration // announced and enforced at twice the value; 0 = none
 
 	// Queues are named queues and the routing keys (patterns) bound to them. A queue that a link names
 	// without being listed here is made on first use.

@@ -55,6 +55,7 @@ type conn struct {
 	muted    bool   // after HalfClose: what would be written is thrown away
 	closing  bool   // close was sent: everything but close is ignored
 	sessions map[uint16]*session
+	ended    map[uint16]time.Time // when we sent the end of a session
 	lastSent time.Time
 }
 
@@ -65,7 +66,7 @@ func newConn(b *Broker, tcp net.Conn) *conn {
 		frames:   make(chan wire.Frame, 64),
 		wake:     make(chan struct{}, 1),
 		done:     make(chan struct{}),
-		sessions: map[uint16]*session{},
+		sessions: map[uint16]*session{}, ended: map[uint16]time.Time{},
 	}
 	if b.opts.TLSConfig != nil {
 		c.nc = tls.Server(tcp, b.opts.TLSConfig)

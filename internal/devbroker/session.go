@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"koji-relay/internal/devbroker/wire"
 )
@@ -28,6 +29,9 @@ const firstOutgoingID = 1
 func (c *conn) begin(channel uint16, p wire.Described) error {
 	if uint32(channel) >= c.b.opts.MaxSessions || c.sessions[channel] != nil {
 		return c.closeWith(Cause{"amqp:not-allowed", fmt.Sprintf("begin on channel %d", channel)})
+	}
+	if time.Since(c.ended[channel]) < c.b.opts.SlowEnd {
+		return nil
 	}
 	b, err := wire.DecodeBegin(p.Value)
 	if err != nil {
@@ -56,7 +60,7 @@ func (s *session) handle(p wire.Described, payload []byte) error {
 		s.abandon()
 		delete(s.c.sessions, s.channel)
 		if !s.ended {
-			s.c.send(s.channel, wire.CodeEnd, nil, nil)
+			s.sendEnd(nil)
 		}
 		return nil
 	}
@@ -110,7 +114,12 @@ func (s *session) end(cause Cause) {
 	}
 	s.ended = true
 	s.abandon()
-	s.c.send(s.channel, wire.CodeEnd, []any{cause.encode()}, nil)
+	s.sendEnd([]any{cause.encode()})
+}
+
+func (s *session) sendEnd(fields []any) {
+	s.c.ended[s.channel] = time.Now()
+	s.c.send(s.channel, wire.CodeEnd, fields, nil)
 }
 
 // abandon lets go of all links without a word: the session or the connection is over.

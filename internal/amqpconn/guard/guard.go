@@ -11,6 +11,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"time"
 
 	"koji-relay/internal/amqpconn/frame"
 )
@@ -56,6 +57,7 @@ type Guard struct {
 	err      error      // how reading ended
 	limits   Limits
 	begun    *channel            // the session that the peer answered last
+	ended    time.Time           // when the peer ended one last, or agreed to its end
 	channels map[uint16]*channel // by our number
 	incoming map[uint16]*channel // by the peer's number
 	writing  bool
@@ -174,6 +176,13 @@ func (g *Guard) windowsChanged() {
 	}
 }
 
+// SessionEnded is when a session ended last; zero without one.
+func (g *Guard) SessionEnded() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ended
+}
+
 // Delivery is what the guard is told of one that the driver is about to send.
 type Delivery struct {
 	Keys []string // the order of its properties
@@ -279,6 +288,7 @@ func (g *Guard) check(number uint16, body []byte, transfer bool) (pass bool, err
 		case frame.End:
 			delete(g.incoming, number)
 			g.windowsChanged()
+			g.ended = time.Now()
 		}
 	}
 	if errors.Is(err, frame.ErrMalformed) {

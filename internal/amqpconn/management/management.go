@@ -18,13 +18,16 @@ import (
 // https://www.rabbitmq.com/docs/amqp, HTTP over AMQP 1.0.
 const node = "/management"
 
+// Begin opens a session.
+type Begin func(context.Context) (*amqp.Session, error)
+
 // TemporaryQueue declares an exclusive queue, binds it to the exchange with key and each pattern behind that,
 // and gives the address to receive from.
-func TemporaryQueue(ctx context.Context, conn *amqp.Conn, exchange, key string,
+func TemporaryQueue(ctx context.Context, begin Begin, exchange, key string,
 	patterns []string) (address string, err error) {
 	for again := 2; ; again-- {
 		name := "koji-relay-tail-" + rand.Text()
-		err := declare(ctx, conn, name, exchange, key, patterns)
+		err := declare(ctx, begin, name, exchange, key, patterns)
 		// The driver grants credit for the answers in its own time, and the broker ends the session of a
 		// request that comes before (upstream 7).
 		var ended *amqp.SessionError
@@ -36,9 +39,9 @@ func TemporaryQueue(ctx context.Context, conn *amqp.Conn, exchange, key string,
 }
 
 // declare makes the queue with its bindings in a session of its own.
-func declare(ctx context.Context, conn *amqp.Conn, name, exchange, key string, patterns []string) error {
+func declare(ctx context.Context, begin Begin, name, exchange, key string, patterns []string) error {
 	// one for each answer: renewing it takes time, too
-	m, err := open(ctx, conn, int32(1+len(patterns)))
+	m, err := open(ctx, begin, int32(1+len(patterns)))
 	if err != nil {
 		return err
 	}
@@ -66,10 +69,10 @@ type links struct {
 	responses *amqp.Receiver
 }
 
-func open(ctx context.Context, conn *amqp.Conn, credit int32) (*links, error) {
-	session, err := conn.NewSession(ctx, nil)
+func open(ctx context.Context, begin Begin, credit int32) (*links, error) {
+	session, err := begin(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("begin session: %w", err)
+		return nil, err
 	}
 	const pair = "koji-relay-management"
 	paired := map[string]any{"paired": true}
