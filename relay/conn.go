@@ -188,6 +188,7 @@ func (c *conn) now() time.Duration { return time.Since(c.born) }
 func (c *conn) progress() {
 	c.settledAt.Store(int64(c.now()))
 	c.tripped.Store(false)
+	c.b.r.answers.Add(1)
 	c.b.answered()
 }
 

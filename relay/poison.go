@@ -13,37 +13,88 @@ const (
 	// poisonTime is when one that was not alone is let off, for the case that nobody calls SendPatiently, which
 	// clears it up.
 	poisonTime = 10 * time.Minute
+	// proofTime is for how long a message ends connections, proofTries or more, before it is to blame although
+	// no broker has answered another one meanwhile. It doubles to maxProofTime with each message found so.
+	proofTime, maxProofTime = 10 * time.Second, 10 * time.Minute
+	proofTries              = 3
 )
 
 // poisonSet are the messages that were under way when a connection, session or link ended. One of them may be
 // why.
 type poisonSet struct {
-	mu  sync.Mutex // guards ids
+	proofTime time.Duration // see proofTime
+
+	mu  sync.Mutex // guards what follows
 	ids map[string]finding
+	// Messages that were found by time, with no answer to any since.
+	inRow   int
+	answers int64 // those of all brokers, at the last of them
 }
 
 type finding struct {
 	since     time.Time
-	broker    string // where it was
-	confirmed bool   // it was alone: it is to blame
+	broker    string    // where it was
+	cuts      int       // connections that ended when it was alone on them
+	first     time.Time // when the first of them did
+	answers   int64     // those of all brokers, when the last of them did
+	confirmed bool      // it is to blame
 }
 
-func newPoisonSet() *poisonSet { return &poisonSet{ids: map[string]finding{}} }
+func newPoisonSet() *poisonSet { return &poisonSet{proofTime: proofTime, ids: map[string]finding{}} }
 
-// note keeps a message that may be to blame, confirm one that is.
-func (s *poisonSet) note(id, broker string)    { s.add(id, finding{time.Now(), broker, false}) }
-func (s *poisonSet) confirm(id, broker string) { s.add(id, finding{time.Now(), broker, true}) }
-
-func (s *poisonSet) add(id string, f finding) {
+// note keeps a message that may be to blame.
+func (s *poisonSet) note(id, broker string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.ids) >= maxPoison {
+	f := s.ids[id]
+	f.since, f.broker = time.Now(), broker
+	s.put(id, f)
+}
+
+// confirm keeps one that is.
+func (s *poisonSet) confirm(id, broker string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(id, finding{since: time.Now(), broker: broker, confirmed: true})
+}
+
+// put keeps what is found of a message. s.mu is held.
+func (s *poisonSet) put(id string, f finding) {
+	if _, known := s.ids[id]; !known && len(s.ids) >= maxPoison {
 		for old := range s.ids { // any: it costs a lost connection at worst
 			delete(s.ids, old)
 			break
 		}
 	}
 	s.ids[id] = f
+}
+
+// cut notes that a message was alone on a connection that ended, and reports whether it is to blame. It may
+// have been the network. So it is the message if others were answered and it does so again; or if it goes on
+// for a while, since there may be no others. Answers is the number of those of all brokers so far.
+func (s *poisonSet) cut(id, broker string, answers int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if answers != s.answers {
+		s.inRow = 0
+	}
+	f, now := s.ids[id], time.Now()
+	if f.cuts == 0 {
+		f.first, f.answers = now, answers
+	}
+	f.cuts++
+	switch {
+	case f.confirmed:
+	case answers != f.answers:
+		f.confirmed = true
+	case f.cuts >= proofTries && now.Sub(f.first) >= min(s.proofTime<<min(s.inRow, 10), maxProofTime):
+		f.confirmed = true
+		s.inRow++
+		s.answers = answers
+	}
+	f.since, f.broker, f.answers = now, broker, answers
+	s.put(id, f)
+	return f.confirmed
 }
 
 func (s *poisonSet) get(id string) (broker string, ok bool) {
@@ -55,6 +106,16 @@ func (s *poisonSet) get(id string) (broker string, ok bool) {
 		return "", false
 	}
 	return f.broker, ok
+}
+
+// cutAt is the broker whose connection ended last when the message was alone on it; "" if none has.
+func (s *poisonSet) cutAt(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.ids[id]; f.cuts > 0 {
+		return f.broker
+	}
+	return ""
 }
 
 func (s *poisonSet) clear(id string) {
@@ -73,9 +134,9 @@ type isolation struct {
 	down bool
 }
 
-// isolate sends the messages that were under way when a connection, session or link was lost, each alone. If
-// one ends its connection again, it is what does so and counts an attempt. One that gets any answer is
-// cleared.
+// isolate sends the messages that were under way when a connection, session or link was lost, each alone. One
+// that is to blame counts an attempt, and one that gets any answer is cleared. The others stay as they are;
+// with PreserveOrder none is sent before them.
 func (b *batch) isolate(ctx context.Context) {
 	w := &isolation{r: b.r}
 	defer w.close()
@@ -85,9 +146,13 @@ func (b *batch) isolate(ctx context.Context) {
 		}
 		res := w.send(ctx, &b.msgs[i], b.last[i])
 		b.last[i] = res
-		if res.verdict != lost {
-			b.r.poison.clear(b.msgs[i].ID)
+		if res.verdict == lost {
+			if b.r.opts.PreserveOrder {
+				return
+			}
+			continue
 		}
+		b.r.poison.clear(b.msgs[i].ID)
 		if res.verdict == refused && res.state == message.Unknown {
 			b.r.poison.confirm(b.msgs[i].ID, res.broker) // it stays in isolation
 		}
@@ -99,7 +164,7 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	if err := checkEncodable(m); err != nil {
 		return result{verdict: unencodable, reason: err.Error()}
 	}
-	if !w.open(ctx, last.broker) {
+	if !w.open(ctx, m.ID, last.broker) {
 		return last
 	}
 	c := w.c
@@ -107,7 +172,7 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	d := &delivery{msg: m, size: int64(m.Size()), patient: true, since: c.now(), results: results}
 	if res, ok := c.submit(d); !ok {
 		res.broker = c.name
-		return res
+		results.put(0, res)
 	}
 	timer := time.NewTimer(w.r.opts.SendTimeout)
 	defer timer.Stop()
@@ -124,12 +189,21 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	res := results.all[0]
 	switch res.verdict {
 	case lost:
-		if res.verdict = res.alone; res.verdict != lost {
+		if !res.cut || w.r.poison.cut(m.ID, res.broker, w.r.answers.Load()) {
+			res.verdict = res.alone
+		}
+		if res.verdict != lost {
 			res.reason = "sent alone: " + res.reason
 			w.r.log.Warn("message ends its connection", "broker", res.broker, "message_id", m.ID, "address", m.Address,
 				"commit", m.Commit, "event", m.Event, "cause", res.reason)
 		}
 		w.close()
+	case blocked:
+		// Where nothing may pass it, that no answer came has to be its doing, too.
+		if w.r.opts.PreserveOrder && res.state == message.Unknown &&
+			!w.r.poison.cut(m.ID, res.broker, w.r.answers.Load()) {
+			res.verdict = lost
+		}
 	case unsent, unanswered:
 		res.verdict = lost
 		w.close()
@@ -138,14 +212,20 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 }
 
 // open makes sure of a connection. It does not wait for the supervisors: after the loss of a connection they
-// are at it themselves. lastBroker, where that was, is tried when no other is known to be usable.
-func (w *isolation) open(ctx context.Context, lastBroker string) bool {
+// are at it themselves. lastBroker, where the message with that id was, is tried when no other is known to be
+// usable. One whose connection has ended when the message was alone comes after others.
+func (w *isolation) open(ctx context.Context, id, lastBroker string) bool {
 	if w.c != nil || w.down {
 		return w.c != nil
 	}
-	for _, mustWork := range []bool{true, false} {
+	cutAt := w.r.poison.cutAt(id)
+	for _, fits := range []func(*broker) bool{
+		func(b *broker) bool { return b.usable() && b.e.Name != cutAt },
+		func(b *broker) bool { return b.usable() && b.e.Name == cutAt },
+		func(b *broker) bool { return !b.usable() && b.e.Name == lastBroker },
+	} {
 		for _, b := range w.r.brokers {
-			if mustWork == b.usable() && (mustWork || b.e.Name == lastBroker) && w.dial(ctx, b) {
+			if fits(b) && w.dial(ctx, b) {
 				return true
 			}
 		}

@@ -89,6 +89,7 @@ type Relay struct {
 	unacked *unackedSet
 
 	inflight   atomic.Int64  // bytes
+	answers    atomic.Int64  // of all brokers so far
 	startGrace time.Duration // see startGrace
 
 	startOnce sync.Once

@@ -77,12 +77,13 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 	a := result{verdict: lost, state: message.Unknown, alone: refused}
 	switch {
 	case errors.As(err, &connErr):
+		a.cut = true
 		a.reason = "connection lost before the broker answered: " + failure.Text(err)
 		if l.c.blameless() {
 			a.verdict, a.reason = unanswered, noAnswer
 		}
 		if errors.As(err, &local) && local.Condition == amqp.ErrCondConnectionForced {
-			a.alone = lost // an administrator's doing
+			a.alone, a.cut = lost, false // an administrator's doing
 		}
 	case errors.As(err, &sessionErr):
 		if sessionErr.RemoteErr != nil {
