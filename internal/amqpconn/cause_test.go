@@ -79,6 +79,8 @@ func TestCausesSayWhatToDo(t *testing.T) {
 	secured := certtest.New(t).Issue("127.0.0.1")
 	tlsBroker := startBroker(t,
 		devbroker.Options{TLSConfig: &tls.Config{Certificates: []tls.Certificate{secured}}})
+	plain := func(says string) string { return "amqp://" + strangePeer(t, 8, says, false) }
+	secure := func(says string) string { return "amqps://" + strangePeer(t, 100, says, false) }
 	for name, c := range map[string]struct {
 		url, want string
 	}{
@@ -91,6 +93,13 @@ func TestCausesSayWhatToDo(t *testing.T) {
 		"plain to a TLS broker": {"amqp://" + tlsBroker.Addr(), "write amqps://"},
 		"HTTP": {"amqp://" + strangePeer(t, 8, "HTTP/1.1 400 Bad Request\r\n\r\n", false),
 			"an HTTP server answers"},
+		"SSH":                 {plain("SSH-2.0-OpenSSH_9.2p1\r\n"), "an SSH server answers"},
+		"SMTP":                {plain("220 mx ESMTP\r\n"), "a mail or FTP server answers"},
+		"IMAP":                {plain("* OK IMAP4rev1\r\n"), "a mail server answers"},
+		"Redis":               {plain("-ERR unknown command\r\n"), "a Redis server answers"},
+		"memcached":           {plain("ERROR\r\n"), "memcached answers"},
+		"MySQL":               {plain("J\x00\x00\x00\n8.0.36\x00"), "a MySQL server answers"},
+		"OpenWire":            {plain("\x00\x00\x01\x4b\x01ActiveMQ"), "OpenWire"},
 		"silence and the end": {"amqp://" + strangePeer(t, 8, "", false), "as PostgreSQL and some TLS ports do"},
 		"TLS to AMQP 1.0": {"amqps://" + strangePeer(t, 100, "AMQP\x00\x01\x00\x00", false),
 			"does not speak TLS; write amqp://"},
@@ -100,6 +109,10 @@ func TestCausesSayWhatToDo(t *testing.T) {
 			"check that the port in urls speaks TLS"},
 		"TLS to HTTP": {"amqps://" + strangePeer(t, 100, "HTTP/1.1 400 Bad Request\r\n\r\n", false),
 			"an HTTP server answers"},
+		"TLS to HTTP without a status line": {"amqps://" + strangePeer(t, 100, "<!DOCTYPE HTML>", false),
+			"an HTTP server answers"},
+		"TLS to SSH":           {secure("SSH-2.0-OpenSSH\r\n"), "an SSH server answers"},
+		"TLS to MySQL":         {secure("J\x00\x00\x00\n8.0.36"), "a MySQL server answers"},
 		"an unknown authority": {"amqps://" + tlsBroker.Addr(), "issued by CN=test CA, an unknown authority"},
 		"the end after the login": {"amqp://" + strangePeer(t, 8, saslOffer+saslOK+"AMQP\x00\x01\x00\x00", false),
 			"virtual host"},

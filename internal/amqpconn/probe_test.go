@@ -102,6 +102,14 @@ func TestProbeNamesTheStageThatFails(t *testing.T) {
 		!strings.Contains(r.Err.Error(), "connect_timeout") {
 		t.Errorf("silent: at %q: %v", r.Stage, r.Err)
 	}
+	for stage, url := range map[string]string{stageSASL: "amqp://", stageTLS: "amqps://"} {
+		port := startBroker(t, devbroker.Options{})
+		port.Freeze()
+		if r := Probe(t.Context(), o, url+port.Addr()); r.Stage != stage ||
+			!strings.Contains(r.Err.Error(), "check that the port in urls") {
+			t.Errorf("a silent port: at %q: %v", r.Stage, r.Err)
+		}
+	}
 	if r := Probe(t.Context(), o, "http://broker"); r.Err == nil {
 		t.Error("no error for what is no broker's URL")
 	}

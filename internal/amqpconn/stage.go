@@ -75,9 +75,27 @@ func EndedBy(err error) message.Failure {
 // inTime says of an error whether it is that the time was over.
 func (c *Conn) inTime(ctx context.Context, err error) error {
 	if timeOver(ctx) && !isAuth(err) {
-		return fmt.Errorf("%s: no answer within %v (connect_timeout)", c.stage, c.opts.ConnectTimeout)
+		return fmt.Errorf("%s: no answer within %v (connect_timeout); %s", c.stage, c.opts.ConnectTimeout,
+			c.afterSilence())
 	}
 	return err
+}
+
+// afterSilence says what to do where nobody answered.
+func (c *Conn) afterSilence() string {
+	switch {
+	case c.stage == stageTCP:
+		return "check host and port in urls, and the firewalls on the way"
+	case c.stage == stageTLS:
+		return "check that the port in urls is the broker's for AMQP with TLS, or write amqp:// there; if it is, " +
+			"the broker hangs"
+	case c.stage == stageSASL && c.tls == nil:
+		return "check that the port in urls is the broker's for AMQP 1.0, or write amqps:// there; if it is, the " +
+			"broker hangs"
+	case c.stage == stageSASL:
+		return "check that the port in urls is the broker's for AMQP 1.0; if it is, the broker hangs"
+	}
+	return "the broker hangs, or needs longer; see its log"
 }
 
 // timeOver reports whether ctx has come to its deadline. A socket with the same deadline may notice before

@@ -77,3 +77,36 @@ func HungUp(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
 		errors.Is(err, syscall.EPIPE)
 }
+
+// strangers are the first bytes of servers that are no AMQP broker, and what each is.
+var strangers = []struct{ begins, name string }{
+	{"http/", "an HTTP server"},
+	{"<!doc", "an HTTP server"},
+	{"<html", "an HTTP server"},
+	{"ssh-", "an SSH server"},
+	{"220", "a mail or FTP server"},
+	{"* ok", "a mail server"},
+	{"+ok", "a mail server"},
+	{"-err", "a Redis server"},
+	{"-noau", "a Redis server"},
+	{"error", "a STOMP broker or memcached"},
+}
+
+// Stranger names the server that begins like this; empty where it is not known.
+func Stranger(first []byte) string {
+	text := strings.ToLower(string(first))
+	for _, s := range strangers {
+		if strings.HasPrefix(text, s.begins) {
+			return s.name
+		}
+	}
+	const length = 4 // stands before what a server of these says
+	switch {
+	case len(first) <= length:
+	case first[3] == 0 && first[length] == 10: // its sequence number, and the version of its protocol
+		return "a MySQL server"
+	case first[0] == 0 && first[length] == 1: // the kind of its first frame
+		return "a broker's OpenWire port"
+	}
+	return ""
+}

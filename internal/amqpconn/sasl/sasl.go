@@ -178,7 +178,7 @@ func (l Login) greet(ctx context.Context, conn net.Conn) error {
 			return errors.New("log in: the broker answered too late; raise connect_timeout if it is always so slow")
 		}
 		return wrongHeader(header[:n], l.TLS)
-	case failure.HungUp(err):
+	case err != nil && n > 0, failure.HungUp(err):
 		return wrongHeader(header[:n], l.TLS)
 	case err != nil:
 		return fmt.Errorf("log in: %w", err)
@@ -225,10 +225,9 @@ func wrongHeader(got []byte, secured bool) error {
 		return errors.New("log in: the broker takes no SASL on this port; use one where clients log in")
 	case strings.HasPrefix(text, "\x15\x03"):
 		return errors.New("log in: the broker expects TLS on this port; write amqps:// in urls")
-	case strings.HasPrefix(text, "HTTP/"), strings.HasPrefix(strings.ToLower(text), "<!doctyp"),
-		strings.HasPrefix(strings.ToLower(text), "<html"):
-		return errors.New("log in: an HTTP server answers, which does not speak AMQP 1.0; give the broker's " +
-			"AMQP port in urls")
+	case failure.Stranger(got) != "":
+		return fmt.Errorf("log in: %s answers, which does not speak AMQP 1.0; give the broker's AMQP port in urls",
+			failure.Stranger(got))
 	case text == "" && secured:
 		return errors.New("log in: the peer hung up without an answer; check the port in urls, and whether the " +
 			"broker asks for a client certificate (cert)")

@@ -119,9 +119,9 @@ func explain(err error) error {
 		chain   *tls.CertificateVerificationError
 	)
 	switch {
-	case errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/":
-		return errors.New("set up TLS: an HTTP server answers, which is no broker; give the broker's AMQP port " +
-			"in urls")
+	case errors.As(err, &plain) && failure.Stranger(plain.RecordHeader[:]) != "":
+		return fmt.Errorf("set up TLS: %s answers, which is no broker; give the broker's AMQP port in urls",
+			failure.Stranger(plain.RecordHeader[:]))
 	case errors.As(err, &plain):
 		return errors.New("set up TLS: the port does not speak TLS; write amqp:// in urls, or give the port " +
 			"that does")
