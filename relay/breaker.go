@@ -245,12 +245,13 @@ func (r *Relay) checkAnswers(o candidate, deliveries []*delivery, patient bool) 
 			isBlocked = l.quietFor() >= enough
 			looked[l] = isBlocked
 			if isBlocked {
-				o.b.notice(l.topic, "blocked", "no answer while other addresses work")
-				l.block(addressBlocked)
+				still := l.standsStill()
+				o.b.notice(l.topic, "blocked", still.reason)
+				l.block(still)
 			}
 		}
 		if isBlocked {
-			d.giveUp(addressBlocked)
+			d.giveUp(l.standsStill())
 		}
 	}
 }
@@ -267,7 +268,7 @@ func (r *Relay) trip(o candidate, quiet time.Duration) {
 			other.tripIdle(time.Now().Add(-quiet))
 		}
 	}
-	o.b.trip(o.c, "it answers nothing: it hangs, or an alarm (memory, disk) blocks publishers")
+	o.b.trip(o.c, o.c.silence())
 	for _, l := range o.c.allLinks() {
 		l.block(result{verdict: unanswered, reason: noAnswer})
 	}

@@ -312,6 +312,25 @@ func (c *conn) submit(d *delivery) (result, bool) {
 	}
 }
 
+// silence says what a broker does that has settled nothing for a while.
+func (c *conn) silence() string {
+	starved, unanswered := "", false
+	for _, l := range c.allLinks() {
+		l.mu.Lock()
+		if l.starved() {
+			starved = l.topic
+		} else if l.waiting() {
+			unanswered = true
+		}
+		l.mu.Unlock()
+	}
+	if starved == "" || unanswered {
+		return "it answers nothing: it hangs, or an alarm (memory, disk) blocks publishers"
+	}
+	return "it gives no credit for " + starved + ": the address is full or not served, or an alarm (memory, " +
+		"disk) blocks publishers"
+}
+
 // quietFor is for how long the broker has settled nothing though something waits; 0 if nothing does. Without
 // overtaken, links do not count on which all that waits was submitted before something that another has
 // settled.

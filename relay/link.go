@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/go-amqp"
@@ -43,6 +44,7 @@ type link struct {
 	settledOf   time.Duration          // the latest began of one
 	blockedAt   time.Duration          // since when it settles nothing while others do; 0 = it does not
 	sender      *sender                // nil = attach first
+	offering    atomic.Bool            // the driver has a message that it may not send yet
 	retired     bool
 }
 
@@ -67,10 +69,10 @@ func (l *link) submit(d *delivery) (result, bool) {
 		return result{verdict: unsent, reason: noAnswer}, false
 	case l.blockedAt != 0 && !d.patient && !d.probe &&
 		(l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
-		return result{verdict: blocked, reason: addressBlocked.reason}, false
+		return result{verdict: blocked, reason: l.standstill().reason}, false
 	case l.blockedAt != 0 && d.patient && d.since <= l.blockedAt:
 		// Others of its kind have waited already: they would fill the window.
-		return result{verdict: blocked, reason: addressBlocked.reason}, false
+		return result{verdict: blocked, reason: l.standstill().reason}, false
 	case l.queuedBytes > 0 && l.queuedBytes+d.size > l.c.opts.MaxInflightBytes/2:
 		// One address must not take up what all others need.
 		return result{verdict: unsent, reason: "too many bytes wait for this address"}, false
@@ -351,6 +353,24 @@ func (l *link) block(a result) {
 	for _, d := range leaving {
 		d.giveUp(a)
 	}
+}
+
+// starved reports whether the link waits for nothing but credit. l.mu is held.
+func (l *link) starved() bool { return l.offering.Load() && len(l.unacked) == 1 }
+
+// standstill is what to say of a message for an address that stands still. l.mu is held.
+func (l *link) standstill() result {
+	if l.starved() {
+		return addressStarved
+	}
+	return addressBlocked
+}
+
+// standsStill is standstill, and takes l.mu.
+func (l *link) standsStill() result {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.standstill()
 }
 
 // unblock lets impatient messages in again.

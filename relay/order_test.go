@@ -135,7 +135,7 @@ func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
 		}
 	}()
 	poll(t, "the address is known to stand still", func() bool {
-		return strings.Contains(w.Send(t.Context(), fresh("task.open"))[0].Reason, addressBlocked.reason)
+		return strings.Contains(w.Send(t.Context(), fresh("task.open"))[0].Reason, addressStarved.reason)
 	})
 	for range 5 {
 		outs := w.Send(t.Context(), append(fresh("task.open"), fresh("build.tag")...))

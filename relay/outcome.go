@@ -48,7 +48,12 @@ type result struct {
 
 var (
 	connectionLost = result{verdict: unsent, reason: "connection lost", failure: message.FailedLost}
-	addressBlocked = result{verdict: blocked, state: message.Unknown, reason: "the address stands still"}
+	addressBlocked = result{
+		verdict: blocked, state: message.Unknown, reason: "no answer for the address, while others get one",
+	}
+	addressStarved = result{
+		verdict: blocked, state: message.Unknown, reason: "no credit for the address: it is full, or not served",
+	}
 )
 
 const noAnswer = "no answer from the broker"

@@ -45,7 +45,9 @@ func (l *link) alive(s *sender) bool {
 
 // transfer gives d to the driver, and waits for the answer elsewhere.
 func (l *link) transfer(s *sender, d *delivery) {
+	l.offering.Store(true)
 	receipt, err := s.Send(d.wire, d.msg.Keys(), d.followed)
+	l.offering.Store(false)
 	d.wire = nil // sent or not, it is not sent again from here
 	if err != nil {
 		l.failed(s, d, err)

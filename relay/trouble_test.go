@@ -146,7 +146,7 @@ func TestStallIsLoggedOnceWithItsLikelyCause(t *testing.T) {
 		w.Send(t.Context(), sample(1))
 	}
 	wantLines(t, log, 1, "broker stalled")
-	wantLines(t, log, 1, "alarm")
+	wantLines(t, log, 1, "it answers nothing: it hangs, or an alarm")
 	b.Script("#", devbroker.Behaviour{})
 	b.SettleHeld()
 	w.await(0, Up)
@@ -286,8 +286,8 @@ func TestBrokerIsSoonUsedAgainWhenOneAddressMadeItLookSilent(t *testing.T) {
 			w.await(0, Up)
 			b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
 			wantAll(t, w.Send(t.Context(), sample(1, "task.open")), message.Unknown, message.Wait)
-			if s := w.Status()[0]; s.State != Stalled {
-				t.Fatalf("the broker is %s", s.State)
+			if s := w.Status()[0]; s.State != Stalled || !strings.Contains(s.Reason, "no credit for task.open") {
+				t.Fatalf("the broker is %s: %s", s.State, s.Reason)
 			}
 			// in half of send_timeout
 			poll(t, "another address is served", func() bool { return again(w).Next == message.Done })
@@ -297,6 +297,9 @@ func TestBrokerIsSoonUsedAgainWhenOneAddressMadeItLookSilent(t *testing.T) {
 			if n := b.Stats().Connections; n != 1 {
 				t.Errorf("%d connections", n)
 			}
+			poll(t, "it is said of the address", func() bool {
+				return strings.HasPrefix(w.Send(t.Context(), fresh("task.open"))[0].Reason, "no credit for the address")
+			})
 		})
 	}
 }

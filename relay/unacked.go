@@ -84,7 +84,7 @@ func (s *unackedSet) with(id string, c *conn) (result, bool) {
 	case u == nil || u.l.c != c:
 		return result{}, false
 	case !c.tripped.Load() && u.l.isBlocked():
-		return addressBlocked, true
+		return u.l.standsStill(), true
 	}
 	return result{verdict: unsent, state: message.Unknown, broker: c.name, reason: noAnswer}, true
 }
@@ -119,7 +119,7 @@ func (b *batch) awaitUnacked(ctx context.Context) {
 		}
 		wait, otherwise := b.r.opts.SendTimeout, b.last[i]
 		if !u.l.c.tripped.Load() {
-			wait, otherwise = b.r.opts.HandoffTimeout, addressBlocked
+			wait, otherwise = b.r.opts.HandoffTimeout, u.l.standsStill()
 		}
 		timer := time.NewTimer(time.Until(began.Add(wait)))
 		select {

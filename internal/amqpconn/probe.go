@@ -86,7 +86,8 @@ func (c *Conn) probe(ctx context.Context, r *Report) error {
 	r.Credit, err = s.creditWithin(ctx, creditTime)
 	if r.Credit = r.Credit && !c.Shut(); err == nil && !r.Credit {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("no credit for %s within %v: the broker lets nobody send "+
-			"there now (a memory or disk alarm, or a router without a consumer)", c.Target, creditTime))
+			"there now (a memory or disk alarm, a full address, or a router without a consumer)", c.Target,
+			creditTime))
 	}
 	return err
 }
