@@ -21,6 +21,10 @@ const (
 	statsLong  = 10_000 // less than that is counted each time
 	statsShare = 50
 	statsOld   = 30 * time.Second // at the most
+	// Looking for each row of proton_queue takes three to six times as long. It is done once in a while for a
+	// long queue, and never for a huge one.
+	comparedEach = time.Minute
+	comparedMost = 1_000_000
 )
 
 // counted is the last count of something.
@@ -90,10 +94,18 @@ func inOneView(ctx context.Context, conn *pgx.Conn, fn func(pgx.Tx) error) error
 	})
 }
 
+// compares reports whether a count of so many messages looks for the row of each in proton_queue.
+func (p *Store) compares(depth int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return depth < statsLong || depth <= comparedMost && (p.differs || time.Since(p.compared) >= comparedEach)
+}
+
 // readTopics counts the messages of each topic. Rows of proton_queue that others have deleted leave ours
 // behind until the drain comes there, which without a broker is never: where one is missing at an end of a
-// topic, it counts anew by what is there. tx must see one state.
-func (p *Store) readTopics(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) error {
+// topic, it counts anew by what is there. With thorough it finds those in the middle, too, of a long queue in
+// its time. tx must see one state.
+func (p *Store) readTopics(ctx context.Context, tx pgx.Tx, st *inspect.Statistics, thorough bool) error {
 	const topics = `SELECT address, count(*), least(sum(size), 9223372036854775807)::bigint, min(created_ts),
 		count(next_attempt), min(next_attempt), min(queue_id), max(queue_id)
 		FROM koji_relay.delivery d `
@@ -115,19 +127,26 @@ func (p *Store) readTopics(ctx context.Context, tx pgx.Tx, st *inspect.Statistic
 	if err := read(``); err != nil || len(ends) == 0 {
 		return err
 	}
-	var missing bool
-	if err := tx.QueryRow(ctx, p.sql(`SELECT EXISTS (SELECT FROM unnest($1::bigint[]) AS e(id)
-		WHERE NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[e.id])))`), ends).
-		Scan(&missing); err != nil || !missing {
-		return err
+	if !thorough || !p.compares(st.Depth) {
+		var missing bool
+		if err := tx.QueryRow(ctx, p.sql(`SELECT EXISTS (SELECT FROM unnest($1::bigint[]) AS e(id)
+			WHERE NOT EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = ANY(ARRAY[e.id])))`), ends).
+			Scan(&missing); err != nil || !missing {
+			return err
+		}
 	}
+	ours := st.Depth
 	*st = inspect.Statistics{DeadLettersByReason: map[string]int64{}}
-	return read(`WHERE EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = d.queue_id
+	err := read(`WHERE EXISTS (SELECT FROM {koji}.proton_queue q WHERE q.id = d.queue_id
 		AND q.created_ts IS NOT DISTINCT FROM d.created_ts)`)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.compared, p.differs = time.Now(), err == nil && st.Depth != ours
+	return err
 }
 
 func (p *Store) readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics) (walked int64, err error) {
-	if err := p.readTopics(ctx, tx, st); err != nil {
+	if err := p.readTopics(ctx, tx, st, true); err != nil {
 		return 0, err
 	}
 	rows, _ := tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason

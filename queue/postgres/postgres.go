@@ -57,6 +57,9 @@ type Store struct {
 	walks   marks[places]
 	backlog marks[int64] // queue_id up to which no never-attempted message was left
 	outbox  marks[int64] // outbox.id up to which no event was left
+	// When a count last looked for each row of proton_queue, and whether some were missing.
+	compared time.Time
+	differs  bool
 }
 
 const (

@@ -144,8 +144,9 @@ func TestRowsDeletedByOthersAreNotCounted(t *testing.T) {
 	t.Parallel()
 	for sql, want := range map[string]int64{
 		`TRUNCATE proton_queue`: 0,
-		`DELETE FROM proton_queue WHERE id < (SELECT max(id) FROM proton_queue)`: 1,
-		`DELETE FROM proton_queue WHERE id > (SELECT min(id) FROM proton_queue)`: 1,
+		`DELETE FROM proton_queue WHERE id < (SELECT max(id) FROM proton_queue)`:     1,
+		`DELETE FROM proton_queue WHERE id > (SELECT min(id) FROM proton_queue)`:     1,
+		`DELETE FROM proton_queue WHERE id = (SELECT min(id) + 1 FROM proton_queue)`: 2,
 	} {
 		conn := hubDatabase(t)
 		s := open(t, conn, queue.Limits{})
@@ -162,7 +163,41 @@ func TestRowsDeletedByOthersAreNotCounted(t *testing.T) {
 		if err := s.Remeasure(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		storetest.Put(t, s, storetest.Unsent(4, 5)...) // there is room again
+		storetest.Put(t, s, storetest.Unsent(4, 4)...) // there is room again
+	}
+}
+
+// Looking for each row of a long queue takes too long to be done all the time.
+func TestRowsDeletedFromALongQueueAreNotCountedAfterAMinute(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := open(t, conn, queue.Limits{})
+	count := func() int64 {
+		t.Helper()
+		s.counted.forget()
+		st, err := s.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Depth
+	}
+	fill(t, conn, 1, statsLong+100, "NULL")
+	all := count()
+	pgtest.SQL(t, conn, `DELETE FROM proton_queue WHERE id BETWEEN 50 AND 59`)
+	if n := count(); n != all {
+		t.Errorf("%d of %d are counted, and each row was looked for again", n, all)
+	}
+	s.mu.Lock()
+	s.compared = s.compared.Add(-comparedEach)
+	s.mu.Unlock()
+	for range 2 { // and the next one says the same
+		if n := count(); n != all-10 {
+			t.Errorf("%d of %d are counted a minute after 10 were deleted", n, all)
+		}
+	}
+	pgtest.SQL(t, conn, `DELETE FROM koji_relay.delivery WHERE queue_id BETWEEN 50 AND 59`)
+	if n := count(); n != all-10 || s.differs {
+		t.Errorf("%d are counted when the drain was there, and it differs: %v", n, s.differs)
 	}
 }
 

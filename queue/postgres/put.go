@@ -118,7 +118,7 @@ func (p *Store) room(ctx context.Context, size, limit int64) error {
 		return nil
 	}
 	if !p.bytes.known() {
-		if err := p.measure(ctx); err != nil {
+		if err := p.measure(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -136,14 +136,14 @@ func (p *Store) Remeasure(ctx context.Context) error {
 	if p.limits.Load().MaxBytes <= 0 {
 		return nil
 	}
-	return p.measure(ctx)
+	return p.measure(ctx, true)
 }
 
-func (p *Store) measure(ctx context.Context) error {
+func (p *Store) measure(ctx context.Context, thorough bool) error {
 	return p.do(ctx, "measure the queue", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		return inOneView(ctx, conn, func(tx pgx.Tx) error {
 			var st inspect.Statistics
-			err := p.readTopics(ctx, tx, &st)
+			err := p.readTopics(ctx, tx, &st, thorough)
 			if err == nil {
 				p.bytes.set(st.Bytes)
 			}
