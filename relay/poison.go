@@ -136,27 +136,33 @@ type isolation struct {
 
 // isolate sends the messages that were under way when a connection, session or link was lost, each alone. One
 // that is to blame counts an attempt, and one that gets any answer is cleared. The others stay as they are;
-// with PreserveOrder none is sent before them.
+// with PreserveOrder none is sent before them, nor before others that wait.
 func (b *batch) isolate(ctx context.Context) {
 	w := &isolation{r: b.r}
 	defer w.close()
 	for i := range b.last {
-		if b.last[i].verdict != lost || ctx.Err() != nil {
-			continue
+		if b.last[i].verdict == lost && ctx.Err() == nil {
+			b.last[i] = w.clearUp(ctx, &b.msgs[i], b.last[i])
 		}
-		res := w.send(ctx, &b.msgs[i], b.last[i])
-		b.last[i] = res
-		if res.verdict == lost {
+		switch b.last[i].verdict {
+		case unsent, unanswered, lost:
 			if b.r.opts.PreserveOrder {
 				return
 			}
-			continue
-		}
-		b.r.poison.clear(b.msgs[i].ID)
-		if res.verdict == refused && res.state == message.Unknown {
-			b.r.poison.confirm(b.msgs[i].ID, res.broker) // it stays in isolation
 		}
 	}
+}
+
+// clearUp sends m and notes what is found of it.
+func (w *isolation) clearUp(ctx context.Context, m *message.Message, last result) result {
+	res := w.send(ctx, m, last)
+	if res.verdict != lost {
+		w.r.poison.clear(m.ID)
+	}
+	if res.verdict == refused && res.state == message.Unknown {
+		w.r.poison.confirm(m.ID, res.broker) // it stays in isolation
+	}
+	return res
 }
 
 // send gives m to the first broker that takes a connection.

@@ -110,6 +110,24 @@ func TestConnectionsThatAreCutAtRandomCostNoOrder(t *testing.T) {
 	}
 }
 
+// With preserve_order one that is sent alone does not overtake one that waits for its connection.
+func TestSuspectStaysBehindThoseBeforeIt(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, inOrder, b)
+	w.await(0, Up)
+	msgs := sample(4, "build.tag", "build.untag")
+	for _, i := range []int{0, 2} {
+		w.poison.note(msgs[i].ID, w.brokers[0].e.Name)
+	}
+	if counted, _ := drain(w, msgs); len(counted) > 0 {
+		t.Errorf("%v counted an attempt", counted)
+	}
+	if got := acceptedBy(b); !slices.Equal(got, idsOf(msgs)) {
+		t.Errorf("accepted as %v", got)
+	}
+}
+
 // What a lone message cannot get over one broker it gets over another.
 func TestMessageThatWasCutAtOneBrokerGoesToAnother(t *testing.T) {
 	orders(t, func(t *testing.T, ordered bool) {
