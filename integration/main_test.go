@@ -69,20 +69,16 @@ func eventually(t testing.TB, limit time.Duration, what string, check func() err
 }
 
 func poll(limit time.Duration, check func() error) error {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
+	deadline := time.Now().Add(limit)
 	for {
+		began := time.Now()
 		err := check()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-deadline.C:
+		left := time.Until(deadline)
+		if err == nil || left <= 0 {
 			return err
 		}
+		// A look that starts a program takes processor time from what it waits for: it rests for twice as long.
+		<-time.After(min(max(50*time.Millisecond, 2*time.Since(began)), time.Second, left))
 	}
 }
 
