@@ -106,7 +106,8 @@ func (c *chaos) subscribe(i int) {
 		durable(t, b, s, c.part, ledgerTopics...)
 	}
 	c.open[i] = func() *inbox {
-		job := protonJob{URL: "amqp://" + s.addr(), User: user, Password: password, Addresses: []string{address}}
+		job := protonJob{URL: "amqp://" + s.addr(), User: user, Password: password, Addresses: []string{address},
+			Plain: true}
 		if !b.rabbit() {
 			job.Addresses = nil
 			for _, source := range b.sources(c.part, ledgerTopics) {

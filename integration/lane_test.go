@@ -42,7 +42,7 @@ func newLane(t *testing.T, broker, postgres *server, relays int) *lane {
 	declareQueue(t, broker, part, ledgerTopics)
 	l.open = func() *inbox {
 		return runProton(t, protonJob{URL: "amqp://" + broker.addr(), User: user, Password: password,
-			Addresses: []string{fmt.Sprintf(rabbitmq40.queue, part)}})
+			Addresses: []string{fmt.Sprintf(rabbitmq40.queue, part)}, Plain: true})
 	}
 	l.settings = forBroker(rabbitmq40, part, broker).with(settings{
 		"message.durable": "on", "queue.interval": "1", "queue.batch_size": "10", "queue.expired": "dead_letter",
