@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,7 +79,8 @@ func TestRestartsOfASocketActivatedRelayAreUnnoticed(t *testing.T) {
 	}
 
 	r.startActivated(t, socket)
-	hub := startWorkers(t, exec.Command(program, "-socket", r.socket, "-workers", "8", "-commit", oneTag(t)))
+	hub := startWorkers(t, exec.Command(program,
+		slices.Concat(unhurried, []string{"-socket", r.socket, "-commit", oneTag(t)})...))
 	for range 10 {
 		before := len(bus.Received())
 		eventually(t, 20*time.Second, "twenty commits between two restarts", func() error {

@@ -180,7 +180,7 @@ func TestDebUnderSystemd(t *testing.T) {
 	t.Run("the relay shows what only it may log in to", func(t *testing.T) { relayLooksForOthers(t, b) })
 	t.Run("reload", func(t *testing.T) { reloadIsChecked(t, b) })
 	t.Run("ten restarts are unnoticed", func(t *testing.T) {
-		hub := b.hub(t, "www-data", "-workers", "8")
+		hub := b.hub(t, "www-data", unhurried...)
 		for range 10 {
 			commitsCome(t, bus)
 			b.run(t, "systemctl reset-failed koji-relay; systemctl restart koji-relay")
@@ -194,7 +194,7 @@ func TestDebUnderSystemd(t *testing.T) {
 	t.Run("upgrade is unnoticed", func(t *testing.T) {
 		file := b.put(t, newer.deb(t))
 		pid := b.run(t, "systemctl show -P MainPID koji-relay")
-		hub := b.hub(t, "www-data", "-workers", "8")
+		hub := b.hub(t, "www-data", unhurried...)
 		b.run(t, "dpkg -i "+file)
 		b.becomes(t, "active", "systemctl is-active koji-relay")
 		if now := b.run(t, "systemctl show -P MainPID koji-relay"); now == pid {
