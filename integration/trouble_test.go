@@ -364,7 +364,13 @@ func bindQueues(t testing.TB, s *server, names []string, keys func(name string) 
 	}
 	definitions := fmt.Sprintf(`{"queues": [%s], "bindings": [%s]}`, strings.Join(queues, ", "),
 		strings.Join(bindings, ", "))
-	path := "/tmp/" + names[0] + ".json"
+	s.define(t, names[0], definitions)
+}
+
+// define lets RabbitMQ import definitions.
+func (s *server) define(t testing.TB, name, definitions string) {
+	t.Helper()
+	path := "/tmp/" + name + ".json"
 	if err := s.machine.write(within(t, time.Minute), path, []byte(definitions)); err != nil {
 		t.Fatalf("write %s: %v", path, err)
 	}

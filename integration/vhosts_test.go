@@ -18,13 +18,9 @@ func TestVirtualHosts(t *testing.T) {
 		t.Run(b.service, func(t *testing.T) {
 			t.Parallel()
 			s := startBroker(t, b)
-			s.exec(t, runScript, "ctl", "await_startup")
-			for _, name := range []string{"one", "a/b", "closed"} {
-				s.exec(t, runScript, "ctl", "add_vhost", name)
-				if name != "closed" {
-					s.exec(t, runScript, "ctl", "set_permissions", "-p", name, user, ".*", ".*", ".*")
-				}
-			}
+			s.define(t, "vhosts", fmt.Sprintf(`{"vhosts": [{"name": "one"}, {"name": "a/b"}, {"name": "closed"}],
+				"permissions": [{"user": %[1]q, "vhost": "one", "configure": ".*", "write": ".*", "read": ".*"},
+				{"user": %[1]q, "vhost": "a/b", "configure": ".*", "write": ".*", "read": ".*"}]}`, user))
 			part := newPart()
 			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one"), subscribeIn(t, s, b, part, "a/b"),
 				subscribeIn(t, s, b, part, "/")
