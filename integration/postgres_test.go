@@ -21,7 +21,25 @@ func startPostgres(t testing.TB) *server {
 		s.remove()
 	})
 	s.awaitPostgres(t)
+	// No test cuts the power: what a killed server has written is there, whether the disk has it or not.
+	s.alterSystem(t, "fsync", "off")
 	return s
+}
+
+// alterSystem changes a setting of the running server, also for its next start.
+func (s *server) alterSystem(t testing.TB, name, value string) {
+	t.Helper()
+	ctx := within(t, 30*time.Second)
+	db, err := pgx.Connect(ctx, s.connString("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(ctx)
+	for _, sql := range []string{"ALTER SYSTEM SET " + name + " = " + value, "SELECT pg_reload_conf()"} {
+		if _, err := db.Exec(ctx, sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
 }
 
 // connString is how to connect to one of its databases.

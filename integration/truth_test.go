@@ -156,15 +156,7 @@ func TestWhatItSaysIsTrue(t *testing.T) {
 	r.says(t, admin, soon, "ok", "")
 
 	// A database that can be read and not written, while the broker is up: every commit is taken.
-	readOnly := func(on string) {
-		for _, sql := range []string{"ALTER SYSTEM SET default_transaction_read_only = " + on,
-			"SELECT pg_reload_conf()"} {
-			var ignored any
-			if err := db.query(t, "postgres", sql, &ignored); err != nil && !strings.Contains(err.Error(), "no rows") {
-				t.Fatal(err)
-			}
-		}
-	}
+	readOnly := func(on string) { db.alterSystem(t, "default_transaction_read_only", on) }
 	readOnly("on")
 	r.says(t, admin, soon, "degraded", "STORE_UNUSABLE")
 	body, _ = tagCommit(1)
