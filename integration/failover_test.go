@@ -145,7 +145,7 @@ func compareQueued(t *testing.T, g golden, box *inbox) {
 func preferredBack(t *testing.T, p pair) {
 	part := newPart()
 	open := p.durable(t, part, tagTopic)
-	r := startRelay(t, p.settings(part), p.brokers[:]...)
+	r := startRelay(t, p.settings(part).with(patientDisk), p.brokers[:]...)
 	l := startLoad(t, r, 4)
 	l.await(t, 50)
 	p.brokers[0].kill(t)
@@ -177,7 +177,7 @@ func preferredBack(t *testing.T, p pair) {
 func silentURLs(t *testing.T, p pair) {
 	part := newPart()
 	open := p.durable(t, part, tagTopic)
-	set := p.settings(part)
+	set := p.settings(part).with(patientDisk)
 	set["broker.urls"] += " " + strings.Replace(brokerURL(p.brokers[0]), "127.0.0.1", "localhost", 1)
 	r := startRelay(t, set, p.brokers[:]...)
 	warm, all := tagCommit(1)
