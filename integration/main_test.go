@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 		// .ci/servers does by label.
 		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
 		tclog.SetDefault(silent{})
+		// The race detector keeps each process that ends for a second, in case that a goroutine still does harm. It
+		// reports what it finds at once, and the tests end hundreds of processes.
+		os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 		var err error
 		if scratch, err = os.MkdirTemp("", "koji-relay-test-"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
