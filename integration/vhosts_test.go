@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -43,6 +44,7 @@ func TestVirtualHosts(t *testing.T) {
 				`"virtual_host": "one"`) {
 				t.Errorf("check does not name the virtual host:\n%s", text)
 			}
+			topicPermissions(t, s, byURL, inOne)
 			const refused = "the broker took the login and refused the virtual host "
 			for urls, want := range map[string]string{
 				brokerURL(s) + "/closed":                    refused + `"closed"`,
@@ -67,6 +69,41 @@ func TestVirtualHosts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// topicPermissions takes a topic away from the relay's user. RabbitMQ tells so for each message, by ending
+// the session with all that is under way in it.
+func topicPermissions(t *testing.T, s *server, r *relay, tags *inbox) {
+	t.Helper()
+	s.exec(t, runScript, "ctl", "set_topic_permissions", "-p", "one", user, "amq.topic", `\.build\.tag$`, ".*")
+	untag := func() answer {
+		body, _ := tagCommit(1)
+		return r.mustPost(t, bytes.ReplaceAll(body, []byte("postTag"), []byte("postUntag")))
+	}
+	var allowed []string
+	for range 10 {
+		if a := untag(); a.Queued != 1 {
+			t.Errorf("what may not be published: %+v", a)
+		}
+		body, ids := tagCommit(2)
+		r.mustPost(t, body)
+		allowed = append(allowed, ids...)
+	}
+	r.await(t, "address in trouble", map[string]string{"address": "build.untag"})
+	tags.waitFor(t, time.Minute, allowed...)
+	known := strings.Count(r.log.text(), "session ended")
+	for range 10 {
+		if a := untag(); a.Queued != 1 {
+			t.Errorf("what may not be published: %+v", a)
+		}
+		body, ids := tagCommit(2)
+		r.mustPost(t, body)
+		allowed = append(allowed, ids...)
+	}
+	tags.waitFor(t, time.Minute, allowed...)
+	if n := strings.Count(r.log.text(), "session ended"); n != known {
+		t.Errorf("%d sessions ended although the topic is known not to be allowed", n-known)
 	}
 }
 

@@ -103,6 +103,10 @@ func (b *batch) prepare() {
 			halted = b.r.opts.PreserveOrder
 			continue
 		}
+		if b.patient && b.r.askAgain(m.Address) {
+			b.last[i] = result{verdict: lost, state: message.NotSent, reason: "the broker refused its topic"}
+			continue
+		}
 		b.last[i] = result{reason: "no broker is usable"}
 		if halted {
 			b.last[i].reason = behindUnknown

@@ -49,8 +49,9 @@ type broker struct {
 	log *slog.Logger
 
 	// guarded keeps what each settlement asks for off the mutex: whether the breaker would close by it.
-	guarded atomic.Bool
-	notices notices
+	guarded   atomic.Bool
+	notices   notices
+	forbidden forbidden
 
 	mu          sync.Mutex  // guards what follows
 	phase       BrokerState // of the connection: Down, Connecting or Up
@@ -78,7 +79,7 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 	brief := false // the last connection ended soon, and so may this one: what is over is said when it lasts
 	for ctx.Err() == nil {
 		b.set(Connecting, "")
-		c, err := b.dial(ctx)
+		c, err := b.dial(ctx, b.log)
 		var lasted time.Duration
 		if err == nil {
 			b.connected(c)

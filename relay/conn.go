@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,8 +60,8 @@ type refusal struct {
 }
 
 // dial connects to the broker and makes sure that it takes messages for topics.
-func (b *broker) dial(ctx context.Context) (*conn, error) {
-	open, err := amqpconn.Dial(ctx, &b.r.opts.Options, b.e, b.log)
+func (b *broker) dial(ctx context.Context, log *slog.Logger) (*conn, error) {
+	open, err := amqpconn.Dial(ctx, &b.r.opts.Options, b.e, log)
 	if err != nil {
 		return nil, err
 	}
@@ -207,6 +208,9 @@ func (c *conn) link(topic string) (*link, dialect.Destination, result) {
 	to, err := c.Destination(topic)
 	if err != nil {
 		return nil, to, result{verdict: refused, reason: err.Error()}
+	}
+	if r, known, _ := c.b.forbidden.get(topic); known && !c.isolated {
+		return nil, to, r
 	}
 	l, a := c.linkTo(to.Address, topic)
 	return l, to, a

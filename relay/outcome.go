@@ -42,6 +42,7 @@ type result struct {
 	broker  string
 	reason  string
 	alone   verdict         // of a lost one: what it would be if nothing else had been under way
+	forbids string          // of a lost one: what the broker said, if it is that we may not publish there
 	cut     bool            // of a lost one: its connection ended, which can have many causes
 	failure message.Failure // for the metrics, where verdict and state do not say it
 }

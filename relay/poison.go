@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -174,6 +175,9 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 		return last
 	}
 	c := w.c
+	if r, known, due := c.b.forbidden.get(m.Address); known && !due {
+		return r
+	}
 	results := newResults(1)
 	d := &delivery{msg: m, size: int64(m.Size()), patient: true, since: c.now(), results: results}
 	if res, ok := c.submit(d); !ok {
@@ -195,6 +199,14 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	res := results.all[0]
 	switch res.verdict {
 	case lost:
+		if res.forbids != "" {
+			res.verdict, res.state, res.failure = res.alone, message.NotSent, message.FailedLink
+			res.reason = "address refused: " + res.forbids
+			c.b.forbidden.add(m.Address, res)
+			c.b.notice(m.Address, "refused link", res.reason)
+			w.close()
+			break
+		}
 		if !res.cut || w.r.poison.cut(m.ID, res.broker, w.r.answers.Load()) {
 			res.verdict = res.alone
 		}
@@ -213,6 +225,8 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	case unsent, unanswered:
 		res.verdict = lost
 		w.close()
+	default:
+		c.b.forbidden.clear(m.Address)
 	}
 	return res
 }
@@ -241,7 +255,7 @@ func (w *isolation) open(ctx context.Context, id, lastBroker string) bool {
 }
 
 func (w *isolation) dial(ctx context.Context, b *broker) bool {
-	c, err := b.dial(ctx)
+	c, err := b.dial(ctx, slog.New(slog.DiscardHandler)) // what becomes of m says what there is to say
 	if err != nil {
 		b.log.Debug("no connection for a message in isolation", "cause", err.Error())
 		return false

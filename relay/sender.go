@@ -89,7 +89,7 @@ func (l *link) failed(s *sender, d *delivery, err error) {
 		}
 	case errors.As(err, &sessionErr):
 		if sessionErr.RemoteErr != nil {
-			a.alone = judgeError(sessionErr.RemoteErr, l.c.Peer)
+			a.alone, a.forbids = judgeError(sessionErr.RemoteErr, l.c.Peer), forbids(sessionErr.RemoteErr)
 		}
 		l.ended(s)
 		a.reason = "session ended before the broker answered: " + failure.Text(err)
@@ -115,7 +115,7 @@ func (l *link) linkFailed(s *sender, err *amqp.LinkError) result {
 	a := result{verdict: lost, state: message.Unknown, alone: refused,
 		reason: "link ended before the broker answered: " + failure.Text(err)}
 	if err.RemoteErr != nil {
-		a.alone = judgeError(err.RemoteErr, l.c.Peer)
+		a.alone, a.forbids = judgeError(err.RemoteErr, l.c.Peer), forbids(err.RemoteErr)
 		if alone {
 			a.verdict = a.alone
 		}
