@@ -21,10 +21,11 @@ type Limits struct {
 // Decide gives what becomes of a message after an outcome, given its counts from before; false where the row
 // stays as it is (Wait).
 func Decide(e Entry, o message.Outcome, maxAttempts int) (Settlement, bool) {
+	if o.Next == message.Done {
+		return Settlement{ID: e.Message.ID, Action: Forget}, true
+	}
 	s := Settlement{ID: e.Message.ID, Attempts: e.Attempts, Tries: e.Tries, Reason: reason(o)}
 	switch o.Next {
-	case message.Done:
-		s.Action = Forget
 	case message.Later:
 		s.Action = SetAside
 		s.Tries++

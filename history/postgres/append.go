@@ -227,11 +227,12 @@ func queueOpen(batch *pgx.Batch, rows []history.Row, steps []history.Step) {
 			handed = append(handed, open[id])
 		}
 		batch.Queue(`INSERT INTO koji_relay.history_open (message_id, handed) SELECT * FROM
-			unnest($1::uuid[], $2::timestamptz[])
+			unnest($1::text[]::uuid[], $2::timestamptz[])
 			ON CONFLICT (message_id) DO NOTHING`, ids, handed)
 	}
 	if len(closed) > 0 {
 		slices.Sort(closed)
-		batch.Queue(`DELETE FROM koji_relay.history_open WHERE message_id = ANY($1::uuid[])`, closed)
+		batch.Queue(`DELETE FROM koji_relay.history_open WHERE message_id = ANY($1::text[]::uuid[])`,
+			closed)
 	}
 }

@@ -203,8 +203,8 @@ func (r *drainRun) sendBatch(ctx context.Context, entries []queue.Entry) bool {
 		return known
 	})
 	r.mu.Unlock()
-	var readable []queue.Entry
-	var messages []message.Message
+	readable := make([]queue.Entry, 0, len(entries))
+	messages := make([]message.Message, 0, len(entries))
 	for _, e := range entries {
 		if e.Unreadable != "" {
 			r.note(e, message.Outcome{Next: message.Dead, Reason: e.Unreadable})

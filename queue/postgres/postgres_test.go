@@ -139,6 +139,20 @@ func TestPutAfterTheRowWasDeletedByOthersStoresItAgain(t *testing.T) {
 	}
 }
 
+// What we know of a row that is gone must not give the row that has its number now a second time.
+func TestRowWithTheNumberOfADeletedOneIsGivenOnce(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := open(t, conn, queue.Limits{})
+	storetest.Put(t, s, storetest.Unsent(1, 1)...)
+	pgtest.SQL(t, conn, `TRUNCATE proton_queue RESTART IDENTITY;
+		INSERT INTO proton_queue (address, props, body) VALUES ('build.tag', '{}', '{"n": 7}')`)
+	got := storetest.Drained(t, s)
+	if len(got) != 1 || got[0].Message.Body != `{"n": 7}` {
+		t.Errorf("drained %+v, want the row of protonmsg, once", got)
+	}
+}
+
 // A queue of Koji's own may be emptied by hand. Without a broker no drain comes to sweep what we know of it.
 func TestRowsDeletedByOthersAreNotCounted(t *testing.T) {
 	t.Parallel()

@@ -65,19 +65,20 @@ func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 				freed += n
 				return err
 			}
-			var forgotten, buried, aside byAction
+			var forgotten []string
+			var buried, aside byAction
 			for _, s := range settlements {
 				switch s.Action {
 				case queue.Forget:
-					forgotten.add(s)
+					forgotten = append(forgotten, s.ID)
 				case queue.Bury:
 					buried.add(s)
 				case queue.SetAside:
 					aside.add(s)
 				}
 			}
-			if len(forgotten.ids) > 0 {
-				batch.Queue(p.sql(forget), forgotten.ids).QueryRow(free)
+			if len(forgotten) > 0 {
+				batch.Queue(p.sql(forget), forgotten).QueryRow(free)
 			}
 			if len(buried.ids) > 0 {
 				batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)

@@ -84,21 +84,21 @@ func (s *pgPass) freshWalk() walk {
 		WHERE next_attempt IS NULL AND queue_id > $1 AND queue_id <= $2 ORDER BY queue_id LIMIT $3`
 	upTo := func(ctx context.Context, conn *pgx.Conn, end int64, limit int) ([]head, error) {
 		most := limit + len(s.given)
-		heads, err := readHeads(ctx, conn, fresh, s.fresh, end, most)
+		still := make(map[int64]bool, len(s.given))
+		seen, last := 0, end
+		heads, err := readHeads(ctx, conn, limit, func(id int64) bool {
+			seen, last = seen+1, id
+			if s.given[id] {
+				still[id] = true
+			}
+			return !s.given[id]
+		}, fresh, s.fresh, end, most)
 		if err != nil {
 			return nil, err
 		}
-		if len(heads) == most {
-			end = heads[most-1].queueID
+		if seen == most {
+			end = last
 		}
-		still := make(map[int64]bool, len(s.given))
-		heads = slices.DeleteFunc(heads, func(h head) bool {
-			given := s.given[h.queueID]
-			if given {
-				still[h.queueID] = true
-			}
-			return given
-		})
 		maps.DeleteFunc(s.given, func(id int64, _ bool) bool { return id <= end && !still[id] }) // they are settled
 		return heads[:min(limit, len(heads))], nil
 	}
@@ -132,7 +132,7 @@ func (s *pgPass) behindWalk() walk {
 			if len(s.behind) == 0 {
 				return nil, nil
 			}
-			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM unnest($1::text[]) AS k(id)
+			return readHeads(ctx, conn, limit, nil, `SELECT `+headColumns+` FROM unnest($1::text[]) AS k(id)
 				JOIN koji_relay.delivery ON message_id = ANY(ARRAY[k.id])
 				WHERE next_attempt IS NULL ORDER BY queue_id LIMIT $2`, s.behind, limit)
 		},
@@ -150,7 +150,7 @@ func (s *pgPass) behindWalk() walk {
 func (s *pgPass) dueWalk() walk {
 	return walk{
 		read: func(ctx context.Context, conn *pgx.Conn, limit int) ([]head, error) {
-			return readHeads(ctx, conn, `SELECT `+headColumns+` FROM koji_relay.delivery
+			return readHeads(ctx, conn, limit, nil, `SELECT `+headColumns+` FROM koji_relay.delivery
 				WHERE next_attempt IS NOT NULL AND next_attempt <= now() AND (next_attempt, queue_id) > ($1, $2)
 				ORDER BY next_attempt, queue_id LIMIT $3`, s.dueFrom(), s.dueID, limit)
 		},
@@ -175,14 +175,14 @@ func (s *pgPass) dueFrom() pgtype.Timestamptz {
 type head struct {
 	queue.Entry
 	queueID     int64
-	createdTS   *string // proton_queue.created_ts as text, which also has a form for infinity
+	createdTS   pgtype.Timestamptz // of proton_queue
 	size        int64
 	nextAttempt time.Time
 	late        bool // it was put so recently that rows before it may still appear
 }
 
 // The interval is lateness.
-const headColumns = `message_id, queue_id, created_ts::text, size, commit, event, callback, created,
+const headColumns = `message_id, queue_id, created_ts, size, commit, event, callback, created,
 	attempts, tries, next_attempt,
 	coalesce(created_ts > now() - interval '10 seconds', false)`
 
@@ -221,17 +221,42 @@ func within(heads []head, limit int64) []head {
 	return heads[:n]
 }
 
-func readHeads(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]head, error) {
-	rows, _ := conn.Query(ctx, sql, args...) // CollectRows gives the error
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (head, error) {
-		var h head
-		var created, next pgtype.Timestamptz
-		m := &h.Message
-		err := row.Scan(&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created,
-			&h.Attempts, &h.Tries, &next, &h.late)
+// readHeads gives the heads of those rows that are wanted: of all where wanted is nil. They are about as many
+// as limit.
+func readHeads(ctx context.Context, conn *pgx.Conn, limit int, wanted func(queueID int64) bool, sql string,
+	args ...any) ([]head, error) {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var heads []head
+	var h head
+	var created, next pgtype.Timestamptz
+	m := &h.Message
+	all := []any{&m.ID, &h.queueID, &h.createdTS, &h.size, &m.Commit, &m.Event, &m.Callback, &created,
+		&h.Attempts, &h.Tries, &next, &h.late}
+	key := make([]any, len(all)) // nothing else of a row that is not wanted is decoded
+	key[1] = &h.queueID
+	for rows.Next() {
+		if wanted != nil {
+			if err := rows.Scan(key...); err != nil {
+				return nil, err
+			}
+			if !wanted(h.queueID) {
+				continue
+			}
+		}
+		if err := rows.Scan(all...); err != nil {
+			return nil, err
+		}
 		m.Created, h.nextAttempt = timeOf(created), timeOf(next)
-		return h, err
-	})
+		if heads == nil {
+			heads = make([]head, 0, min(limit, 1000))
+		}
+		heads = append(heads, h)
+	}
+	return heads, rows.Err()
 }
 
 // timeOf gives t, and the zero time for none and for what is none to us: infinity, and years that JSON has no
@@ -247,29 +272,28 @@ func timeOf(t pgtype.Timestamptz) time.Time {
 // loadBodies completes heads from proton_queue, in their order. OFFSET 0 keeps the planner from turning the
 // look-ups, one for each head, into a scan.
 func (p *Store) loadBodies(ctx context.Context, conn *pgx.Conn, heads []head) ([]queue.Entry, error) {
-	ids, at := make([]int64, len(heads)), make(map[int64]int, len(heads))
+	ids := make([]int64, len(heads))
 	for i := range heads {
 		ids[i] = heads[i].queueID
-		at[ids[i]] = i
 	}
 	rows, err := conn.Query(ctx, p.sql(`
-		SELECT k.id, q.* FROM unnest($1::bigint[]) AS k(id) CROSS JOIN LATERAL (
-			SELECT created_ts::text, address, props::text, body::text FROM {koji}.proton_queue WHERE id = k.id OFFSET 0
+		SELECT k.n - 1, q.* FROM unnest($1::bigint[]) WITH ORDINALITY AS k(id, n) CROSS JOIN LATERAL (
+			SELECT created_ts, address, props::text, body::text FROM {koji}.proton_queue WHERE id = k.id OFFSET 0
 		) q`), ids)
 	if err != nil {
 		return nil, err
 	}
 	found := make([]bool, len(heads))
-	var id int64
-	var createdTS *string
+	var n int64
+	var createdTS pgtype.Timestamptz
 	var address, body string
 	var props []byte
-	_, err = pgx.ForEachRow(rows, []any{&id, &createdTS, &address, &props, &body}, func() error {
-		h := &heads[at[id]]
-		if (createdTS == nil) != (h.createdTS == nil) || createdTS != nil && *createdTS != *h.createdTS {
+	_, err = pgx.ForEachRow(rows, []any{&n, &createdTS, &address, &props, &body}, func() error {
+		h := &heads[n]
+		if createdTS != h.createdTS { // both are decoded alike
 			return nil // the id was used again
 		}
-		found[at[id]] = true
+		found[n] = true
 		h.Message.Address, h.Message.Body = address, body
 		var err error
 		if h.Message.Props, err = message.DecodeProps(props); err != nil {
