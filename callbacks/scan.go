@@ -15,7 +15,8 @@ import (
 type cursor struct {
 	data []byte
 	pos  int
-	room int // further levels of nesting that are allowed
+	room int      // further levels of nesting that are allowed
+	bits []uint64 // of the last value's nesting, for the next one
 }
 
 // syntaxError says where text stops being JSON.
@@ -152,8 +153,7 @@ func (n *nesting) object() bool {
 
 // value passes over the value at the cursor and gives its text.
 func (c *cursor) value() ([]byte, error) {
-	var levels [16]uint64 // as many as Translate allows, without an allocation
-	open := nesting{bits: levels[:0]}
+	open := nesting{bits: c.bits[:0]}
 	c.space()
 	start := c.pos
 	for {
@@ -165,6 +165,7 @@ func (c *cursor) value() ([]byte, error) {
 			continue
 		}
 		if done, err := c.close(&open); done || err != nil {
+			c.bits = open.bits
 			return c.data[start:c.pos], err
 		}
 	}

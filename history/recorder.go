@@ -342,6 +342,13 @@ func (r *Recorder) take() (entries []entry, gaps []inspect.Gap) {
 // prepare makes a batch. What cannot be prepared for the store is a gap of one message.
 func (r *Recorder) prepare(entries []entry, gaps []inspect.Gap) *Batch {
 	b := &Batch{Writer: r.o.Writer, Gaps: gaps}
+	rows := 0
+	for i := range entries {
+		if entries[i].row {
+			rows++
+		}
+	}
+	b.Rows, b.Steps = make([]Row, 0, rows), make([]Step, 0, len(entries)-rows)
 	for i := range entries {
 		if err := b.add(&entries[i]); err != nil {
 			r.log.Warn("a message cannot be recorded in the history", "message_id", entries[i].id, "error",

@@ -128,8 +128,20 @@ func (b *broker) supervise(ctx context.Context, tried func()) {
 
 // observeSettled tells the observer how a delivery ended that was given to the broker.
 func (b *broker) observeSettled(d *delivery, r result) {
-	if f := b.r.opts.Observer.Settled; f != nil {
-		f(b.e.Name, d.msg, r.outcome(false), d.link.c.now()-d.began)
+	if r.state == message.Accepted {
+		if f := b.r.opts.Observer.Accepted; f != nil {
+			f(b.e.Name, d.msg, d.link.c.now()-d.began)
+		}
+		return
+	}
+	b.observeNotAccepted(d.msg, r)
+}
+
+// observeNotAccepted is by itself for the sake of the stack. A goroutine that waits for a receipt begins with
+// 2 KiB; where an accepted message needed more, that took a twentieth of the time.
+func (b *broker) observeNotAccepted(m *message.Message, r result) {
+	if f := b.r.opts.Observer.NotAccepted; f != nil {
+		f(b.e.Name, m, r.outcome(false))
 	}
 }
 

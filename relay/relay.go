@@ -68,10 +68,12 @@ type Options struct {
 // Observer is told what happens, for metrics. Any field may be nil. The functions are called synchronously
 // from sending goroutines: they must not block.
 type Observer struct {
-	// Settled is called once for each message that was given to a broker, when it has answered or its answer
-	// will not come, with the time since Send put it into the queue for its address. The outcome is that
-	// broker's; what becomes of the message may be decided by another.
-	Settled func(broker string, m *message.Message, o message.Outcome, took time.Duration)
+	// Accepted is called for each message that a broker has accepted, with the time since Send put it into the
+	// queue for its address.
+	Accepted func(broker string, m *message.Message, took time.Duration)
+	// NotAccepted is called for each other message that was given to a broker, when it has answered or its
+	// answer will not come. The outcome is that broker's; what becomes of the message may be decided by another.
+	NotAccepted func(broker string, m *message.Message, o message.Outcome)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)
 	// Failed is called for each attempt to connect that failed, for each connection that ended by itself, and

@@ -83,7 +83,7 @@ type Metrics struct {
 	handOver handOver
 
 	mu   sync.RWMutex
-	ways map[way]series // guarded by mu
+	ways map[way]*series // guarded by mu
 
 	// The totals behind the status page's rates.
 	nEvents, nSent, nQueued, nDrained, nFailed, nNotTaken atomic.Int64
@@ -110,7 +110,7 @@ func NewMetrics(version, relay string) *Metrics {
 	sendBuckets := []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60}
 
 	m := &Metrics{
-		registry: prometheus.NewRegistry(), ways: map[way]series{},
+		registry: prometheus.NewRegistry(), ways: map[way]*series{},
 		addresses: newLabels(), callbacks: newLabels(), brokers: newLabels(),
 
 		commits: counters("commits_received_total", "Commits that the hub handed over.", "via"),
@@ -209,7 +209,13 @@ func (m *Metrics) CommitTaken(via string, c message.Commit, r message.Receipt, t
 // its sending and the broker's answer.
 func (m *Metrics) MessageSent(address, broker string, took time.Duration) {
 	m.nSent.Add(1)
-	to := m.seriesOf(way{address, broker})
+	w := way{address, broker}
+	m.mu.RLock()
+	to, known := m.ways[w]
+	m.mu.RUnlock()
+	if !known {
+		to = m.newSeries(w)
+	}
 	to.sent.Inc()
 	to.lastSuccess.SetToCurrentTime()
 	to.roundTrip.Observe(took.Seconds())
@@ -225,16 +231,11 @@ type series struct {
 	roundTrip   prometheus.Observer
 }
 
-func (m *Metrics) seriesOf(w way) series {
-	m.mu.RLock()
-	s, known := m.ways[w]
-	m.mu.RUnlock()
-	if known {
-		return s
-	}
+// newSeries gives the series of a way that is new, or not kept.
+func (m *Metrics) newSeries(w way) *series {
 	label := way{m.addresses.value(w.address), m.brokers.value(w.broker)}
-	s = series{m.sent.WithLabelValues(label.address, label.broker), m.lastSuccess.WithLabelValues(label.address),
-		m.roundTrip.WithLabelValues(label.broker)}
+	s := &series{m.sent.WithLabelValues(label.address, label.broker),
+		m.lastSuccess.WithLabelValues(label.address), m.roundTrip.WithLabelValues(label.broker)}
 	if label == w { // labels bounds how many those are
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -60,6 +60,9 @@ func (s *Sender) release() {
 
 // note keeps the account of places when err ended the link or the session.
 func (s *Sender) note(err error) error {
+	if err == nil {
+		return nil
+	}
 	var (
 		linkErr    *amqp.LinkError
 		sessionErr *amqp.SessionError

@@ -44,8 +44,8 @@ func TestHistoryHearsWhatBecomesOfEachMessage(t *testing.T) {
 	w.refused([]message.Unsent{{Message: *m("refused")}}, bad, inspect.ViaSocket,
 		errors.New("the store is down"))
 	w.skipped([]message.Skipped{{Message: *m("skipped"), Reason: "excluded"}}, inspect.ViaSocket, time.Now())
-	w.relayObserver().Settled("b2", m("attempt"), released, 0)
-	w.relayObserver().Settled("b2", m("sent"), accepted, 0) // told by sent and drained
+	w.relayObserver().NotAccepted("b2", m("attempt"), released)
+	w.relayObserver().Accepted("b2", m("sent"), 0) // told by sent and drained
 	w.drained(queue.Entry{Message: *m("drained")}, accepted, queue.Settlement{Action: queue.Forget})
 	w.drained(queue.Entry{Message: *m("buried")}, released, queue.Settlement{Action: queue.Bury})
 	w.drained(queue.Entry{Message: *m("dropped")}, message.Outcome{Next: message.Done},

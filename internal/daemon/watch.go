@@ -134,14 +134,13 @@ func (w *watch) undeliverable(bad []message.Undeliverable, fate admin.FateKind) 
 // relayObserver counts what brokers answer and how their connections do.
 func (w *watch) relayObserver() relay.Observer {
 	return relay.Observer{
-		Settled: func(broker string, m *message.Message, o message.Outcome, took time.Duration) {
-			if o.State != message.Accepted {
-				w.metrics.SendFailed(broker, o.Failed())
-				o.Broker = broker
-				w.history.Step(m.ID, m.Created, step(inspect.Attempt, o))
-				return
-			}
+		Accepted: func(broker string, m *message.Message, took time.Duration) {
 			w.metrics.MessageSent(m.Address, broker, took)
+		},
+		NotAccepted: func(broker string, m *message.Message, o message.Outcome) {
+			w.metrics.SendFailed(broker, o.Failed())
+			o.Broker = broker
+			w.history.Step(m.ID, m.Created, step(inspect.Attempt, o))
 		},
 		BrokerState: func(broker string, s relay.BrokerState) {
 			if s != relay.Up {
