@@ -68,6 +68,7 @@ func newAlertSite(t *testing.T, broker, db *server, name string, short bool, mor
 	s.settings = forBroker(rabbitmq40, part, broker).with(newDatabase(t, db, name), settings{
 		"broker.urls": strings.Join(urls, " "), "broker.cacert": caPath, "broker.cert": s.clientPath,
 		"broker.sasl": "PLAIN", "queue.interval": "1", "relay.admin": s.admin,
+		"queue.database": db.patientString(name),
 	}, more)
 	if s.database, err = pgx.Connect(t.Context(), db.connString(name)); err != nil {
 		t.Fatal(err)

@@ -48,6 +48,11 @@ func (s *server) connString(database string) string {
 		cmp.Or(s.host, "127.0.0.1"), s.port, user, password, database)
 }
 
+// patientString is connString for a busy machine, where a connection may take longer than the relay waits.
+func (s *server) patientString(database string) string {
+	return s.connString(database) + " connect_timeout=30"
+}
+
 func (s *server) awaitPostgres(t testing.TB) {
 	t.Helper()
 	eventually(t, 60*time.Second, s.service+" answers", func() error {
@@ -101,7 +106,7 @@ func initDatabase(t testing.TB, s *server, name string) settings {
 		t.Fatal(err)
 	}
 	r := newRelay(t, set.with(settings{"broker.urls": "amqp://127.0.0.1:1",
-		"broker.topic_prefix": "/topic/koji"}))
+		"broker.topic_prefix": "/topic/koji", "queue.database": s.patientString(name)}))
 	if out, err := exec.Command(path, "db", "init", "--config", r.conf).CombinedOutput(); err != nil {
 		t.Fatalf("koji-relay db init: %v\n%s", err, out)
 	}
