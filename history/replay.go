@@ -149,6 +149,9 @@ func FromJSON(line []byte) (Row, error) {
 	if m.Address == "" || m.Body == "" {
 		return Row{}, nil // an event that made no message
 	}
+	if m.Event < 0 {
+		return Row{}, fmt.Errorf("event %d: the events of a commit are numbered from 0", m.Event)
+	}
 	props, err := message.DecodeProps(m.Props)
 	if err != nil {
 		return Row{}, err

@@ -132,6 +132,7 @@ func TestJSONOfAHistoryBecomesTheMessageAgain(t *testing.T) {
 	for _, line := range []string{`{"message_id": "x"}`, `{`, `{"message_id":
 		"7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55",
 		"address": "a", "body": "{}", "props": []}`,
+		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "b", "event": -5}`,
 		// Found by FuzzReplayLine: the error told of a property, and a message came beside it.
 		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "b", "props": {"a": "` +
 			"\xc1" + `"}}`} {

@@ -156,9 +156,16 @@ type replayWork struct {
 	ended  chan struct{} // closed when run has ended
 
 	sink    Sink
-	taken   []string // by the sink, and not known to be sent on
-	unsaved bool     // the store does not know how far it is
-	over    bool     // nothing is left to do here
+	known   bool    // taken has what was taken before the start, too
+	taken   []taken // by the sink, and not known to be sent on
+	unsaved bool    // the store does not know how far it is
+	over    bool    // nothing is left to do here
+}
+
+// taken are messages that a sink took at once, and the place in the replay before them.
+type taken struct {
+	ids    []string
+	behind inspect.Ref
 }
 
 // run sends until the replay ends, or is no longer ours.
@@ -205,14 +212,16 @@ func (w *replayWork) piece(ctx context.Context) (wait time.Duration, err error) 
 			return 0, w.stuck(ctx, err)
 		}
 	}
+	if err := w.recall(ctx); err != nil {
+		return 0, w.stuck(ctx, err)
+	}
 	if held, err := w.holdBack(ctx); held || err != nil {
 		return replayIdle, err
 	}
-	n := min(replayPiece, max(1, int(p.Rate/5)))
 	if err := w.reading.Acquire(ctx, 1); err != nil {
 		return 0, err
 	}
-	batch, err := next(ctx, w.store, p, n)
+	batch, err := next(ctx, w.store, p, w.pieceSize())
 	w.reading.Release(1)
 	if err != nil {
 		return 0, w.stuck(ctx, err)
@@ -232,8 +241,8 @@ func (w *replayWork) piece(ctx context.Context) (wait time.Duration, err error) 
 	for i := range messages {
 		w.o.Note(messages[i].ID, messages[i].Created, inspect.Step{Kind: inspect.Replayed,
 			Reason: fmt.Sprintf("by replay %d", p.ID)})
-		w.taken = append(w.taken, messages[i].ID)
 	}
+	w.take(batch)
 	p.Done, p.Refused, p.Skipped = p.Done+done, p.Refused+refused, p.Skipped+len(messages)-done-refused
 	p.Skipped, p.Cursor = p.Skipped+batch.damaged, batch.cursor
 	w.goesOn()
@@ -246,21 +255,79 @@ func pace(n int, rate float64) time.Duration {
 	return time.Duration(min(float64(n)/rate, day) * float64(time.Second))
 }
 
+// pieceSize is how many messages are sent at once.
+func (w *replayWork) pieceSize() int { return min(replayPiece, max(1, int(w.replay.Rate/5))) }
+
+// take notes what the sink took: what stands behind the cursor.
+func (w *replayWork) take(batch replayBatch) {
+	t := taken{behind: w.replay.Cursor}
+	for i := range batch.messages {
+		t.ids = append(t.ids, batch.messages[i].ID)
+	}
+	w.taken = append(w.taken, t)
+}
+
+// recall finds what was taken before this work began, and may be in the queue still.
+func (w *replayWork) recall(ctx context.Context) error {
+	if w.known {
+		return nil
+	}
+	w.taken = nil
+	cursor := w.replay.Cursor
+	defer func() { w.replay.Cursor = cursor }()
+	for w.replay.Cursor = w.replay.Left; w.replay.Cursor.Before(cursor); {
+		if err := w.reading.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		// In the same pieces, so that it ends where those did.
+		batch, err := next(ctx, w.store, w.replay, w.pieceSize())
+		w.reading.Release(1)
+		if err != nil {
+			return err
+		}
+		if batch.last {
+			break // the history has let go of them
+		}
+		w.take(batch)
+		w.replay.Cursor = batch.cursor
+	}
+	w.known = true
+	return nil
+}
+
+// ids are those of all that was taken.
+func (w *replayWork) ids() (all []string) {
+	for _, t := range w.taken {
+		all = append(all, t.ids...)
+	}
+	return all
+}
+
+// keepLast forgets what was taken but the last pieces, which have as many messages as wait.
+func (w *replayWork) keepLast(waiting int) {
+	first := len(w.taken)
+	for ; first > 0 && waiting > 0; first-- {
+		waiting -= len(w.taken[first-1].ids)
+	}
+	w.taken = w.taken[first:]
+	if w.replay.Left = w.replay.Cursor; len(w.taken) > 0 {
+		w.replay.Left = w.taken[0].behind
+	}
+}
+
 // holdBack waits while much of what was sent is in the queue still.
 func (w *replayWork) holdBack(ctx context.Context) (held bool, err error) {
 	ahead := max(replayPiece, int(w.replay.Rate*replayAhead))
-	if len(w.taken) < ahead {
+	ids := w.ids()
+	if len(ids) < ahead {
 		return false, nil
 	}
-	waiting, err := w.sink.Waiting(ctx, w.taken)
+	waiting, err := w.sink.Waiting(ctx, ids)
 	if err != nil {
 		return false, w.stuck(ctx, err)
 	}
-	if waiting == 0 {
-		w.taken = nil
-	}
 	if waiting <= ahead/2 {
-		w.taken = w.taken[len(w.taken)-min(len(w.taken), waiting):]
+		w.keepLast(waiting)
 		return false, nil
 	}
 	w.stands("", waiting)
@@ -270,7 +337,7 @@ func (w *replayWork) holdBack(ctx context.Context) (held bool, err error) {
 // finish ends the replay when nothing of it waits any more.
 func (w *replayWork) finish(ctx context.Context) error {
 	p := w.replay
-	waiting, err := w.sink.Waiting(ctx, w.taken)
+	waiting, err := w.sink.Waiting(ctx, w.ids())
 	if err != nil {
 		return w.stuck(ctx, err)
 	}

@@ -1,6 +1,7 @@
 package history_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -97,8 +98,19 @@ func (s *replaySite) add(url string, rate float64) int64 {
 	return r.ID
 }
 
-// run works on the replays of a store until stop.
+// run works on the replays of a store until stop, which closes the site's.
 func (s *replaySite) run(store history.Store) (stop func()) {
+	end := s.work(store)
+	return func() {
+		end()
+		if err := s.store.Close(); err != nil {
+			s.Error(err)
+		}
+	}
+}
+
+// work works on the replays of a store until stop.
+func (s *replaySite) work(store history.Store) (stop func()) {
 	s.began = time.Now()
 	r := history.NewReplayer(store, history.ReplayerOptions{Writer: "test",
 		Logger: slog.New(slog.DiscardHandler),
@@ -119,9 +131,6 @@ func (s *replaySite) run(store history.Store) (stop func()) {
 	return func() {
 		cancel()
 		if err := <-done; err != nil {
-			s.Error(err)
-		}
-		if err := s.store.Close(); err != nil {
 			s.Error(err)
 		}
 	}
@@ -213,6 +222,42 @@ func TestAReplayThatCannotGoOnHoldsUpNoOther(t *testing.T) {
 			t.Error("it is cancelled, and goes on")
 		}
 	})
+}
+
+// What was put into the queue before a restart is waited for as what comes after it: nothing more is put
+// there ahead, and the replay is not done before.
+func TestAReplayRemembersWhatWaitsOverARestart(t *testing.T) {
+	t.Parallel()
+	for name, messages := range map[string]int{"all of it waits": 150, "as much as may": 2000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newReplaySite(t, messages)
+				s.add("queue stands", 100)
+				var before inspect.Replay
+				for range 3 {
+					stop := s.work(s.store)
+					time.Sleep(time.Minute)
+					stop()
+					p := s.list()["queue stands"]
+					if p.State != inspect.ReplayRuns || p.Waiting != p.Done || p.Done != cmp.Or(before.Done, p.Done) {
+						t.Fatalf("before a restart it was %+v, now it is %+v", before, p)
+					}
+					before = p
+				}
+				s.mu.Lock()
+				s.sinks["queue stands"].url = "queue moves"
+				s.mu.Unlock()
+				stop := s.run(s.store)
+				time.Sleep(time.Minute)
+				all, err := s.store.Replays(t.Context())
+				if err != nil || all[0].State != inspect.ReplayDone || all[0].Done != messages {
+					t.Errorf("in the end it is %+v, %v", all[0], err)
+				}
+				stop()
+			})
+		})
+	}
 }
 
 func TestReplaysTakeTurns(t *testing.T) {

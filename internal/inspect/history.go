@@ -128,6 +128,7 @@ type Replay struct {
 	Waiting int       `json:"waiting,omitempty"` // of Done: in the queue still
 	Refused int       `json:"refused,omitempty"` // by the broker at URL
 	Cursor  Ref       `json:"cursor,omitzero"`   // the last message dealt with
+	Left    Ref       `json:"left,omitzero"`     // up to here nothing is in the queue any more
 	Error   string    `json:"error,omitempty"`   // why it does not go on
 	Stands  time.Time `json:"stands,omitzero"`   // since when it does not go on; zero while it does
 	Held    bool      `json:"held,omitempty"`    // a relay works on it
@@ -140,6 +141,14 @@ type Ref struct {
 	Handed time.Time `json:"handed,omitzero"`
 	ID     string    `json:"id,omitempty"`
 	Line   int       `json:"line,omitempty"` // of a file, from 1
+}
+
+// Before reports whether r comes before another in a replay.
+func (r Ref) Before(other Ref) bool {
+	if r.Handed.Equal(other.Handed) {
+		return r.Line < other.Line || r.ID < other.ID
+	}
+	return r.Handed.Before(other.Handed)
 }
 
 // ReplayState says how far a replay is.
