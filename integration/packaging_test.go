@@ -178,6 +178,7 @@ func TestDebUnderSystemd(t *testing.T) {
 	t.Run("the hub's user may hand over and no other", func(t *testing.T) { handOverByUser(t, b, bus) })
 	t.Run("journal", func(t *testing.T) { journalHasFields(t, b, bus) })
 	t.Run("the relay shows what only it may log in to", func(t *testing.T) { relayLooksForOthers(t, b) })
+	t.Run("what is lost is an error in the journal", func(t *testing.T) { lossIsAnError(t, b, bus) })
 	t.Run("reload", func(t *testing.T) { reloadIsChecked(t, b) })
 	t.Run("ten restarts are unnoticed", func(t *testing.T) {
 		hub := b.hub(t, "www-data", unhurried...)
@@ -280,6 +281,37 @@ func journalHasFields(t *testing.T, b *box, bus *devbroker.Broker) {
 	if out := b.run(t, "journalctl -u koji-relay --no-pager -o cat"); strings.Contains(out, "k0ji-secret") {
 		t.Errorf("the journal has the password:\n%s", out)
 	}
+}
+
+// lossIsAnError: with no broker up, 'journalctl -p err' names that, and the messages that grew too old. A
+// message is made old by way of an export.
+func lossIsAnError(t *testing.T, b *box, bus *devbroker.Broker) {
+	bus.Stop()
+	b.becomes(t, "yes", "journalctl -u koji-relay -p err -o cat --no-pager | grep -q 'no broker is up' && "+
+		"echo yes")
+	if r := b.hub(t, "www-data", "-count", "1").stop(t); r.Taken != 1 {
+		t.Fatalf("a commit was not taken: %v", r.Fallbacks)
+	}
+	b.run(t, `koji-relay queue export >/tmp/queue.jsonl; koji-relay queue drop --all --yes
+		sed -E 's/"20[0-9]{2}-/"2020-/g' /tmp/queue.jsonl | koji-relay queue import -
+		systemctl reset-failed koji-relay; systemctl restart koji-relay`)
+	const lost = "journalctl -u koji-relay -p err -o json --no-pager | grep 'messages are lost'"
+	b.becomes(t, "1", lost+" | wc -l")
+	var record struct{ PRIORITY, ADDRESS, MESSAGES string }
+	text := b.run(t, lost)
+	if err := json.Unmarshal([]byte(text), &record); err != nil || record.PRIORITY != "3" ||
+		record.ADDRESS == "" || record.MESSAGES != "1" {
+		t.Errorf("the journal has %+v, %v: %s", record, err, text)
+	}
+	if err := bus.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the relay on the bus", func() error {
+		if len(bus.Connections()) == 0 {
+			return fmt.Errorf("it is not connected")
+		}
+		return nil
+	})
 }
 
 func reloadIsChecked(t *testing.T, b *box) {
