@@ -49,9 +49,9 @@ def run_tests(server, venv, library):
     environment = dict(os.environ, PYTHONPATH='%s/koji/%s' % (CACHE, library), KOJI_RELAY_TEST_PG=server,
                        KOJI_RELAY_REQUIRE_SERVERS='1')
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, env=environment)
-    versions = subprocess.run([python, '-c', VERSIONS], timeout=60, check=True, **output)
+    versions = subprocess.run([python, '-c', VERSIONS], timeout=180, check=True, **output)
     tests = subprocess.run([python, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not timing',
-                            '-k', 'not benchmark'] + FILES, cwd=HERE, timeout=300, **output)
+                            '-k', 'not benchmark'] + FILES, cwd=HERE, timeout=900, **output)
     return tuple(json.loads(versions.stdout)), tests.returncode, tests.stdout
 
 
