@@ -131,6 +131,8 @@ type isolation struct {
 	r    *Relay
 	c    *conn
 	stop func() // ends c and waits
+	// shared: c is that of all other messages.
+	shared bool
 	// down: no broker let us in. The rest of the call does not try again.
 	down bool
 }
@@ -199,18 +201,16 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 	res := results.all[0]
 	switch res.verdict {
 	case lost:
-		if res.forbids != "" {
-			res.verdict, res.state, res.failure = res.alone, message.NotSent, message.FailedLink
-			res.reason = "address refused: " + res.forbids
-			c.b.forbidden.add(m.Address, res)
-			c.b.notice(m.Address, "refused link", res.reason)
-			w.close()
-			break
-		}
-		if !res.cut || w.r.poison.cut(m.ID, res.broker, w.r.answers.Load()) {
+		if !res.cut && !w.shared || w.r.poison.cut(m.ID, res.broker, w.r.answers.Load()) {
 			res.verdict = res.alone
 		}
-		if res.verdict != lost {
+		switch {
+		case res.verdict == lost:
+		case res.forbids != "":
+			res.state, res.failure, res.reason = message.NotSent, message.FailedLink, "address refused: "+res.forbids
+			c.b.forbidden.add(m.Address, res)
+			c.b.notice(m.Address, "refused link", res.reason)
+		default:
 			res.reason = "sent alone: " + res.reason
 			w.r.log.Warn("message ends its connection", "broker", res.broker, "message_id", m.ID, "address", m.Address,
 				"commit", m.Commit, "event", m.Event, "cause", res.reason)
@@ -226,14 +226,18 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 		res.verdict = lost
 		w.close()
 	default:
-		c.b.forbidden.clear(m.Address)
+		if res.state != message.NotSent {
+			c.b.forbidden.clear(m.Address)
+		}
 	}
 	return res
 }
 
 // open makes sure of a connection. It does not wait for the supervisors: after the loss of a connection they
 // are at it themselves. lastBroker, where the message with that id was, is tried when no other is known to be
-// usable. One whose connection has ended when the message was alone comes after others.
+// usable. One whose connection has ended when the message was alone comes after others. Where a broker that
+// works lets us have no second connection, as RabbitMQ's limits of a user can, the shared one has to do: what
+// ends that may be another message.
 func (w *isolation) open(ctx context.Context, id, lastBroker string) bool {
 	if w.c != nil || w.down {
 		return w.c != nil
@@ -248,6 +252,12 @@ func (w *isolation) open(ctx context.Context, id, lastBroker string) bool {
 			if fits(b) && w.dial(ctx, b) {
 				return true
 			}
+		}
+	}
+	for _, b := range w.r.brokers {
+		if o, ok := b.candidate(true); ok && !o.probe {
+			w.c, w.shared, w.stop = o.c, true, func() {}
+			return true
 		}
 	}
 	w.down = true
@@ -272,6 +282,6 @@ func (w *isolation) dial(ctx context.Context, b *broker) bool {
 func (w *isolation) close() {
 	if w.c != nil {
 		w.stop()
-		w.c, w.stop = nil, nil
+		w.c, w.shared, w.stop = nil, false, nil
 	}
 }

@@ -13,6 +13,53 @@ import (
 	"koji-relay/internal/message"
 )
 
+// RabbitMQ can limit the connections of a user. What was under way when a session ended must not wait for a
+// second one.
+func TestSuspectsGoByTheSharedConnectionWhereNoOtherIsToBeHad(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, nil, b)
+	w.await(0, Up)
+	b.ScriptConnections(devbroker.ConnBehaviour{RefuseOpen: devbroker.Cause{Condition: "amqp:not-allowed"}})
+	b.Script("#", devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.EndSession}, Skip: 9,
+		Times: 1})
+	msgs := sample(10)
+	lost := 0
+	for _, o := range w.Send(t.Context(), msgs) {
+		if o.State == message.Unknown {
+			lost++
+		}
+	}
+	if lost == 0 {
+		t.Fatal("nothing was under way when the session ended")
+	}
+	wantAll(t, w.SendPatiently(t.Context(), msgs), message.Accepted, message.Done)
+
+	// A poison is found there as well, and takes the blame only after it did so twice.
+	b.Script("#", devbroker.Behaviour{Judge: func(r devbroker.Received) devbroker.Verdict {
+		if strings.Contains(string(r.Payload), "poison") {
+			return devbroker.Verdict{Fault: devbroker.EndSession}
+		}
+		return devbroker.Verdict{}
+	}})
+	poison := fresh("build.untag")
+	poison[0].Body = "poison"
+	times := 0
+	poll(t, "the poison is found", func() bool {
+		times++
+		if o := w.Send(t.Context(), fresh("build.tag"))[0]; o.Next != message.Done {
+			t.Errorf("another message: %+v", o)
+		}
+		return w.SendPatiently(t.Context(), poison)[0].Next == message.Count
+	})
+	if times < 2 {
+		t.Errorf("it was blamed after %d tries, beside others", times)
+	}
+	if n := b.Stats().Live; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
 var cutConnection = devbroker.Verdict{Fault: devbroker.DropConnection, When: devbroker.Never}
 
 // acceptedBy are the ids of what the broker accepted, in order.
