@@ -20,6 +20,7 @@ import (
 
 	"koji-relay/internal/inspect"
 	"koji-relay/internal/libpq"
+	"koji-relay/internal/retry"
 	"koji-relay/queue"
 )
 
@@ -152,6 +153,12 @@ func (p *Store) do(ctx context.Context, what string, limit time.Duration,
 		return p.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(ctx, c.Conn()) })
 	}
 	err := run()
+	for pause := shortPause; p.mayBeFree(err) && ctx.Err() == nil; pause *= 2 {
+		retry.Pause(ctx, retry.Jitter(min(pause, longPause)))
+		if again := run(); ctx.Err() == nil || again == nil {
+			err = again
+		}
+	}
 	if err != nil && ctx.Err() == nil && worthRepeating(err) {
 		p.forget(err)
 		err = run()
@@ -159,6 +166,18 @@ func (p *Store) do(ctx context.Context, what string, limit time.Duration,
 	}
 	return p.explain(what, err)
 }
+
+// Between two looks for a free connection.
+const shortPause, longPause = 2 * time.Millisecond, 50 * time.Millisecond
+
+// mayBeFree reports whether the server has no room for one more connection, and one of ours can become free.
+func (p *Store) mayBeFree(err error) bool {
+	stat := p.pool.Stat()
+	return code(err) == tooManyConnections && stat.AcquiredConns()+stat.IdleConns() > 0
+}
+
+// tooManyConnections: of the server, the database or the role.
+const tooManyConnections = "53300"
 
 // forget gives up the pooled connections where err says that they are of no more use: after a restart or a
 // failover of the server each of them is dead or read-only, not only the one that showed it.

@@ -27,6 +27,34 @@ func TestOldConnectionsAreReplaced(t *testing.T) {
 	}
 }
 
+// At max_connections, or a limit of the role, a put takes its turn on a connection that is there.
+func TestPutWaitsForAConnectionWhereTheServerHasNoRoomForMore(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := open(t, conn, queue.Limits{})
+	held, err := s.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	pgtest.SQL(t, conn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 1', current_database());
+		END $$`)
+	put := make(chan error, 1)
+	go func() {
+		_, err := s.Put(t.Context(), storetest.Unsent(0, 1), nil)
+		put <- err
+	}()
+	select {
+	case err := <-put:
+		t.Fatalf("it does not wait: %v", err)
+	case <-time.After(10 * longPause):
+	}
+	held.Release()
+	if err := <-put; err != nil {
+		t.Errorf("with a free connection: %v", err)
+	}
+}
+
 // A session in use is not idle: notifications that come all the time are no sign of life that the server
 // would count.
 func TestSessionsLiveThroughNotificationsWithoutEnd(t *testing.T) {
