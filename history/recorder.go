@@ -54,7 +54,7 @@ type Recorder struct {
 	wake  chan struct{} // buffered 1: one wake-up is enough
 
 	mu      sync.Mutex // guards the fields below
-	o       Options
+	o       Options    // Keep and MaxBytes; the others do not change
 	entries []entry
 	bytes   int
 	gaps    []inspect.Gap     // what was missed since the last batch
@@ -93,29 +93,29 @@ type entry struct {
 
 // NewRecorder prepares a recorder; it starts nothing.
 func NewRecorder(s Store, o Options) *Recorder {
-	r := &Recorder{store: s, log: o.Logger, wake: make(chan struct{}, 1), known: time.Now(),
+	r := &Recorder{store: s, o: o, log: o.Logger, wake: make(chan struct{}, 1), known: time.Now(),
 		sign: sign(o.Sign)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.Configure(o)
+	if r.o.Missed == nil {
+		r.o.Missed = func(int) {}
+	}
+	r.Configure(o.Keep, o.MaxBytes)
 	return r
 }
 
-// Configure replaces Keep and MaxBytes, at the next Tidy.
-func (r *Recorder) Configure(o Options) {
-	if o.Keep <= 0 {
-		o.Keep = 7 * 24 * time.Hour
+// Configure replaces Keep and MaxBytes, at the next Tidy; 0 is the default of each.
+func (r *Recorder) Configure(keep time.Duration, maxBytes int64) {
+	if keep <= 0 {
+		keep = 7 * 24 * time.Hour
 	}
-	if o.MaxBytes <= 0 {
-		o.MaxBytes = 1 << 30
-	}
-	if o.Missed == nil {
-		o.Missed = func(int) {}
+	if maxBytes <= 0 {
+		maxBytes = 1 << 30
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.o = o
+	r.o.Keep, r.o.MaxBytes = keep, maxBytes
 }
 
 // Stats may be called at any time.
@@ -423,11 +423,11 @@ func (r *Recorder) tidy(ctx context.Context) {
 	}
 	r.nextTidy = time.Now().Add(tidyEvery)
 	r.mu.Lock()
-	o := r.o
+	keep, maxBytes := r.o.Keep, r.o.MaxBytes
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
-	usage, err := r.store.Tidy(ctx, o.Keep, o.MaxBytes)
+	usage, err := r.store.Tidy(ctx, keep, maxBytes)
 	for _, day := range usage.Dropped {
 		r.log.Info("a day of the history was dropped", "day", day)
 	}

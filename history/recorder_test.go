@@ -115,6 +115,32 @@ func TestMessagesAreWrittenWithinASecond(t *testing.T) {
 	})
 }
 
+// The race detector looks on.
+func TestAReloadMeetsABatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &memory{}
+		r, stop := running(t, s, Options{})
+		var reloading sync.WaitGroup
+		reloading.Go(func() {
+			for i := range 2000 {
+				r.Configure(time.Duration(i)*time.Hour, int64(i))
+			}
+		})
+		for i := range 50 {
+			r.Message(aMessage(i, "{}"), inspect.ViaSocket, accepted)
+			if err := r.Flush(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		reloading.Wait()
+		stop()
+		if events, _ := s.told(); len(events) != 50 {
+			t.Errorf("%d messages are in the store", len(events))
+		}
+	})
+}
+
 func TestFlushReturnsWhenAllIsInTheStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

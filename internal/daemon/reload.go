@@ -75,7 +75,7 @@ func (d *Daemon) exchange() (next *config.Config, pending []string, err error) {
 		d.drainer.Configure(d.drainOptions(next))
 	}
 	if d.history != nil {
-		d.history.Configure(d.historyOptions(next))
+		d.history.Configure(next.History.Keep, next.History.MaxBytes)
 		d.drainer.Wake() // from a wait of the old interval
 	}
 	if d.outbox != nil {
