@@ -10,7 +10,7 @@ import (
 // behind them. While it does so they are fewer.
 const (
 	patientWindow = 64
-	besideHub     = 16
+	besideHub     = 8
 	// hubTime is for how long after a message of the hub its next one is expected.
 	hubTime = time.Second
 )
