@@ -153,8 +153,8 @@ func (p *Store) do(ctx context.Context, what string, limit time.Duration,
 		return p.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(ctx, c.Conn()) })
 	}
 	err := run()
-	for pause := shortPause; p.mayBeFree(err) && ctx.Err() == nil; pause *= 2 {
-		retry.Pause(ctx, retry.Jitter(min(pause, longPause)))
+	for pause := shortPause; p.mayBeFree(err) && ctx.Err() == nil; pause = min(2*pause, longPause) {
+		retry.Pause(ctx, retry.Jitter(pause))
 		if again := run(); ctx.Err() == nil || again == nil {
 			err = again
 		}
