@@ -134,6 +134,7 @@ func roomBeside(path string) error {
 	if err != nil {
 		return err
 	}
+	removed := os.Remove(f.Name()) // at once: a kill would leave it behind
 	err = os.NewSyscallError("fallocate", syscall.Fallocate(int(f.Fd()), 0, 0, probeRoom))
 	if errors.Is(err, syscall.EOPNOTSUPP) {
 		err = nil // not every file system can say
@@ -141,7 +142,7 @@ func roomBeside(path string) error {
 	if err != nil {
 		err = fmt.Errorf("take %s on the disk: %w", inspect.Size(probeRoom), err)
 	}
-	return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	return errors.Join(err, f.Close(), removed)
 }
 
 func noSpace(err error) bool {
