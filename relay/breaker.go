@@ -227,16 +227,16 @@ func (b *broker) tripIdle(since time.Time) {
 // counts as the broker, which is soon probed; to a patient caller, who would wait for send_timeout, as the
 // address.
 func (r *Relay) checkAnswers(o candidate, deliveries []*delivery, patient bool) {
-	enough := r.opts.HandoffTimeout / 2
-	if quiet := o.c.quietFor(!patient); quiet >= enough {
+	if quiet := o.c.quietFor(!patient); quiet >= r.opts.HandoffTimeout/2 {
 		r.trip(o, quiet)
 		return
 	}
+	enough := r.opts.patience(patient)
 	// A patient caller does not wait for such a link either: it would hold up the rest.
 	looked := map[*link]bool{}
 	for _, d := range deliveries {
 		l := d.link
-		if d.patient && l.overtaken(d, r.opts.HandoffTimeout) {
+		if d.patient && l.overtaken(d, enough) {
 			d.giveUp(result{verdict: blocked, reason: "not settled while later messages were"})
 			continue
 		}

@@ -348,7 +348,10 @@ func (c *conn) quietFor(overtaken bool) time.Duration {
 	}
 	waiting := false
 	for _, l := range links {
-		if since, any := l.waitingSince(); any && since >= after && (!waiting || since < oldest) {
+		l.mu.Lock()
+		since, any := l.waitingSince()
+		l.mu.Unlock()
+		if any && since >= after && (!waiting || since < oldest) {
 			oldest, waiting = since, true
 		}
 	}

@@ -112,11 +112,15 @@ func (d *delivery) ended(r result) {
 	}
 }
 
-// inTurn is r, or with PreserveOrder unsent for what the broker was not given because its address stands
-// still: set aside, it would be overtaken although nobody has attempted it. So it waits at its place in the
-// queue. The drain, which has waited for the address, sets it aside.
+// inTurn is r, or with PreserveOrder another verdict for what the hub hands over to an address that stands
+// still: set aside at once, it could be overtaken. So it waits at its place in the queue. The drain, which
+// has waited for the address, sets it aside.
 func (d *delivery) inTurn(o *Options, r result) result {
-	if o.PreserveOrder && !d.patient && r.verdict == blocked && r.state == message.NotSent {
+	if !o.PreserveOrder || d.patient || r.verdict != blocked {
+		return r
+	}
+	r.verdict = unanswered
+	if r.state == message.NotSent {
 		r.verdict = unsent
 	}
 	return r
@@ -144,7 +148,7 @@ func (d *delivery) giveUp(r result) {
 		l.c.b.r.unacked.add(d)
 	}
 	r.broker, r.state = l.c.name, message.Unknown
-	d.results.put(d.index, r)
+	d.results.put(d.index, d.inTurn(l.c.opts, r))
 }
 
 // onFinal is called when the caller leaves: release runs when d is final, maybe at once.

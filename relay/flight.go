@@ -76,6 +76,9 @@ func (f *flight) fill(ctx context.Context) {
 	}
 	for p := f.results.now(); f.next < len(f.which) && f.next-p.in < most; p = f.results.now() {
 		if ordered && p.uncertain {
+			for _, i := range f.which[f.next:] {
+				f.last[i] = worse(f.last[i], result{reason: behindUnknown})
+			}
 			f.stop()
 			return
 		}

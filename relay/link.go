@@ -70,7 +70,7 @@ func (l *link) submit(d *delivery) (result, bool) {
 	case l.blockedAt != 0 && !d.patient && !d.probe &&
 		(l.waiting() || d.began-l.blockedAt < l.c.opts.SendTimeout):
 		return result{verdict: blocked, reason: l.standstill().reason}, false
-	case l.blockedAt != 0 && d.patient && d.since <= l.blockedAt:
+	case l.blockedAt != 0 && d.patient && d.since <= l.blockedAt && l.quiet() >= l.c.opts.patience(true):
 		// Others of its kind have waited already: they would fill the window.
 		return result{verdict: blocked, reason: l.standstill().reason}, false
 	case l.queuedBytes > 0 && l.queuedBytes+d.size > l.c.opts.MaxInflightBytes/2:
@@ -381,10 +381,8 @@ func (l *link) unblock() {
 }
 
 // waitingSince is when the oldest that waits here was submitted. What has been overtaken by later settlements
-// does not count: it says something about that message, not about the link.
+// does not count: it says something about that message, not about the link. l.mu is held.
 func (l *link) waitingSince() (since time.Duration, any bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	note := func(d *delivery) {
 		if !any || d.began < since {
 			since, any = d.began, true
@@ -411,22 +409,27 @@ func (l *link) lastSettled() time.Duration {
 	return l.settledOf
 }
 
-// quietFor is for how long the link has settled nothing though something waits; 0 if nothing does.
-func (l *link) quietFor() time.Duration {
+// quiet is for how long the link has settled nothing though something waits; 0 if nothing does. l.mu is held.
+func (l *link) quiet() time.Duration {
 	since, any := l.waitingSince()
 	if !any {
 		return 0
 	}
+	return l.c.now() - max(since, l.settledAt)
+}
+
+// quietFor is quiet, and takes l.mu.
+func (l *link) quietFor() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.c.now() - max(since, l.settledAt)
+	return l.quiet()
 }
 
 // overtaken reports whether d is unsettled for so long although the broker has settled later ones.
 func (l *link) overtaken(d *delivery, wait time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return d.state() == deliverySent && d.sentAt < l.settledTo && l.c.now()-d.sentAt >= wait/2
+	return d.state() == deliverySent && d.sentAt < l.settledTo && l.c.now()-d.sentAt >= wait
 }
 
 // reset ends the sender, whose deliveries the broker does not settle. They are not to blame.

@@ -8,6 +8,21 @@ import (
 
 const behindUnknown = "waits for a message before it that a broker may or may not have (preserve_order)"
 
+// orderPatience is how long the drain waits for an address that stands still with PreserveOrder: as long as a
+// cluster may need to elect the leader of a queue.
+const orderPatience = 5 * time.Second
+
+// patience is how long an address may settle nothing, while others do, before its messages are set aside.
+// Half of HandoffTimeout is what the hub can wait. With PreserveOrder what is set aside is overtaken, so that
+// a patient caller waits longer.
+func (o *Options) patience(patient bool) time.Duration {
+	enough := o.HandoffTimeout / 2
+	if patient && o.PreserveOrder {
+		return max(enough, min(orderPatience, o.SendTimeout/2))
+	}
+	return enough
+}
+
 // tryInOrder is try for all open messages with PreserveOrder. What the broker has refused was attempted, and
 // those behind it go on. Where it is not known what became of a message, they do not, neither here nor to
 // another broker.

@@ -91,25 +91,33 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 		devbroker.Behaviour{Verdict: devbroker.Verdict{Fault: devbroker.DropConnection, When: devbroker.Never},
 			Times: 1})
 	msgs := sample(4, "build.tag", "build.untag", "task.open", "build.tag")
-	left := msgs
+	drainAll(t, w, msgs)
+	if got := arrivals(b); !slices.Equal(got, idsOf(msgs)) {
+		t.Errorf("arrived as %v", got)
+	}
+}
+
+// drainAll sends messages as the queue does: what was not attempted stays at its head.
+func drainAll(t *testing.T, w *world, msgs []message.Message) {
+	t.Helper()
 	poll(t, "all are accepted", func() bool {
-		for len(left) > 0 {
-			n := 0 // as the queue: what was not attempted stays at the head
-			for _, o := range w.SendPatiently(t.Context(), left) {
+		for len(msgs) > 0 {
+			n := 0
+			for _, o := range w.SendPatiently(t.Context(), msgs) {
+				if o.Next == message.Later {
+					t.Fatalf("set aside: %+v", o)
+				}
 				if o.Next != message.Done {
 					break
 				}
 				n++
 			}
-			if left = left[n:]; n == 0 {
+			if msgs = msgs[n:]; n == 0 {
 				return false
 			}
 		}
 		return true
 	})
-	if got := arrivals(b); !slices.Equal(got, idsOf(msgs)) {
-		t.Errorf("arrived as %v", got)
-	}
 }
 
 // An address stands still while another one moves. What the broker was not given keeps its place, whatever
@@ -117,23 +125,12 @@ func TestSuspectStopsThoseBehindIt(t *testing.T) {
 func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, devbroker.Options{})
-	w := startRelay(t, func(o *Options) { o.PreserveOrder, o.HandoffTimeout = true, 2*time.Second }, b)
+	w := startRelay(t, func(o *Options) {
+		o.PreserveOrder, o.HandoffTimeout, o.SendTimeout = true, 2*time.Second, 4*time.Second
+	}, b)
 	w.await(0, Up)
 	b.Script("koji.task.open", devbroker.Behaviour{NoCredit: true})
-	stopped := make(chan struct{})
-	stop := make(chan struct{})
-	defer func() { close(stop); <-stopped }()
-	go func() { // so that the broker does not look silent
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-				w.Send(context.Background(), fresh("build.tag"))
-			}
-		}
-	}()
+	keepAnswered(t, w, "build.tag")
 	poll(t, "the address is known to stand still", func() bool {
 		return strings.Contains(w.Send(t.Context(), fresh("task.open"))[0].Reason, addressStarved.reason)
 	})
@@ -148,4 +145,39 @@ func TestMessageOfAnAddressThatStandsStillKeepsItsPlace(t *testing.T) {
 	if o := w.SendPatiently(t.Context(), fresh("task.open"))[0]; o.Next != message.Later {
 		t.Errorf("the drain's: %+v", o)
 	}
+}
+
+// An address is slow while another one is not: a busy broker. Longer than the hub waits is not long enough to
+// give up the order.
+func TestMessageOfASlowAddressKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, devbroker.Options{})
+	w := startRelay(t, func(o *Options) { o.PreserveOrder, o.HandoffTimeout = true, time.Second/2 }, b)
+	w.await(0, Up)
+	b.Script("koji.task.open", devbroker.Behaviour{Verdict: devbroker.Verdict{Delay: 2 * time.Second}})
+	keepAnswered(t, w, "build.tag")
+
+	handedOver := fresh("task.open")
+	if o := w.Send(t.Context(), handedOver)[0]; o.State != message.Unknown || o.Next != message.Wait {
+		t.Errorf("handed over: %+v", o)
+	}
+	drainAll(t, w, slices.Concat(handedOver, fresh("build.untag"), fresh("task.open"), fresh("build.untag")))
+}
+
+// keepAnswered has the broker answer for one address all the time, so that it does not look silent.
+func keepAnswered(t *testing.T, w *world, address string) {
+	t.Helper()
+	over, stop := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(stop); <-over })
+	go func() {
+		defer close(over)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				w.Send(context.Background(), fresh(address))
+			}
+		}
+	}()
 }

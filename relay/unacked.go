@@ -83,7 +83,7 @@ func (s *unackedSet) with(id string, c *conn) (result, bool) {
 		return acceptedLate(broker), true
 	case u == nil || u.l.c != c:
 		return result{}, false
-	case !c.tripped.Load() && u.l.isBlocked():
+	case !c.tripped.Load() && u.l.isBlocked() && u.l.quietFor() >= c.opts.patience(true):
 		return u.l.standsStill(), true
 	}
 	return result{verdict: unsent, state: message.Unknown, broker: c.name, reason: noAnswer}, true
@@ -119,7 +119,7 @@ func (b *batch) awaitUnacked(ctx context.Context) {
 		}
 		wait, otherwise := b.r.opts.SendTimeout, b.last[i]
 		if !u.l.c.tripped.Load() {
-			wait, otherwise = b.r.opts.HandoffTimeout, u.l.standsStill()
+			wait, otherwise = max(b.r.opts.HandoffTimeout, b.r.opts.patience(true)), u.l.standsStill()
 		}
 		timer := time.NewTimer(time.Until(began.Add(wait)))
 		select {
