@@ -12,7 +12,7 @@ help: ## what can be made here
 
 demo: go-version ## the main job on this machine in half a minute, nothing to install but Go
 	@echo "Go downloads and compiles what it needs; the first time takes a minute or two."
-	@go build -o bin/koji-relay ./cmd/koji-relay
+	@CGO_ENABLED=0 go build -trimpath -o bin/koji-relay ./cmd/koji-relay
 	@bin/koji-relay demo $(ARGS)
 
 test: go-version ## everything that CI runs: format, vet, lint, race tests, Python tests, real servers

@@ -45,7 +45,7 @@ func followClock(name string) {
 }
 `
 
-// steppableBinary is the program, with the race detector, in a build whose clock can be set.
+// steppableBinary is the program in a build whose clock can be set.
 var steppableBinary = sync.OnceValues(func() (string, error) {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
@@ -80,12 +80,7 @@ var steppableBinary = sync.OnceValues(func() (string, error) {
 	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
 		return "", err
 	}
-	path := filepath.Join(scratch, "koji-relay-steppable")
-	build := exec.Command("go", "build", "-overlay", overlay, "-o", path, "koji-relay/cmd/koji-relay")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build koji-relay with a clock that can be set: %w\n%s", err, out)
-	}
-	return path, nil
+	return build("koji-relay-steppable", "koji-relay/cmd/koji-relay", "-overlay", overlay)
 })
 
 // clock is the wall clock of one part.

@@ -38,12 +38,7 @@ func consumers(t testing.TB) map[string][]string {
 }
 
 var goConsumer = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(scratch, "consumer")
-	if out, err := exec.Command("go", "build", "-o", path,
-		"koji-relay/examples/consumers/go").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the Go example: %w\n%s", err, out)
-	}
-	return path, nil
+	return build("consumer", "koji-relay/examples/consumers/go")
 })
 
 // subscription is how the examples subscribe on one broker; docs/consumers.md has the same addresses, for

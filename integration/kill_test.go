@@ -3,8 +3,6 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -33,12 +31,7 @@ var (
 
 // fragileBinary is the program built with failpoints.
 var fragileBinary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(scratch, "koji-relay-failpoints")
-	build := exec.Command("go", "build", "-tags", "failpoints", "-o", path, "koji-relay/cmd/koji-relay")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build koji-relay with failpoints: %w\n%s", err, out)
-	}
-	return path, nil
+	return build("koji-relay-failpoints", "koji-relay/cmd/koji-relay", "-tags", "failpoints")
 })
 
 // TestKilledAtAnyMomentNothingIsLost needs minutes. Each lane freezes and kills servers of its own.

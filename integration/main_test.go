@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -54,13 +55,20 @@ var binary = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("KOJI_RELAY_BINARY"); path != "" {
 		return path, nil
 	}
-	path := filepath.Join(scratch, "koji-relay")
-	if out, err := exec.Command("go", "build", "-o", path,
-		"koji-relay/cmd/koji-relay").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build koji-relay: %w\n%s", err, out)
+	return build("koji-relay", "koji-relay/cmd/koji-relay")
+})
+
+// build makes a program statically, as the packages do: it runs in any container, and what both need is
+// compiled once.
+func build(name, pkg string, flags ...string) (path string, err error) {
+	path = filepath.Join(scratch, name)
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-trimpath", "-o", path}, flags, []string{pkg})...)
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return path, nil
-})
+}
 
 // eventually calls check until it returns nil, for real I/O that gives no signal; t fails with its last
 // error when limit has passed.

@@ -3,26 +3,17 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// workersBinary is integration/workers, built without the race detector and statically, to run in any
-// container.
+// workersBinary is integration/workers, to run in any container.
 var workersBinary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(scratch, "workers")
-	build := exec.Command("go", "build", "-trimpath", "-o", path, "koji-relay/integration/workers")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the hub's workers: %w\n%s", err, out)
-	}
-	return path, nil
+	return build("workers", "koji-relay/integration/workers")
 })
 
 // oneTag is a commit for the workers: one message with the address build.tag.

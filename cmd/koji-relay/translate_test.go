@@ -309,8 +309,8 @@ func TestTranslateMemoryStaysInBounds(t *testing.T) {
 		t.Skip("builds the program")
 	}
 	program := filepath.Join(t.TempDir(), "koji-relay")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program,
-		".").CombinedOutput(); err != nil {
+	build := exec.CommandContext(t.Context(), "../../packaging/program", program)
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build koji-relay: %v\n%s", err, out)
 	}
 	tag := func(extra string) string {
