@@ -78,6 +78,21 @@ func TestHubsRoleCanDoThreeThings(t *testing.T) {
 	}
 }
 
+// Where a publication has all tables, PostgreSQL refuses to change or delete rows of those that have neither
+// a primary key nor a replica identity.
+func TestRowsThatTheRelayChangesHaveAnIdentity(t *testing.T) {
+	t.Parallel()
+	without := query[[]string](t, hubDatabase(t), `SELECT coalesce(array_agg(c.relname::text), '{}')
+		FROM pg_class c WHERE c.relnamespace = 'koji_relay'::regnamespace AND c.relkind IN ('r', 'p')
+			AND (has_table_privilege('`+relayRole+`', c.oid, 'DELETE') OR
+				has_table_privilege('`+relayRole+`', c.oid, 'UPDATE'))
+			AND c.relreplident <> 'f'
+			AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)`)
+	if len(without) > 0 {
+		t.Errorf("the rows of %v cannot be told apart", without)
+	}
+}
+
 func TestSchemaIsInitialisedOnceAndRemovedWithoutKojisTable(t *testing.T) {
 	t.Parallel()
 	conn := pgtest.Database(t, "CREATE TABLE other ()")
