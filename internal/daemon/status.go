@@ -80,7 +80,7 @@ func (d *Daemon) present(s *admin.Status) {
 	}
 	s.Paused.Drain = d.drainer.Status().Paused
 	full, err := d.health.failure(s.Queue.Bytes, s.Queue.MaxBytes)
-	s.Queue.Full, s.Queue.Usable = s.Queue.Known && full, s.Queue.Known && err == nil
+	s.Queue.Full, s.Queue.Usable = s.Queue.Known && full, s.Queue.Known && err == nil || d.health.wrote()
 	switch {
 	case err != nil:
 		s.Queue.Error = err.Error()

@@ -67,6 +67,14 @@ func (h *storeHealth) note(err error) {
 	}
 }
 
+// wrote reports whether the last write was kept. That says more than whether the queue can be counted, for
+// which further tables are read: somebody may have locked one.
+func (h *storeHealth) wrote() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.at.IsZero() && h.err == nil
+}
+
 // failure says why a put would not be kept; nil when it would. full is true where it would be for want of
 // room in the queue, which holds so many bytes.
 func (h *storeHealth) failure(held, maxBytes int64) (full bool, err error) {

@@ -58,8 +58,14 @@ func TestStoreThatCannotBeWrittenIsNoticedWithinFiveSecondsAndSoIsItsReturn(t *t
 			}
 		}
 		within(nil)
+		if !h.wrote() {
+			t.Error("a write that was kept is not known")
+		}
 		store.become(readOnly, readOnly)
 		within(readOnly)
+		if h.wrote() {
+			t.Error("a write that failed passes for one that was kept")
+		}
 		store.become(nil, nil)
 		within(nil)
 		if changes != 2 {
