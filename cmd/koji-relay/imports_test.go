@@ -87,7 +87,7 @@ var layers = []layer{
 		"the record knows no store, and does not decide what becomes of a message"},
 	{"history/postgres", []string{"history", "internal/inspect", "internal/libpq"},
 		[]string{"github.com/jackc/pgx/v5", "github.com/google/uuid"}, "only this store knows PostgreSQL"},
-	{"history/audit", []string{"internal/inspect"}, []string{"github.com/jackc/pgx/v5"},
+	{"history/audit", []string{"internal/inspect", "internal/libpq"}, []string{"github.com/jackc/pgx/v5"},
 		"audit reads the hub's tables, and is given the history"},
 	{"history/file", []string{"history", "internal/inspect"},
 		[]string{"github.com/google/uuid", "go.etcd.io/bbolt"}, "only this store knows the files"},

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"koji-relay/internal/libpq"
 )
 
 // Kind is what the hub announces, by the callback after it.
@@ -56,15 +58,19 @@ type Hub struct{ conn *pgx.Conn }
 
 // Open connects.
 func Open(ctx context.Context, connString string) (*Hub, error) {
-	c, err := pgx.ParseConfig(connString)
+	c, err := libpq.Parse(connString)
 	if err != nil {
-		return nil, errors.New("read the connection string of the hub's database: it is not understood")
+		return nil, fmt.Errorf("read the connection string of the hub's database: %w", err)
 	}
 	c.RuntimeParams["application_name"] = "koji-relay audit"
-	c.RuntimeParams["default_transaction_read_only"] = "on"
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the hub's database: %w", err)
+		return nil, fmt.Errorf("connect to the hub's database: %w", libpq.Plain(err))
+	}
+	// Not with the first message to the server, where a pooler would refuse it.
+	if _, err := conn.Exec(ctx, "SET default_transaction_read_only = on"); err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare to read the hub's database: %w", libpq.Plain(err)),
+			conn.Close(ctx))
 	}
 	return &Hub{conn}, nil
 }

@@ -35,6 +35,8 @@ type ProbeReport struct {
 // for at most a minute. After an error the report has what was found before it.
 func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	var r ProbeReport
+	ctx, cancel := context.WithTimeout(ctx, schemaTimeout)
+	defer cancel()
 	s, err := OpenSchema(ctx, connString)
 	if errors.Is(err, errPooler) {
 		r.Pooler = transactionMode
@@ -46,14 +48,18 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	defer s.Close()
 	r.Database = s.name
 	var number int
-	err = s.conn.QueryRow(ctx,
-		`SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user`).
-		Scan(&r.Server, &number, &r.Role)
+	var readOnly string
+	err = s.conn.QueryRow(ctx, `SELECT current_setting('server_version'),
+		current_setting('server_version_num')::int, current_user, current_setting('transaction_read_only')`).
+		Scan(&r.Server, &number, &r.Role, &readOnly)
 	if err != nil {
 		return r, fmt.Errorf("ask %s who we are: %w", s.name, libpq.Plain(err))
 	}
 	if err := checkServer(number, r.Server); err != nil {
 		return r, err
+	}
+	if readOnly != "off" {
+		return r, fmt.Errorf("look at %s: %w", s.name, libpq.ErrReadOnly)
 	}
 	if s.pooled {
 		r.Pooler = sessionMode
@@ -93,8 +99,15 @@ const neededGrants = `
 		('table', 'koji_relay.reader', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.history_message', 'SELECT,INSERT'),
 		('table', 'koji_relay.history_step', 'SELECT,INSERT'),
+		('table', 'koji_relay.history_open', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.history_word', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.history_gap', 'SELECT,INSERT,UPDATE,DELETE'),
 		('table', 'koji_relay.history_writer', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.history_day', 'SELECT'),
 		('table', 'koji_relay.replay', 'SELECT,INSERT,UPDATE,DELETE'),
+		('table', 'koji_relay.replay_line', 'SELECT,INSERT,UPDATE,DELETE'),
+		('function', 'koji_relay.history_add_day(date)', 'EXECUTE'),
+		('function', 'koji_relay.history_drop_day(date)', 'EXECUTE'),
 		('table', '{koji}.proton_queue', 'SELECT,INSERT,DELETE'),
 		('sequence', '{sequence}', 'USAGE'),
 		('sequence', 'koji_relay.outbox_id_seq', 'USAGE'),
@@ -112,6 +125,8 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 				AND NOT has_schema_privilege(object, privilege)
 			ELSE CASE WHEN split_part(object, '.', 2) <> '' AND NOT coalesce(has_schema_privilege(
 					to_regnamespace(split_part(object, '.', 1)), 'USAGE'), false) THEN false
+				WHEN kind = 'function' THEN to_regprocedure(object) IS NOT NULL
+					AND NOT has_function_privilege(to_regprocedure(object), privilege)
 				WHEN to_regclass(object) IS NULL THEN false
 				WHEN kind = 'table' THEN NOT has_table_privilege(to_regclass(object), privilege)
 				ELSE NOT has_sequence_privilege(to_regclass(object), privilege) END

@@ -2,9 +2,12 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"koji-relay/internal/pgtest"
 	"koji-relay/queue/schema"
@@ -66,6 +69,44 @@ func TestProbeNamesWhatIsMissingAndItsRemedy(t *testing.T) {
 
 	pgtest.SQL(t, owner, `INSERT INTO koji_relay.version (version) VALUES (1000)`)
 	look(owner, "newer koji-relay")
+}
+
+// Each right of the printed grants is one that the probe misses.
+func TestProbeMissesEachPrintedGrant(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	grants := query[[]string](t, conn, `SELECT array_agg(r) FROM (
+		SELECT format('%s ON %I.%I', privilege_type, nspname, relname)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, aclexplode(relacl)
+		WHERE grantee = '"`+relayRole+`"'::regrole AND relkind <> 'S'
+		UNION ALL SELECT format('%s ON SEQUENCE %I.%I', privilege_type, nspname, relname)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, aclexplode(relacl)
+		WHERE grantee = '"`+relayRole+`"'::regrole AND relkind = 'S' AND privilege_type = 'USAGE'
+		UNION ALL SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
+		FROM pg_proc p, aclexplode(proacl) WHERE grantee = '"`+relayRole+`"'::regrole
+		UNION ALL SELECT format('USAGE ON SCHEMA %I', nspname)
+		FROM pg_namespace, aclexplode(nspacl) WHERE grantee = '"`+relayRole+`"'::regrole) AS rights(r)`)
+	if len(grants) < 50 {
+		t.Fatalf("only %d grants: %q", len(grants), grants)
+	}
+	db, err := pgx.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(db)
+	change := func(sql string) {
+		if _, err := db.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	for _, grant := range grants {
+		change(`REVOKE ` + grant + ` FROM "` + relayRole + `"`)
+		r, err := Probe(t.Context(), as(relayRole, conn))
+		if err != nil || !slices.Contains(r.Missing, grant) {
+			t.Errorf("without %s: it misses %q, %v", grant, r.Missing, err)
+		}
+		change(`GRANT ` + grant + ` TO "` + relayRole + `"`)
+	}
 }
 
 func TestProbeSaysWhenTheServerIsNotThere(t *testing.T) {
