@@ -11,6 +11,7 @@ import (
 
 	"koji-relay/history"
 	"koji-relay/internal/inspect"
+	"koji-relay/internal/libpq"
 )
 
 // Append implements history.Store.
@@ -23,23 +24,53 @@ func (s *Store) Append(ctx context.Context, b *history.Batch) error {
 	}
 	what := "write to the history"
 	return s.do(ctx, what, func(ctx context.Context, conn *pgx.Conn) error {
-		err := s.append(ctx, conn, b)
+		err := s.append(ctx, conn, b, asTheyAre)
 		if code(err) == "23514" || code(err) == "42P01" { // its day is gone: dropped by another relay
 			s.mu.Lock()
 			clear(s.days)
 			s.mu.Unlock()
-			err = s.append(ctx, conn, b)
+			err = s.append(ctx, conn, b, asTheyAre)
+		}
+		if code(err) == "22P05" { // a character that the encoding of the database lacks
+			plain := *b
+			plain.Steps, plain.Gaps = slices.Clone(b.Steps), slices.Clone(b.Gaps)
+			err = s.append(ctx, conn, &plain, toASCII)
 		}
 		return err
 	})
 }
 
-func (s *Store) append(ctx context.Context, conn *pgx.Conn, b *history.Batch) error {
+// asTheyAre leaves the texts of a batch alone.
+func asTheyAre([]history.Row, *history.Batch) {}
+
+// toASCII rewrites the texts of a batch. What a message holds is packed, and stays as it is.
+func toASCII(rows []history.Row, b *history.Batch) {
+	words := func(texts ...*string) {
+		for _, text := range texts {
+			*text = libpq.PlainWords(*text)
+		}
+	}
+	for i := range rows {
+		r := &rows[i]
+		words(&r.Callback, &r.Address, &r.First.Broker, &r.First.Reason)
+		words(&r.Keys.Package, &r.Keys.Build, &r.Keys.Tag, &r.Keys.User)
+	}
+	for i := range b.Steps {
+		words(&b.Steps[i].Broker, &b.Steps[i].Reason)
+	}
+	for i := range b.Gaps {
+		words(&b.Gaps[i].Reason, &b.Gaps[i].Writer)
+	}
+}
+
+func (s *Store) append(ctx context.Context, conn *pgx.Conn, b *history.Batch,
+	rewrite func([]history.Row, *history.Batch)) error {
 	found, err := unknownMessages(ctx, conn, b.Steps)
 	if err != nil {
 		return err
 	}
-	rows := append(slices.Clip(b.Rows), found...)
+	rows := slices.Concat(b.Rows, found)
+	rewrite(rows, b)
 	if err := lookUpHanded(ctx, conn, b.Steps); err != nil {
 		return err
 	}

@@ -68,9 +68,13 @@ const sessionSettings = `
 		('enable_seqscan', 'off'),
 		('max_parallel_workers_per_gather', '0'),
 		('jit', 'off'),
+		('default_transaction_isolation', 'read committed'),
+		('default_transaction_deferrable', 'off'),
+		('lock_timeout', '0'),
+		('transaction_timeout', '0'),
 		('synchronous_commit', 'local')
 	) AS wanted(name, value)
-	JOIN pg_catalog.pg_settings USING (name)`
+	WHERE pg_catalog.current_setting(name, true) IS NOT NULL`
 
 // Open prepares the store. It connects at the first call: a database that cannot be reached is no error here.
 func Open(o Options) (*Store, error) {
@@ -85,6 +89,7 @@ func Open(o Options) (*Store, error) {
 	config.ConnConfig = cc
 	config.MaxConns = maxConns
 	config.MaxConnLifetime = time.Hour
+	config.PingTimeout = connectTimeout
 	if cc.ConnectTimeout == 0 {
 		cc.ConnectTimeout = connectTimeout
 	}

@@ -44,6 +44,84 @@ func open(tb testing.TB, conn string) *Store {
 	return s
 }
 
+// One text that the encoding of the database cannot hold costs no record of other messages, nor of its own.
+func TestDatabaseOfAnotherEncodingHoldsTheHistory(t *testing.T) {
+	t.Parallel()
+	s := open(t, pgtest.EncodedDatabase(t, "LATIN1", schema(t)))
+	b := history.Batch{Writer: "one",
+		Gaps: []inspect.Gap{{Began: time.Now(), Ended: time.Now(), Reason: "日本"}}}
+	for n := range 2 {
+		m := storetest.Tagged(n, time.Now())
+		if n == 0 {
+			for i := range m.Props {
+				if m.Props[i].Key == "tag" {
+					m.Props[i].Value = "f42-日本"
+				}
+			}
+		}
+		row, err := history.NewRow(&m, inspect.ViaSocket, inspect.Step{Time: m.Created, Kind: inspect.Queued,
+			Reason: "für “immer”"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Rows = append(b.Rows, row)
+		b.Steps = append(b.Steps, history.Step{ID: m.ID, Handed: m.Created,
+			Step: inspect.Step{Time: m.Created, Kind: inspect.Accepted, Reason: "“ja”"}})
+	}
+	if err := s.Append(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	query := inspect.HistoryQuery{Content: true}
+	err := history.Search(t.Context(), s, query, func(m *inspect.HistoryMessage) error {
+		found[m.MessageID] = m.Fate == inspect.Accepted && m.Unreadable == ""
+		return nil
+	})
+	if err != nil || !found[b.Rows[0].ID] || !found[b.Rows[1].ID] {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if b.Rows[0].Keys.Tag != "f42-日本" || b.Steps[0].Reason != "“ja”" {
+		t.Errorf("the batch was changed: %+v %+v", b.Rows[0].Keys, b.Steps[0])
+	}
+}
+
+func TestHistoryWorksWhateverTheDatabaseIsSetTo(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Database(t, schema(t))
+	pgtest.AlterDatabase(t, conn, "client_encoding = 'LATIN1'", "standard_conforming_strings = off",
+		"DateStyle = 'German'", "TimeZone = 'Asia/Kolkata'", "default_transaction_isolation = 'serializable'",
+		"work_mem = '64kB'", "temp_file_limit = 0", "lock_timeout = '1ms'")
+	s := open(t, conn)
+	m := storetest.Tagged(1, time.Now())
+	row, err := history.NewRow(&m, inspect.ViaSocket, inspect.Step{Time: m.Created, Kind: inspect.Accepted,
+		Reason: "für immer"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Append(t.Context(), &history.Batch{Writer: "one", Rows: []history.Row{row}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Tidy(t.Context(), time.Hour, 1<<30); err != nil {
+		t.Error(err)
+	}
+	var isolation string
+	if err := s.pool.QueryRow(t.Context(), "SHOW transaction_isolation").Scan(&isolation); err != nil ||
+		isolation != "read committed" {
+		t.Errorf("the isolation is %s, %v", isolation, err)
+	}
+	n := 0
+	err = history.Search(t.Context(), s, inspect.HistoryQuery{}, func(m *inspect.HistoryMessage) error {
+		n++
+		if last := m.Steps[len(m.Steps)-1]; last.Reason != "für immer" {
+			t.Errorf("its last step is %+v", last)
+		}
+		return nil
+	})
+	if err != nil || n != 1 {
+		t.Errorf("found %d messages, %v", n, err)
+	}
+}
+
 func TestOneRelayOfAFleetWorksOnAReplay(t *testing.T) {
 	t.Parallel()
 	s := open(t, pgtest.Database(t, schema(t)))

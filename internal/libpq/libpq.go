@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/user"
@@ -158,6 +159,15 @@ var keywords = []keyword{
 // settings are what may be left for the server after that. timezone comes from PGTZ.
 var settings = []string{"application_name", "options", "timezone"}
 
+// plainText is what texts need on the wire, in statements and in their values. A role, a database or its
+// encoding may have it otherwise, and then the driver refuses statements or misreads times. A pooler knows
+// these three, which any other setting of a server at this place would make it refuse.
+var plainText = map[string]string{
+	"client_encoding":             "UTF8",
+	"standard_conforming_strings": "on",
+	"datestyle":                   "ISO",
+}
+
 func apply(cc *pgx.ConnConfig) error {
 	c := &connection{ConnConfig: cc}
 	// libpq's default: on, with the times of the system.
@@ -178,6 +188,7 @@ func apply(cc *pgx.ConnConfig) error {
 				name, name)
 		}
 	}
+	maps.Copy(cc.RuntimeParams, plainText)
 	c.DialFunc = c.dial
 	return nil
 }

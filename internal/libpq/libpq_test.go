@@ -3,6 +3,7 @@ package libpq
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"os"
 	"os/user"
@@ -55,8 +56,9 @@ func TestKeywordsThatTheDriverLacksMeanWhatTheySay(t *testing.T) {
 		"client_encoding=UTF8 ssl_min_protocol_version=TLSv1.3 sslmode=prefer fallback_application_name=koji " +
 		"sslcompression=0 gssencmode=prefer"
 	c := parse(t, text)
-	if c.TLSConfig.MinVersion != tls.VersionTLS13 || c.RuntimeParams["application_name"] != "koji" ||
-		len(c.RuntimeParams) != 1 {
+	want := map[string]string{"application_name": "koji", "client_encoding": "UTF8", "datestyle": "ISO",
+		"standard_conforming_strings": "on"}
+	if c.TLSConfig.MinVersion != tls.VersionTLS13 || !maps.Equal(c.RuntimeParams, want) {
 		t.Errorf("the parameters are %v, TLS from %x", c.RuntimeParams, c.TLSConfig.MinVersion)
 	}
 	conn := &connection{ConnConfig: parse(t, "host=db")}
@@ -70,9 +72,9 @@ func TestKeywordsThatTheDriverLacksMeanWhatTheySay(t *testing.T) {
 			}
 		}
 	}
-	want := net.KeepAliveConfig{Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3}
-	if conn.dialer.KeepAliveConfig != want {
-		t.Errorf("keepalives are %+v, want %+v", conn.dialer.KeepAliveConfig, want)
+	alive := net.KeepAliveConfig{Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3}
+	if conn.dialer.KeepAliveConfig != alive {
+		t.Errorf("keepalives are %+v, want %+v", conn.dialer.KeepAliveConfig, alive)
 	}
 }
 

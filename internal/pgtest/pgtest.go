@@ -46,8 +46,32 @@ var databases atomic.Int64
 func Database(tb testing.TB, setup string) string {
 	tb.Helper()
 	template, admin := template(tb, setup)
+	return database(tb, admin, "TEMPLATE "+template)
+}
+
+// EncodedDatabase is Database with another encoding than UTF8.
+func EncodedDatabase(tb testing.TB, encoding, setup string) string {
+	tb.Helper()
+	_, admin := template(tb, "")
+	conn := database(tb, admin,
+		fmt.Sprintf("TEMPLATE template0 ENCODING '%s' LC_COLLATE 'C' LC_CTYPE 'C'", encoding))
+	SQL(tb, conn, setup)
+	return conn
+}
+
+// AlterDatabase changes settings for those who connect from now on.
+func AlterDatabase(tb testing.TB, conn string, settings ...string) {
+	tb.Helper()
+	for _, s := range settings {
+		SQL(tb, conn, `DO $x$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) ||
+			$y$`+s+`$y$; END $x$`)
+	}
+}
+
+func database(tb testing.TB, admin, options string) string {
+	tb.Helper()
 	name := fmt.Sprintf("relay_test_%d_%d", os.Getpid(), databases.Add(1))
-	SQL(tb, admin, fmt.Sprintf("CREATE DATABASE %s TEMPLATE %s", name, template))
+	SQL(tb, admin, fmt.Sprintf("CREATE DATABASE %s %s", name, options))
 	tb.Cleanup(func() {
 		// Not WITH (FORCE), which PostgreSQL 12 does not know.
 		SQL(tb, admin, fmt.Sprintf("ALTER DATABASE %[1]s ALLOW_CONNECTIONS false; "+

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"koji-relay/internal/inspect"
@@ -411,7 +412,8 @@ func (p *Store) retryOne(ctx context.Context, id string) error {
 	return p.do(ctx, "retry dead letter "+id, callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`DELETE FROM koji_relay.dead_letter WHERE message_id = $1`, id)
-		p.queueRows(batch, []queue.Row{r})
+		var n int64
+		p.queueRows(batch, []queue.Row{r}, &n)
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 			return err
 		}
@@ -429,22 +431,12 @@ func (p *Store) Add(ctx context.Context, box inspect.Box, items []queue.Item) (i
 		func(ctx context.Context, conn *pgx.Conn) error {
 			stored = 0
 			batch := &pgx.Batch{}
-			p.queueRows(batch, in.Rows)
-			queueDead(batch, in.Dead)
-			results := conn.SendBatch(ctx, batch)
-			if len(in.Rows) > 0 {
-				if _, err := results.Exec(); err != nil { // deleteOrphans
-					return errors.Join(err, results.Close())
-				}
-			}
-			for range batch.Len() - min(1, len(in.Rows)) {
-				tag, err := results.Exec()
-				if err != nil {
-					return errors.Join(err, results.Close())
-				}
+			p.queueRows(batch, in.Rows, &stored)
+			queueDead(batch, in.Dead).Exec(func(tag pgconn.CommandTag) error {
 				stored += tag.RowsAffected()
-			}
-			return results.Close()
+				return nil
+			})
+			return conn.SendBatch(ctx, batch).Close()
 		})
 	if err == nil {
 		p.bytes.add(in.Size)

@@ -61,8 +61,8 @@ func (p *Store) listen(ctx context.Context) (*listener, error) {
 		return nil, err
 	}
 	l := &listener{conn: conn, names: p.names.Load(), until: time.Now().Add(retry.Jitter(sessionLifetime))}
-	_, err = conn.Exec(ctx, `SELECT set_config(name, $1::text, false) FROM pg_settings
-		WHERE name = 'idle_session_timeout'`,
+	_, err = conn.Exec(ctx, `SELECT set_config('idle_session_timeout', $1::text, false)
+		WHERE current_setting('idle_session_timeout', true) IS NOT NULL`,
 		fmt.Sprintf("%dms", p.silence.Milliseconds()))
 	if err == nil {
 		_, err = conn.Exec(ctx, "LISTEN "+channel)

@@ -70,6 +70,9 @@ const (
 	callTimeout = 30 * time.Second
 	// lockTimeout bounds taking and renewing the drain lock.
 	lockTimeout = 5 * time.Second
+	// A connection that was idle for pingIdle is asked for a sign of life, and has pingTimeout for it.
+	pingIdle    = time.Second
+	pingTimeout = 300 * time.Millisecond
 )
 
 // Open opens the store. It refuses what only an administrator can mend (an unusable connection string, a
@@ -121,7 +124,7 @@ func newStore(o Options) (*Store, error) {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.SetLimits(o.Limits)
-	config.AfterConnect = p.afterConnect
+	config.AfterConnect, config.ShouldPing = p.afterConnect, p.shouldPing
 	// An old connection may lead to a server that was the primary once.
 	config.MaxConnLifetime, config.MaxConnLifetimeJitter = connLifetime, connLifetime/10
 	// With no context that ends, only the parsed configuration can be wrong here; connecting happens on use.
@@ -141,6 +144,21 @@ func (p *Store) Close() error {
 	p.tellAtEnd()
 	p.pool.Close()
 	return nil
+}
+
+// shouldPing has the pool give a connection up that is mute, and with it all others: a firewall forgets idle
+// connections, and nobody tells the two ends. Else each of them would cost a put its time.
+func (p *Store) shouldPing(ctx context.Context, idle pgxpool.ShouldPingParams) bool {
+	if idle.IdleDuration < pingIdle {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	err := idle.Conn.Ping(ctx)
+	if err != nil {
+		p.pool.Reset()
+	}
+	return err != nil // which a closed connection fails at once
 }
 
 // do runs f on a connection. what names the operation in errors; limit bounds it beside ctx. f runs again,
@@ -216,6 +234,8 @@ func (p *Store) explain(what string, err error) error {
 			return fmt.Errorf("%s in %s: %w: %w", what, p.name, libpq.ErrReadOnly, err)
 		case "2200H", "22003":
 			return fmt.Errorf("%s in %s: %w: %w", what, p.name, errUsedUp, err)
+		case swallowed:
+			return fmt.Errorf("%s in %s: %w", what, p.name, errSwallowed)
 		case "42501":
 			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name,
 				err)

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -45,10 +46,20 @@ const insertRows = `
 		FROM input ORDER BY message_id
 		ON CONFLICT (message_id) DO NOTHING
 		RETURNING queue_id
-	)
-	INSERT INTO {koji}.proton_queue (id, created_ts, address, props, body)
-	SELECT queue_id, created_ts, address, props::json, body::json
-	FROM input WHERE queue_id = ANY (ARRAY(SELECT queue_id FROM claimed)) ORDER BY queue_id`
+	), stored AS (
+		INSERT INTO {koji}.proton_queue (id, created_ts, address, props, body)
+		SELECT queue_id, created_ts, address, props::json, body::json
+		FROM input WHERE queue_id = ANY (ARRAY(SELECT queue_id FROM claimed)) ORDER BY queue_id
+		RETURNING id
+	), counts AS (SELECT (SELECT count(*) FROM claimed) AS claimed, (SELECT count(*) FROM stored) AS stored)
+	SELECT (SELECT stored FROM counts, generate_series(1, CASE WHEN claimed = stored THEN 1 ELSE 2 END))`
+
+// swallowed is the error (more than one row where one is expected) by which insertRows fails where PostgreSQL
+// left out a row that it was to insert, and had no complaint: a trigger can do that.
+const swallowed = "21000"
+
+var errSwallowed = errors.New("the database leaves out messages that are put into proton_queue: " +
+	"a trigger on that table does so; remove it, or set store = file in [queue]")
 
 // insertDead leaves a dead letter that exists as it is.
 const insertDead = `
@@ -85,7 +96,7 @@ func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 			if !refusedData(err) || len(all.Rows) != len(in.Rows) {
 				return err
 			}
-			stored, err = p.putEach(ctx, conn, in)
+			stored, err = p.putEach(ctx, conn, in, code(err) == untranslatable)
 			return err
 		})
 	})
@@ -105,7 +116,13 @@ func (p *Store) Probe(ctx context.Context) error {
 	return p.do(ctx, "probe the queue by writing", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		batch := &pgx.Batch{}
 		batch.Queue(p.sql(`INSERT INTO {koji}.proton_queue (id, address, props, body)
-			VALUES (nextval('{sequence}'::regclass), 'koji-relay probe', '{}', 'null')`))
+			VALUES (nextval('{sequence}'::regclass), 'koji-relay probe', '{}', 'null')`)).Exec(
+			func(tag pgconn.CommandTag) error {
+				if tag.RowsAffected() == 0 {
+					return errSwallowed
+				}
+				return nil
+			})
 		batch.Queue(p.sql(`DELETE FROM {koji}.proton_queue WHERE id = currval('{sequence}'::regclass)`))
 		return conn.SendBatch(ctx, batch).Close()
 	})
@@ -162,10 +179,7 @@ func (p *Store) putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) e
 	batch.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
 	inserted := int64(0)
 	if len(in.Rows) > 0 {
-		p.insertRows(batch, in.Rows).Exec(func(tag pgconn.CommandTag) error {
-			inserted = tag.RowsAffected()
-			return nil
-		})
+		p.insertRows(batch, in.Rows, &inserted)
 	}
 	queueDead(batch, in.Dead)
 	failpoint.Hit("before-put-commit")
@@ -173,19 +187,25 @@ func (p *Store) putAll(ctx context.Context, conn *pgx.Conn, in queue.Incoming) e
 		return err
 	}
 	again := &pgx.Batch{}
-	p.queueRows(again, in.Rows)
+	p.queueRows(again, in.Rows, &inserted)
 	return conn.SendBatch(ctx, again).Close()
 }
 
 // putEach stores everything in one transaction with a savepoint for each message, and gives what it stored.
-// Messages that the server refuses become dead letters.
-func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) (queue.Incoming, error) {
+// Messages that the server refuses become dead letters. plain is for a database whose encoding lacks some
+// character of them.
+func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming, plain bool) (queue.Incoming,
+	error) {
 	stored := queue.Incoming{Dead: slices.Clone(in.Dead)}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, r := range in.Rows {
+			if plain {
+				r = plainRow(r)
+			}
 			err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 				batch := &pgx.Batch{}
-				p.queueRows(batch, []queue.Row{r})
+				var n int64
+				p.queueRows(batch, []queue.Row{r}, &n)
 				return tx.SendBatch(ctx, batch).Close()
 			})
 			switch {
@@ -197,6 +217,9 @@ func (p *Store) putEach(ctx context.Context, conn *pgx.Conn, in queue.Incoming) 
 			default:
 				stored.Rows, stored.Size = append(stored.Rows, r), stored.Size+r.Bytes
 			}
+		}
+		if plain {
+			plainDead(stored.Dead)
 		}
 		batch := &pgx.Batch{}
 		queueDead(batch, stored.Dead)
@@ -212,8 +235,9 @@ func refusedData(err error) bool {
 	return len(c) == 5 && (c[:2] == "22" || c[:2] == "54") && c != "2200H" && c != "22003"
 }
 
-// queueRows adds rows to the queue, after sweeping what is known of their ids without a message.
-func (p *Store) queueRows(batch *pgx.Batch, rows []queue.Row) {
+// queueRows adds rows to the queue, after sweeping what is known of their ids without a message. It counts
+// into stored, once the batch is read.
+func (p *Store) queueRows(batch *pgx.Batch, rows []queue.Row, stored *int64) {
 	if len(rows) == 0 {
 		return
 	}
@@ -222,11 +246,11 @@ func (p *Store) queueRows(batch *pgx.Batch, rows []queue.Row) {
 		ids[i] = rows[i].ID
 	}
 	batch.Queue(p.sql(deleteOrphans), ids)
-	p.insertRows(batch, rows)
+	p.insertRows(batch, rows, stored)
 }
 
-// insertRows adds those rows to the queue whose ids are not known.
-func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row) *pgx.QueuedQuery {
+// insertRows adds those rows to the queue whose ids are not known, and counts them into stored.
+func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row, stored *int64) {
 	n := len(rows)
 	ids, addresses, props, bodies := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	events, callbacks, sizes, created := make([]int32, n), make([]string, n), make([]int64, n),
@@ -244,13 +268,13 @@ func (p *Store) insertRows(batch *pgx.Batch, rows []queue.Row) *pgx.QueuedQuery 
 			delays[i] = &seconds
 		}
 	}
-	return batch.Queue(p.sql(insertRows), ids, addresses, props, bodies, events, callbacks, sizes, created, ages,
-		attempts, tries, delays, errs, commits)
+	batch.Queue(p.sql(insertRows), ids, addresses, props, bodies, events, callbacks, sizes, created, ages,
+		attempts, tries, delays, errs, commits).QueryRow(func(row pgx.Row) error { return row.Scan(stored) })
 }
 
-func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
+func queueDead(batch *pgx.Batch, dead []queue.DeadRow) *pgx.QueuedQuery {
 	if len(dead) == 0 {
-		return
+		return &pgx.QueuedQuery{}
 	}
 	n := len(dead)
 	ids, created, commits, events := make([]string, n), make([]*time.Time, n), make([]string, n),
@@ -267,7 +291,7 @@ func queueDead(batch *pgx.Batch, dead []queue.DeadRow) {
 		}
 		attempts[i], reasons[i], died[i] = int32(d.Attempts), d.Reason, nullTime(d.Died)
 	}
-	batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts,
+	return batch.Queue(insertDead, ids, created, commits, events, callbacks, addresses, props, bodies, attempts,
 		reasons, died)
 }
 

@@ -36,6 +36,9 @@ const countsReaders = `SET koji_relay.counts_readers = 'on';`
 //     a table that it believes to be empty the planner would take each row first, and look for it among the
 //     ids.
 //   - An answer 200 means on disk, whatever the database's default.
+//   - A statement sees what was committed before it. None of ours makes a serializable transaction of the
+//     hub's fail, which has the outbox in common with us.
+//   - Our deadlines say how long a lock or a transaction may take, and not what suits others.
 const sessionSettings = `
 	SELECT set_config(name, value, false)
 	FROM (VALUES
@@ -48,10 +51,14 @@ const sessionSettings = `
 		('enable_mergejoin', 'off'),
 		('max_parallel_workers_per_gather', '0'),
 		('jit', 'off'),
+		('default_transaction_isolation', 'read committed'),
+		('default_transaction_deferrable', 'off'),
+		('lock_timeout', '0'),
+		('transaction_timeout', '0'),
 		('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
 			ELSE current_setting('synchronous_commit') END)
 	) AS wanted(name, value)
-	JOIN pg_settings USING (name)`
+	WHERE current_setting(name, true) IS NOT NULL`
 
 // names are those of Koji's tables, as this database has them.
 type names struct {

@@ -57,42 +57,50 @@ func (p *Store) Settle(ctx context.Context, settlements []queue.Settlement) erro
 	}
 	return p.do(ctx, "settle "+inspect.Count(len(settlements), "message"), callTimeout,
 		func(ctx context.Context, conn *pgx.Conn) error {
-			batch := &pgx.Batch{}
-			var freed int64
-			free := func(row pgx.Row) error {
-				var n int64
-				err := row.Scan(&n)
-				freed += n
-				return err
+			err := p.settle(ctx, conn, settlements)
+			if code(err) == untranslatable {
+				err = p.settle(ctx, conn, plainReasons(settlements))
 			}
-			var forgotten []string
-			var buried, aside byAction
-			for _, s := range settlements {
-				switch s.Action {
-				case queue.Forget:
-					forgotten = append(forgotten, s.ID)
-				case queue.Bury:
-					buried.add(s)
-				case queue.SetAside:
-					aside.add(s)
-				}
-			}
-			if len(forgotten) > 0 {
-				batch.Queue(p.sql(forget), forgotten).QueryRow(free)
-			}
-			if len(buried.ids) > 0 {
-				batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)
-			}
-			if len(aside.ids) > 0 {
-				batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
-			}
-			failpoint.Hit("before-settle-commit")
-			if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-				return err
-			}
-			p.bytes.add(-freed)
-			return nil
+			return err
 		})
+}
+
+func (p *Store) settle(ctx context.Context, conn *pgx.Conn, settlements []queue.Settlement) error {
+	batch := &pgx.Batch{}
+	var freed int64
+	free := func(row pgx.Row) error {
+		var n int64
+		err := row.Scan(&n)
+		freed += n
+		return err
+	}
+	var forgotten []string
+	var buried, aside byAction
+	for _, s := range settlements {
+		switch s.Action {
+		case queue.Forget:
+			forgotten = append(forgotten, s.ID)
+		case queue.Bury:
+			buried.add(s)
+		case queue.SetAside:
+			aside.add(s)
+		}
+	}
+	if len(forgotten) > 0 {
+		batch.Queue(p.sql(forget), forgotten).QueryRow(free)
+	}
+	if len(buried.ids) > 0 {
+		batch.Queue(p.sql(buryThese), buried.ids, buried.attempts, buried.reasons).QueryRow(free)
+	}
+	if len(aside.ids) > 0 {
+		batch.Queue(setAside, aside.ids, aside.attempts, aside.tries, aside.delays, aside.reasons)
+	}
+	failpoint.Hit("before-settle-commit")
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	p.bytes.add(-freed)
+	return nil
 }
 
 // byAction holds settlements as the arrays that one statement takes.
