@@ -111,7 +111,7 @@ func (p *Store) Put(ctx context.Context, unsent []message.Unsent,
 	return stored.Stored(), nil
 }
 
-// Probe implements queue.Store, by what a put does, on a row that is gone before it is committed.
+// Probe implements queue.Store, by what a put does, on rows that are gone before they are committed.
 func (p *Store) Probe(ctx context.Context) error {
 	return p.do(ctx, "probe the queue by writing", callTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		batch := &pgx.Batch{}
@@ -123,7 +123,11 @@ func (p *Store) Probe(ctx context.Context) error {
 				}
 				return nil
 			})
-		batch.Queue(p.sql(`DELETE FROM {koji}.proton_queue WHERE id = currval('{sequence}'::regclass)`))
+		// Each session has a message-id of its own, so that none waits for another.
+		batch.Queue(p.sql(`INSERT INTO koji_relay.delivery (message_id, queue_id, address, size)
+			VALUES ('koji-relay probe ' || pg_backend_pid(), currval('{sequence}'::regclass), 'koji-relay probe', 0)`))
+		batch.Queue(p.sql(`WITH gone AS (DELETE FROM {koji}.proton_queue WHERE id = currval('{sequence}'::regclass))
+			DELETE FROM koji_relay.delivery WHERE message_id = 'koji-relay probe ' || pg_backend_pid()`))
 		return conn.SendBatch(ctx, batch).Close()
 	})
 }

@@ -146,6 +146,25 @@ func TestPutIsNoPutWhereATriggerLeavesRowsOut(t *testing.T) {
 	}
 }
 
+// The probe writes what a put writes: where that cannot be done, the store must not pass for usable.
+func TestProbeWritesWhereAPutDoes(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := open(t, conn, queue.Limits{})
+	for _, right := range []string{"INSERT ON proton_queue", "INSERT ON koji_relay.delivery",
+		"USAGE ON SCHEMA koji_relay", "USAGE ON SEQUENCE proton_queue_id_seq"} {
+		pgtest.SQL(t, conn, "REVOKE "+right+` FROM "`+relayRole+`"`)
+		_, err := s.Put(t.Context(), storetest.Unsent(1, 1), nil)
+		if probed := s.Probe(t.Context()); code(err) != "42501" || code(probed) != "42501" {
+			t.Errorf("without %s the put gave %v, the probe %v", right, err, probed)
+		}
+		pgtest.SQL(t, conn, "GRANT "+right+` TO "`+relayRole+`"`)
+	}
+	if err := s.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestProbeRefusesAServerThatTakesNoChanges(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
