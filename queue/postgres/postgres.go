@@ -223,7 +223,19 @@ func (p *Store) explain(what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	err = libpq.Plain(err)
+	var known *explained
+	if errors.As(err, &known) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return &explained{p.explainOnce(what, libpq.Plain(err))}
+}
+
+// explained is an error that has its explanation: who passes it on only says what for.
+type explained struct{ error }
+
+func (e *explained) Unwrap() error { return e.error }
+
+func (p *Store) explainOnce(what string, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		switch pg.Code {
@@ -237,12 +249,17 @@ func (p *Store) explain(what string, err error) error {
 		case swallowed:
 			return fmt.Errorf("%s in %s: %w", what, p.name, errSwallowed)
 		case "42501":
+			if pg.Routine == "check_enable_rls" {
+				return fmt.Errorf("%s in %s: %w; %s", what, p.name, err, rowSecurityRemedy)
+			}
 			return fmt.Errorf("%s in %s: %w; grant the rights that 'koji-relay db init --print' shows", what, p.name,
 				err)
 		}
 	}
 	return fmt.Errorf("%s in %s: %w", what, p.name, err)
 }
+
+const rowSecurityRemedy = "exempt the role from policies by ALTER ROLE ... BYPASSRLS, or disable them there"
 
 // errUsedUp is a sequence, or a column, that has no number left for a message. The queue may be empty all the
 // same.

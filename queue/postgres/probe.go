@@ -21,6 +21,7 @@ type ProbeReport struct {
 	Server  string   // version of PostgreSQL
 	Role    string   // we log in as
 	Missing []string // grants that the relay needs and the role has not
+	Hidden  []string // tables with policies (row level security) that may hide rows from the role
 	// Pooler says what stands between us and the server: empty, "session" or "transaction". Through the
 	// last one neither LISTEN nor advisory locks work.
 	Pooler string
@@ -69,6 +70,9 @@ func Probe(ctx context.Context, connString string) (ProbeReport, error) {
 	}
 	if len(r.Missing) > 0 {
 		return r, nil // what follows would fail for want of them
+	}
+	if r.Hidden, err = s.hiddenTables(ctx); err != nil || len(r.Hidden) > 0 {
+		return r, err
 	}
 	if r.SchemaStatus, err = s.Status(ctx); err != nil || r.Version != schema.Version() {
 		return r, err
@@ -138,6 +142,18 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 	return missing, nil
 }
 
+// hiddenTables names the tables of which policies may hide rows, for a role that has all grants.
+func (s *Schema) hiddenTables(ctx context.Context) ([]string, error) {
+	rows, _ := s.conn.Query(ctx, s.names.in(`SELECT object FROM (`+neededGrants+`) AS n
+		WHERE kind = 'table' AND row_security_active(to_regclass(object)::oid)
+		GROUP BY object ORDER BY object`)) // CollectRows gives the error
+	hidden, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look at the policies in %s: %w", s.name, libpq.Plain(err))
+	}
+	return hidden, nil
+}
+
 // Remedy says what makes the database usable; empty when it is.
 func (r *ProbeReport) Remedy() string {
 	switch {
@@ -146,6 +162,9 @@ func (r *ProbeReport) Remedy() string {
 	case len(r.Missing) > 0:
 		return fmt.Sprintf("grant %s to %s; 'koji-relay db init --print' has all grants",
 			strings.Join(r.Missing, ", "), r.Role)
+	case len(r.Hidden) > 0:
+		return fmt.Sprintf("policies may hide rows of %s from %s: %s", strings.Join(r.Hidden, ", "), r.Role,
+			rowSecurityRemedy)
 	case r.Version == 0 || !r.QueueTable:
 		return "run 'koji-relay db init'"
 	case r.Version < schema.Version():

@@ -38,6 +38,8 @@ const countsReaders = `SET koji_relay.counts_readers = 'on';`
 //   - An answer 200 means on disk, whatever the database's default.
 //   - A statement sees what was committed before it. None of ours makes a serializable transaction of the
 //     hub's fail, which has the outbox in common with us.
+//   - Where policies (row level security) would hide rows from us, statements fail. Else a message that was
+//     put would be there and never be seen again.
 //   - Our deadlines say how long a lock or a transaction may take, and not what suits others.
 const sessionSettings = `
 	SELECT set_config(name, value, false)
@@ -53,6 +55,7 @@ const sessionSettings = `
 		('jit', 'off'),
 		('default_transaction_isolation', 'read committed'),
 		('default_transaction_deferrable', 'off'),
+		('row_security', 'off'),
 		('lock_timeout', '0'),
 		('transaction_timeout', '0'),
 		('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'

@@ -165,6 +165,36 @@ func TestProbeWritesWhereAPutDoes(t *testing.T) {
 	}
 }
 
+// Policies may hide what was put. They end in an error, whichever way they do it.
+func TestPoliciesOfTheQueueAreRefused(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	pgtest.SQL(t, conn, `CREATE POLICY blind ON proton_queue FOR INSERT WITH CHECK (true);
+		ALTER TABLE proton_queue ENABLE ROW LEVEL SECURITY`)
+	s := open(t, conn, queue.Limits{})
+	_, err := s.Put(t.Context(), storetest.Unsent(1, 2), nil)
+	for what, err := range map[string]error{"put": err, "probe": s.Probe(t.Context())} {
+		if err == nil || !strings.Contains(err.Error(), "BYPASSRLS") {
+			t.Errorf("the %s gave %v", what, err)
+		}
+	}
+	r, err := Probe(t.Context(), as(relayRole, conn))
+	if err != nil || !strings.Contains(r.Remedy(), "rows of public.proton_queue") {
+		t.Errorf("check says %q, %v", r.Remedy(), err)
+	}
+}
+
+func TestCauseIsExplainedOnce(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	s := open(t, conn, queue.Limits{})
+	pgtest.SQL(t, conn, `REVOKE INSERT ON proton_queue FROM "`+relayRole+`"`)
+	err := s.explain("read the outbox", s.Probe(t.Context()))
+	if n := strings.Count(err.Error(), "db init --print"); n != 1 || strings.Count(err.Error(), s.name) != 1 {
+		t.Errorf("it says %v", err)
+	}
+}
+
 func TestProbeRefusesAServerThatTakesNoChanges(t *testing.T) {
 	t.Parallel()
 	conn := hubDatabase(t)
