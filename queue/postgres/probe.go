@@ -158,7 +158,7 @@ func (s *Schema) hiddenTables(ctx context.Context) ([]string, error) {
 func (r *ProbeReport) Remedy() string {
 	switch {
 	case r.Pooler == transactionMode:
-		return "the pooler before the database is in transaction mode: " + poolerRemedy
+		return "the pooler before the database is in transaction or statement mode: " + poolerRemedy
 	case len(r.Missing) > 0:
 		return fmt.Sprintf("grant %s to %s; 'koji-relay db init --print' has all grants",
 			strings.Join(r.Missing, ", "), r.Role)

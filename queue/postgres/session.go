@@ -116,7 +116,7 @@ func prepare(ctx context.Context, conn *pgx.Conn, settings string, pooled bool) 
 	if pid != conn.PgConn().PID() && !pooled {
 		mode, err := poolerMode(ctx, conn)
 		if err != nil {
-			return nil, false, fmt.Errorf("look for a pooler before the database: %w", err)
+			return nil, false, fmt.Errorf("%w: %w", errSmallPool, err)
 		}
 		if mode == transactionMode {
 			return nil, true, errPooler
@@ -163,12 +163,18 @@ func born(conn *pgx.Conn) time.Time {
 func (p *Store) sql(text string) string { return p.names.Load().in(text) }
 
 // errPooler is a pooler that gives each transaction another session.
-var errPooler = errors.New("a pooler in transaction mode stands before the database; " + poolerRemedy)
+var errPooler = errors.New("a pooler in transaction or statement mode stands before the database; " + poolerRemedy)
+
+// errSmallPool is a pooler that gives the relay fewer sessions than it needs.
+var errSmallPool = errors.New("a pooler stands before the database and gives us too few sessions; " +
+	"let its pool_size and max_client_conn have room for 16")
 
 const (
 	poolerRemedy = "LISTEN and locks do not work through it: connect to PostgreSQL itself, or pool by session"
 
-	transactionMode = "transaction"
+	protocolViolation = "08P01"
+
+	transactionMode = "transaction" // or "statement", which allows less
 	sessionMode     = "session"
 )
 
@@ -191,7 +197,11 @@ func poolerMode(ctx context.Context, conn *pgx.Conn) (string, error) {
 			return "", err
 		}
 		defer closeConn(other)
-		if _, err := other.Exec(ctx, "BEGIN"); err != nil {
+		_, err = other.Exec(ctx, "BEGIN")
+		switch {
+		case code(err) == protocolViolation: // pgbouncer in statement mode: no transaction is allowed
+			return transactionMode, nil
+		case err != nil:
 			return "", err
 		}
 		held, err := pid(other)

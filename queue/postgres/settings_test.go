@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"reflect"
 	"slices"
@@ -295,5 +297,33 @@ func forward(to io.WriteCloser, from io.Reader, mute <-chan struct{}) {
 			to.Close()
 			return
 		}
+	}
+}
+
+func TestPoolerWithTooFewSessionsIsNamed(t *testing.T) {
+	t.Parallel()
+	conn := hubDatabase(t)
+	var log bytes.Buffer
+	p, err := Open(t.Context(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		ConnString: pgtest.Pooler(t, as(relayRole, conn), "session\ndefault_pool_size = 2")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if !strings.Contains(log.String(), "pool_size") {
+		t.Errorf("the log has %s", log.String())
+	}
+}
+
+func TestPoolerInStatementModeIsRefused(t *testing.T) {
+	t.Parallel()
+	pooled := pgtest.Pooler(t, as(relayRole, hubDatabase(t)), "statement")
+	s, err := Open(t.Context(), Options{ConnString: pooled})
+	if err == nil {
+		s.Close()
+	}
+	r, failed := Probe(t.Context(), pooled)
+	if !errors.Is(err, errPooler) || failed != nil || !strings.Contains(r.Remedy(), "pool by session") {
+		t.Errorf("opening gave %v, the probe %q, %v", err, r.Remedy(), failed)
 	}
 }
