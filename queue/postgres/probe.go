@@ -142,7 +142,7 @@ func (s *Schema) missingGrants(ctx context.Context) ([]string, error) {
 	return missing, nil
 }
 
-// hiddenTables names the tables of which policies may hide rows, for a role that has all grants.
+// hiddenTables names the tables whose rows policies may hide, for a role that has all grants.
 func (s *Schema) hiddenTables(ctx context.Context) ([]string, error) {
 	rows, _ := s.conn.Query(ctx, s.names.in(`SELECT object FROM (`+neededGrants+`) AS n
 		WHERE kind = 'table' AND row_security_active(to_regclass(object)::oid)

@@ -163,7 +163,8 @@ func born(conn *pgx.Conn) time.Time {
 func (p *Store) sql(text string) string { return p.names.Load().in(text) }
 
 // errPooler is a pooler that gives each transaction another session.
-var errPooler = errors.New("a pooler in transaction or statement mode stands before the database; " + poolerRemedy)
+var errPooler = errors.New("a pooler in transaction or statement mode stands before the database; " +
+	poolerRemedy)
 
 // errSmallPool is a pooler that gives the relay fewer sessions than it needs.
 var errSmallPool = errors.New("a pooler stands before the database and gives us too few sessions; " +
