@@ -225,7 +225,7 @@ func (p *Store) explain(what string, err error) error {
 	}
 	var known *explained
 	if errors.As(err, &known) {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %w", what, libpq.Plain(err))
 	}
 	return &explained{p.explainOnce(what, libpq.Plain(err))}
 }

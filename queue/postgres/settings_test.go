@@ -191,9 +191,13 @@ func TestCauseIsExplainedOnce(t *testing.T) {
 	conn := hubDatabase(t)
 	s := open(t, conn, queue.Limits{})
 	pgtest.SQL(t, conn, `REVOKE INSERT ON proton_queue FROM "`+relayRole+`"`)
-	err := s.explain("read the outbox", s.Probe(t.Context()))
+	probed := s.Probe(t.Context())
+	err := s.explain("read the outbox", probed)
 	if n := strings.Count(err.Error(), "db init --print"); n != 1 || strings.Count(err.Error(), s.name) != 1 {
 		t.Errorf("it says %v", err)
+	}
+	if both := s.explain("read the outbox", errors.Join(probed, probed)); strings.Contains(both.Error(), "\n") {
+		t.Errorf("it takes two lines to say %v", both)
 	}
 }
 
