@@ -128,9 +128,10 @@ func dbUpgradeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Bring schema koji_relay to the version of this program",
-		Long: `Apply the numbered steps that schema koji_relay lacks, in one transaction. A
-relay of the old version works on until it is restarted, unless CHANGELOG says
-otherwise. With --print the steps are printed and nothing is changed.`,
+		Long: `Apply the numbered steps that schema koji_relay lacks, each in a transaction of
+its own. A relay of the old version works on until it is restarted, unless
+CHANGELOG says otherwise. With --print the steps are printed and nothing is
+changed.`,
 		Example: `  koji-relay db upgrade
   koji-relay db upgrade --print`,
 		Args: cobra.NoArgs,

@@ -24,6 +24,23 @@ func clean(s string) string {
 type question struct {
 	conditions []string
 	args       []any
+	// sortsAll: the server is PostgreSQL 12. Where an index gives the order of times it sorts by time and id
+	// all that there is. Later ones sort by id those of a time.
+	sortsAll bool
+}
+
+// first gives a statement for the first n rows of a table, in the order of q. at is the column of the time,
+// columns has it as at, and message_id.
+func (f *question) first(q *history.Query, columns, table, where, at string, n int) string {
+	if !f.sortsAll {
+		return fmt.Sprintf("SELECT %s FROM koji_relay.%s WHERE %s %s LIMIT %d", columns, table, where,
+			order(q, at), n)
+	}
+	times, _, _ := strings.Cut(order(q, at), ",")
+	return fmt.Sprintf(`SELECT one.* FROM
+		(SELECT DISTINCT at FROM (SELECT %[1]s AS at FROM koji_relay.%[2]s WHERE %[3]s %[4]s LIMIT %[5]d) t) moment
+		CROSS JOIN LATERAL (SELECT %[6]s FROM koji_relay.%[2]s WHERE %[3]s AND %[1]s = moment.at) one
+		%[7]s LIMIT %[5]d`, at, table, where, times, n, columns, order(q, "one.at"))
 }
 
 // arg gives the placeholder of an argument.
@@ -69,8 +86,9 @@ func (f *question) bounds(q *history.Query, after history.Ref, handed string) st
 // filters.
 func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n int) (refs []history.Ref,
 	err error) {
-	sql, args := findSQL(q, after, n)
 	err = s.do(ctx, "search the history", func(ctx context.Context, conn *pgx.Conn) error {
+		version := conn.PgConn().ParameterStatus("server_version")
+		sql, args := findSQL(q, after, n, strings.HasPrefix(version, "12."))
 		rows, _ := conn.Query(ctx, sql, args...)
 		refs, err = pgx.CollectRows(rows, pgx.RowToStructByPos[history.Ref])
 		return err
@@ -83,8 +101,9 @@ func (s *Store) Find(ctx context.Context, q *history.Query, after history.Ref, n
 // words and ten million messages. Where there are no more, no index needs to be asked.
 const nearby = 1000
 
-func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
-	f := &question{}
+// findSQL gives the statement of Find; sortsAll as in question.
+func findSQL(q *history.Query, after history.Ref, n int, sortsAll bool) (string, []any) {
+	f := &question{sortsAll: sortsAll}
 	if q.ID != "" {
 		f.where("m.message_id = %s::uuid", q.ID)
 	}
@@ -97,7 +116,7 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 	narrow := q.ID != "" || q.Task != 0
 	later := !narrow && metLater(q.Fate)
 	if !narrow && metAtOnce(q.Fate) {
-		f.where("m.fate = %s AND m.fate <> 'accepted'", string(q.Fate))
+		f.where("m.fate = %s AND m.fate <> 'accepted' AND m.fate <> 'queued'", string(q.Fate))
 	}
 	// Of several tags or addresses one list leads, each word by its index; a single one is a condition.
 	var lead, leadColumn string // the placeholder of the words
@@ -131,9 +150,8 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		return byFate(f, q, after, n)
 	}
 	walk := func(condition string) string {
-		return fmt.Sprintf(`SELECT m.at, m.message_id FROM koji_relay.history_message m
-			WHERE %s AND %s AND %s %s LIMIT %d`,
-			condition, f.text(), f.bounds(q, after, "m.at"), order(q, "m.at"), n)
+		return f.first(q, "m.at, m.message_id", "history_message m", fmt.Sprintf("%s AND %s AND %s", condition,
+			f.text(), f.bounds(q, after, "m.at")), "m.at", n)
 	}
 	var inner string
 	switch {
@@ -147,8 +165,7 @@ func findSQL(q *history.Query, after history.Ref, n int) (string, []any) {
 		if q.User != "" {
 			of = "m.username = " + f.arg(q.User) + " AND m.username <> ''"
 		}
-		window := fmt.Sprintf(`SELECT * FROM koji_relay.history_message m WHERE %s AND %s %s LIMIT %d`,
-			of, f.bounds(q, after, "m.at"), order(q, "m.at"), nearby)
+		window := f.first(q, "m.*", "history_message m", of+" AND "+f.bounds(q, after, "m.at"), "m.at", nearby)
 		near := fmt.Sprintf(`SELECT m.at, m.message_id FROM nearest m
 			WHERE %s = ANY(%s::text[]) AND %s %s LIMIT %d`, leadColumn, lead, f.text(), order(q, "m.at"), n)
 		inner = fmt.Sprintf(`WITH nearest AS MATERIALIZED (%s), near AS MATERIALIZED (%s),
@@ -184,15 +201,15 @@ func byFate(f *question, q *history.Query, after history.Ref, n int) (string, []
 			condition += fmt.Sprintf(" AND EXISTS (SELECT FROM koji_relay.history_message m"+
 				" WHERE m.message_id = l.message_id AND m.at = %s AND %s)", handed, rest)
 		}
-		return fmt.Sprintf("(SELECT %s AS at, l.message_id FROM koji_relay.%s l WHERE %s AND %s %s LIMIT %d)",
-			handed, from, condition, f.bounds(q, after, handed), order(q, handed), n)
+		return "(" + f.first(q, handed+" AS at, l.message_id", from+" l",
+			condition+" AND "+f.bounds(q, after, handed), handed, n) + ")"
 	}
 	if q.Fate == inspect.Queued { // those that still are
 		return "SELECT at, message_id::text FROM " + walk("l.handed", "history_open", "true") + " found",
 			f.args
 	}
 	fate := f.arg(string(q.Fate))
-	first := walk("l.at", "history_message", "l.fate = "+fate+" AND l.fate <> 'accepted'")
+	first := walk("l.at", "history_message", "l.fate = "+fate+" AND l.fate <> 'accepted' AND l.fate <> 'queued'")
 	later := walk("l.handed", "history_step",
 		"l.kind = "+fate+" AND l.kind IN ('dead', 'expired', 'dropped')")
 	return fmt.Sprintf("SELECT at, message_id::text FROM (%s UNION %s %s LIMIT %d) found", first, later,

@@ -182,6 +182,26 @@ func questions(n int, now time.Time) []question {
 		ask("--tag --address", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Tag: siteTag(uneven(some(i), siteTags)), Address: "build.untag"}
 		}),
+		ask("--tag --since", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Tag: siteTag(uneven(some(i), siteTags)), Since: now.Add(-24 * time.Hour)}
+		}),
+		ask("--user --since", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{User: siteUser(uneven(some(i), siteUsers)), Since: now.Add(-24 * time.Hour)}
+		}),
+		ask("--build NAME --tag", func(i int) inspect.HistoryQuery {
+			k := some(i) // together in one message
+			return inspect.HistoryQuery{Build: sitePackage(uneven(k, sitePackages)),
+				Tag: siteTag(uneven(k+1, siteTags))}
+		}),
+		ask("--build NAME --tag that it is seldom in", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Build: sitePackage(i % 5), Tag: siteTag(i * 7 % siteTags)}
+		}),
+		ask("--build NAME --tag f40-tag-1*", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Build: sitePackage(i % 5), Tag: fmt.Sprintf("f4[01]-tag-%d*", i%9+1)}
+		}),
+		ask("--build NAME --address", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Build: sitePackage(uneven(some(i), sitePackages)), Address: "build.untag"}
+		}),
 		ask("--build NAME --since --until", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Build: sitePackage(uneven(some(i), sitePackages)),
 				Since: now.Add(-96 * time.Hour), Until: now.Add(-72 * time.Hour)}
@@ -200,6 +220,18 @@ func questions(n int, now time.Time) []question {
 		}),
 		ask("--fate skipped --build NAME", func(i int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Fate: inspect.Skipped, Build: sitePackage(i)}
+		}),
+		ask("--fate skipped --build of many", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Skipped, Build: sitePackage(i % 5)}
+		}),
+		ask("--fate refused --build of many", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Refused, Build: sitePackage(i % 5)}
+		}),
+		ask("--fate queued --build of many", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Queued, Build: sitePackage(i % 5)}
+		}),
+		ask("--fate accepted --build NAME", func(i int) inspect.HistoryQuery {
+			return inspect.HistoryQuery{Fate: inspect.Accepted, Build: sitePackage(uneven(some(i), sitePackages))}
 		}),
 		ask("--fate refused --tag f4*", func(int) inspect.HistoryQuery {
 			return inspect.HistoryQuery{Fate: inspect.Refused, Tag: "f4*"}

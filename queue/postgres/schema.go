@@ -43,8 +43,12 @@ type Schema struct {
 	pooled bool
 }
 
-// schemaTimeout bounds one change of the schema, including waiting for locks of others.
-const schemaTimeout = time.Minute
+const (
+	// schemaTimeout bounds one change of the schema, and waiting for locks of others.
+	schemaTimeout = time.Minute
+	// stepTimeout bounds a step, which may build indexes of a large history.
+	stepTimeout = 2 * time.Hour
+)
 
 // OpenSchema connects to the database that connString names, with the rights of the role in it. The caller
 // must Close.
@@ -175,7 +179,7 @@ func (p *Store) checkSchema(ctx context.Context) error {
 // changes nothing that exists, and gives what it created, in words.
 func (s *Schema) Init(ctx context.Context) ([]string, error) {
 	var made []string
-	err := s.change(ctx, "create schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
+	err := s.change(ctx, "create schema koji_relay", schemaTimeout, func(ctx context.Context, tx pgx.Tx) error {
 		version, table, err := readVersion(ctx, tx.Conn(), s.names)
 		if err != nil {
 			return err
@@ -195,44 +199,51 @@ func (s *Schema) Init(ctx context.Context) ([]string, error) {
 			if _, err := tx.Exec(ctx, "CREATE SCHEMA koji_relay"); err != nil {
 				return err
 			}
-			return applySteps(ctx, tx, 0)
+			return applySteps(ctx, tx, 0, schema.Version())
 		}
 		return nil
 	})
 	return made, err
 }
 
-// Upgrade applies the steps that the schema lacks, in one transaction, and gives the versions before and
-// after.
+// Upgrade applies the steps that the schema lacks, and gives the versions before and after. Each is a
+// transaction of its own: what one locks, such as the outbox, does not wait for the indexes of the next.
+// After an error the steps before it hold, and another call goes on.
 func (s *Schema) Upgrade(ctx context.Context) (from, to int, err error) {
-	err = s.change(ctx, "upgrade schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
-		var err error
-		if from, _, err = readVersion(ctx, tx.Conn(), s.names); err != nil {
-			return err
-		}
-		if from == 0 {
-			return fmt.Errorf("%w: it is absent; run 'koji-relay db init'", queue.ErrSchema)
-		}
-		if from > schema.Version() {
-			return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d", queue.ErrSchema,
-				from, schema.Version())
-		}
-		return applySteps(ctx, tx, from)
-	})
-	return from, schema.Version(), err
+	from = -1
+	for to = -1; err == nil && to < schema.Version(); {
+		err = s.change(ctx, "upgrade schema koji_relay", stepTimeout, func(ctx context.Context, tx pgx.Tx) error {
+			version, _, err := readVersion(ctx, tx.Conn(), s.names)
+			switch {
+			case err != nil:
+				return err
+			case version == 0:
+				return fmt.Errorf("%w: it is absent; run 'koji-relay db init'", queue.ErrSchema)
+			case version > schema.Version():
+				return fmt.Errorf("%w: it has version %d, made by a newer koji-relay; this one knows %d",
+					queue.ErrSchema, version, schema.Version())
+			}
+			if from < 0 {
+				from = version
+			}
+			to = min(version+1, schema.Version())
+			return applySteps(ctx, tx, version, to)
+		})
+	}
+	return from, to, err
 }
 
 // Remove drops schema koji_relay with its dead letters, its outbox and all it knows of queued messages.
 // Koji's own table and the messages in it stay.
 func (s *Schema) Remove(ctx context.Context) error {
-	return s.change(ctx, "remove schema koji_relay", func(ctx context.Context, tx pgx.Tx) error {
+	return s.change(ctx, "remove schema koji_relay", schemaTimeout, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, RemoveSQL)
 		return err
 	})
 }
 
-func applySteps(ctx context.Context, tx pgx.Tx, from int) error {
-	for i := from; i < len(schema.Steps); i++ {
+func applySteps(ctx context.Context, tx pgx.Tx, from, to int) error {
+	for i := from; i < to; i++ {
 		if _, err := tx.Exec(ctx, schema.Steps[i]); err != nil {
 			return fmt.Errorf("apply step %d: %w", i+1, err)
 		}
@@ -244,10 +255,16 @@ func applySteps(ctx context.Context, tx pgx.Tx, from int) error {
 }
 
 // change runs f in a transaction that no other change of the schema runs beside.
-func (s *Schema) change(ctx context.Context, what string, f func(context.Context, pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, schemaTimeout)
+func (s *Schema) change(ctx context.Context, what string, within time.Duration,
+	f func(context.Context, pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d; SET LOCAL statement_timeout = 0",
+			schemaTimeout.Milliseconds()), pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx,
 			"SELECT pg_advisory_xact_lock(hashtext('koji_relay'), hashtext('schema'))"); err != nil {
 			return err
