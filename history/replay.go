@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"slices"
+	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -134,23 +137,28 @@ func PlanReplay(ctx context.Context, s Store, q inspect.HistoryQuery) (inspect.P
 	return plan, err
 }
 
-// FromJSON gives the message that a line of `koji-relay history --json` tells of.
+// FromJSON gives the message that a line of `koji-relay history --json` tells of; an empty Row for an event
+// that made no message.
 func FromJSON(line []byte) (Row, error) {
 	var m inspect.HistoryMessage
 	if !utf8.Valid(line) {
 		return Row{}, errors.New("it is not UTF-8")
 	}
-	if err := json.Unmarshal(line, &m); err != nil {
+	err := json.Unmarshal(line, &m)
+	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
+		return Row{}, fmt.Errorf("%s: unexpected %s", wrong.Field, wrong.Value)
+	}
+	if err != nil {
 		return Row{}, err
 	}
-	if err := uuid.Validate(m.MessageID); err != nil {
-		return Row{}, fmt.Errorf("message_id %q is not a UUID", m.MessageID)
+	if id, err := uuid.Parse(m.MessageID); err != nil || id.String() != m.MessageID {
+		return Row{}, fmt.Errorf("message_id %q is not a UUID in lower case with dashes", m.MessageID)
 	}
-	if m.Address == "" || m.Body == "" {
-		return Row{}, nil // an event that made no message
+	if m.Address == "" || m.Fate == inspect.Skipped {
+		return Row{}, nil
 	}
-	if m.Event < 0 {
-		return Row{}, fmt.Errorf("event %d: the events of a commit are numbered from 0", m.Event)
+	if err := checkLine(&m); err != nil {
+		return Row{}, err
 	}
 	props, err := message.DecodeProps(m.Props)
 	if err != nil {
@@ -159,9 +167,34 @@ func FromJSON(line []byte) (Row, error) {
 	sent := message.Message{ID: m.MessageID, Commit: m.Commit, Event: m.Event, Callback: m.Callback,
 		Address: m.Address,
 		Props:   props, Body: m.Body, Created: m.Time}
-	row, err := NewRow(&sent, m.Via, inspect.Step{Time: m.Time, Kind: m.Fate})
+	row, err := NewRow(&sent, "", inspect.Step{})
 	if err != nil {
 		return Row{}, err
 	}
+	row.Keys = Keys{} // it is sent, and not searched
 	return row, nil
+}
+
+// checkLine refuses what no history gives, with what to do.
+func checkLine(m *inspect.HistoryMessage) error {
+	switch {
+	case m.Unreadable != "":
+		return fmt.Errorf("unreadable %q: it cannot be sent; take the line out", m.Unreadable)
+	case m.Body == "":
+		return errors.New("it has no body and cannot be sent; take the line out")
+	case !json.Valid([]byte(m.Body)):
+		return errors.New("its body is not JSON; take the line out, or put the body right")
+	case m.Size < 0 || m.Size > 0 && m.Size != len(m.Body):
+		return fmt.Errorf("size %d, and its body has %d bytes: one was changed; "+
+			"where the body is right leave size out", m.Size, len(m.Body))
+	case m.Event < 0 || m.Event > math.MaxInt32:
+		return fmt.Errorf("event %d: the events of a commit are numbered from 0", m.Event)
+	case m.Time.Before(time.Unix(0, 0)):
+		return fmt.Errorf("time %s: write when it was handed over, 1970 or later", m.Time.Format(time.RFC3339))
+	case m.Time.After(time.Now().Add(24 * time.Hour)):
+		return fmt.Errorf("time %s has not come yet; write when it was handed over", m.Time.Format(time.RFC3339))
+	case strings.ContainsRune(m.Address+m.Callback, 0):
+		return errors.New("address or callback has the character U+0000; take the line out")
+	}
+	return nil
 }

@@ -22,10 +22,12 @@ func FuzzReplayLine(f *testing.F) {
 			`"f": 1.50, "n": null, "b": true, "deep": {"x": [1]}, "huge": 92233720368547758080}, ` +
 			`"body": "{\"a\": \"é\"}"}`,
 		`{"message_id": "` + id + `", "callback": "preTag", "fate": "skipped"}`,
-		`{"message_id": "` + id + `", "address": "a", "body": "\u0000\ud800", "props": {}}`,
-		`{"message_id": "x", "address": "a", "body": "b", "props": {}}`,
-		`{"message_id": "` + id + `", "address": "a", "body": "b", "props": []}`,
-		`{"message_id": "` + id + `", "address": "a", "body": "b"}`, `{}`, `null`, `[`, "\xff", "",
+		`{"message_id": "` + id + `", "address": "a", "body": "\"\ud800\"", "props": {}, ` +
+			`"time": "2026-11-26T14:00:00Z"}`,
+		`{"message_id": "x", "address": "a", "body": "1", "time": "2026-11-26T14:00:00Z", "props": {}}`,
+		`{"message_id": "` + id + `", "address": "a", "body": "1", "time": "2026-11-26T14:00:00Z", "props": []}`,
+		`{"message_id": "` + id + `", "address": "a", "body": "1", "time": "2026-11-26T14:00:00Z"}`,
+		`{}`, `null`, `[`, "\xff", "",
 	} {
 		f.Add([]byte(line))
 	}

@@ -131,10 +131,11 @@ func TestJSONOfAHistoryBecomesTheMessageAgain(t *testing.T) {
 	t.Parallel()
 	for _, line := range []string{`{"message_id": "x"}`, `{`, `{"message_id":
 		"7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55",
-		"address": "a", "body": "{}", "props": []}`,
-		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "b", "event": -5}`,
+		"address": "a", "body": "{}", "props": [], "time": "2026-11-26T14:00:00Z"}`,
+		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "1", "event": -5, ` +
+			`"time": "2026-11-26T14:00:00Z"}`,
 		// Found by FuzzReplayLine: the error told of a property, and a message came beside it.
-		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "b", "props": {"a": "` +
+		`{"message_id": "7f3c2a10-5b1e-4c6f-9d2a-0e8b6a4c1f55", "address": "a", "body": "1", "props": {"a": "` +
 			"\xc1" + `"}}`} {
 		if row, err := history.FromJSON([]byte(line)); err == nil || row.ID != "" {
 			t.Errorf("%q gives %+v, %v", line, row, err)

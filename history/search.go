@@ -35,7 +35,10 @@ func isPattern(s string) bool { return strings.ContainsAny(s, "*?[") }
 
 // prepare looks up the patterns of q.
 func prepare(ctx context.Context, s Store, q inspect.HistoryQuery) (*Query, error) {
-	p := &Query{HistoryQuery: q, Package: packageOf(q.Build), none: q.ID != "" && uuid.Validate(q.ID) != nil}
+	p := &Query{HistoryQuery: q, Package: packageOf(q.Build)}
+	if q.ID != "" {
+		p.ID, p.none = canonical(q.ID)
+	}
 	// Row times are in microseconds; a bound that is finer would cut one in two.
 	p.Since, p.Until = q.Since.Truncate(time.Microsecond), q.Until.Truncate(time.Microsecond)
 	for _, one := range []struct {
@@ -66,6 +69,12 @@ func prepare(ctx context.Context, s Store, q inspect.HistoryQuery) (*Query, erro
 		}
 	}
 	return p, nil
+}
+
+// canonical gives a message-id as it is stored, however it was written; none: it is no message-id.
+func canonical(id string) (stored string, none bool) {
+	u, err := uuid.Parse(strings.TrimSpace(id))
+	return u.String(), err != nil
 }
 
 // Search calls each for the messages that q means, in its order. An error of each ends it and is returned.
@@ -139,7 +148,8 @@ func load(ctx context.Context, s Store, q *Query, refs []Ref) ([]*told, error) {
 
 // Show gives one message with all that happened to it; ErrNotFound where there is none.
 func Show(ctx context.Context, s Store, id string) (*inspect.HistoryMessage, error) {
-	if uuid.Validate(id) != nil {
+	id, none := canonical(id)
+	if none {
 		return nil, ErrNotFound
 	}
 	rows, steps, err := s.Load(ctx, []string{id}, true)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -127,7 +128,9 @@ func (h historyControl) StartReplay(ctx context.Context, r inspect.Replay, lines
 		if rows, err = readLines(lines); err != nil {
 			return r, &admin.Error{Code: admin.CodeBadRequest, Text: err.Error()}
 		}
-		r.Total = len(rows)
+		if r.Total = len(rows); r.Total == 0 {
+			return r, &admin.Error{Code: admin.CodeBadRequest, Text: "the file has no message that can be sent"}
+		}
 		for i := range rows {
 			r.Bytes += int64(rows[i].Size)
 		}
@@ -174,26 +177,62 @@ func masked(r inspect.Replay) inspect.Replay {
 	return r
 }
 
+const (
+	// maxLine bounds a line of a file.
+	maxLine = 64 << 20
+	// maxLines bounds what the messages of a file take in memory.
+	maxLines = 128 << 20
+)
+
 // readLines reads what `koji-relay history --json` wrote. Events that made no message are passed over.
 func readLines(r io.Reader) ([]history.Row, error) {
 	var rows []history.Row
+	size := 0
 	in := bufio.NewReaderSize(r, 64<<10)
 	for n := 1; ; n++ {
-		line, err := in.ReadBytes('\n')
+		line, err := readLine(in)
+		if n == 1 {
+			line = bytes.TrimPrefix(line, []byte("\uFEFF"))
+			if bytes.HasPrefix(line, []byte{0x1f, 0x8b}) {
+				return nil, errors.New("it is packed by gzip: zcat FILE | koji-relay replay --from - --yes")
+			}
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("read line %d: %w", n, err)
+		}
 		if len(bytes.TrimSpace(line)) > 0 {
-			row, err := history.FromJSON(line)
-			if err != nil {
-				return nil, fmt.Errorf("line %d is not of koji-relay history --json: %w", n, err)
+			row, wrong := history.FromJSON(line)
+			if syntax := (*json.SyntaxError)(nil); err != nil && errors.As(wrong, &syntax) {
+				wrong = fmt.Errorf("the file ends within it; take the line out to send those before it: %w", wrong)
+			}
+			if wrong != nil {
+				return nil, fmt.Errorf("line %d is not of koji-relay history --json: %w", n, wrong)
 			}
 			if row.ID != "" {
-				rows = append(rows, row)
+				const overhead = 512 // its struct and its ids
+				rows, size = append(rows, row), size+overhead+len(row.Content)
+			}
+			if size > maxLines {
+				return nil, fmt.Errorf("the messages until line %d take more than %s; "+
+					"send the file in parts: split -l %d", n, inspect.Size(maxLines), n/2)
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if err != nil {
 			return rows, nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read line %d: %w", n, err)
+	}
+}
+
+// readLine reads until the end of a line or, with io.EOF, of the file.
+func readLine(in *bufio.Reader) (line []byte, err error) {
+	for {
+		part, err := in.ReadSlice('\n')
+		if line = append(line, part...); !errors.Is(err, bufio.ErrBufferFull) {
+			return line, err
+		}
+		if len(line) > maxLine {
+			return nil, fmt.Errorf("it has more than %s, and is not of koji-relay history --json",
+				inspect.Size(maxLine))
 		}
 	}
 }
