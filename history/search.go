@@ -87,8 +87,8 @@ func Search(ctx context.Context, s Store, q inspect.HistoryQuery,
 	}
 	const most = 500
 	n := most
-	if q.Limit > 0 {
-		n = min(most, q.Limit+1)
+	if q.Limit > 0 && q.Limit < most {
+		n = q.Limit + 1
 	}
 	var after Ref
 	for found := 0; ; {

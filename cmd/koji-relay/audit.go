@@ -72,6 +72,10 @@ arguments or configuration.`,
 		if to.IsZero() {
 			to = time.Now().Add(-auditGrace)
 		}
+		if !from.Before(to) { // "no holes" would be no answer
+			return usageError{fmt.Errorf("--since %s: that is %s, and what is looked at ends at %s", since,
+				inspect.Time(from), inspect.Time(to))}
+		}
 		cfg, err := loadConfig(*path)
 		if err != nil {
 			return err

@@ -34,3 +34,14 @@ func TestAuditListsAFewHolesOfMany(t *testing.T) {
 		}
 	}
 }
+
+func TestAuditOfNoTimeIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--since", "1h", "--until", "2h"}, {"--since", "30s"}} {
+		var out, text bytes.Buffer
+		code := run(t.Context(), append([]string{"audit"}, args...), strings.NewReader(""), &out, &text)
+		if code != exitUsage || !strings.Contains(text.String(), "what is looked at ends at") {
+			t.Errorf("audit %q ends with %d and says %q", args, code, &text)
+		}
+	}
+}

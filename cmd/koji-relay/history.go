@@ -101,6 +101,14 @@ func (t historyTimes) set(q *inspect.HistoryQuery) (err error) {
 	if q.Until, err = parseTime(*t.until); err != nil {
 		return usageError{fmt.Errorf("--until %s: %w", *t.until, err)}
 	}
+	if q.Since.After(time.Now()) {
+		return usageError{fmt.Errorf("--since %s: that is %s, and has not come yet", *t.since,
+			inspect.Time(q.Since))}
+	}
+	if !q.Until.IsZero() && !q.Since.Before(q.Until) {
+		return usageError{fmt.Errorf("--until %s: that is %s, not after --since, which is %s", *t.until,
+			inspect.Time(q.Until), inspect.Time(q.Since))}
+	}
 	if q.Fate != "" && !slices.Contains(inspect.Fates, q.Fate) {
 		return usageError{fmt.Errorf("--fate %s: give one of %s", q.Fate, strings.Join(fateNames(), ", "))}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -59,6 +60,9 @@ another broker instead, which is checked as by 'koji-relay check --connect'.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := times.set(&r.Query); err != nil {
 			return err
+		}
+		if !(r.Rate >= 0) || math.IsInf(r.Rate, 0) { // NaN is neither
+			return usageError{fmt.Errorf("--rate %v: give messages a second", r.Rate)}
 		}
 		r.File = f.from != ""
 		if r.File == (r.Query != inspect.HistoryQuery{}) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +151,8 @@ func testConditions(t *testing.T, s history.Store) {
 		"skipped, by a user": {inspect.HistoryQuery{User: "user0", Fate: inspect.Skipped, Address: "build.tag"},
 			[]int{21}},
 		"tag and user": {inspect.HistoryQuery{Tag: "f41-build", User: "user2"}, []int{17, 5}},
+		"tag and user, at most many": {inspect.HistoryQuery{Tag: "f41-build", User: "user2", Limit: math.MaxInt},
+			[]int{17, 5}},
 		"tag and user, oldest first": {inspect.HistoryQuery{Tag: "f41-build", User: "user2", OldestFirst: true},
 			[]int{5, 17}},
 		"tag, user and address": {inspect.HistoryQuery{Tag: "f41-build", User: "user2", Address: "build.tag",

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/url"
 	"strings"
 	"time"
@@ -88,7 +89,7 @@ func (h historyControl) complete(r *inspect.Replay) error {
 		return &admin.Error{Code: admin.CodeRefused,
 			Text: "there is no queue to replay through: [queue] enabled = off; give --url"}
 	}
-	if r.Rate < 0 {
+	if !(r.Rate >= 0) || math.IsInf(r.Rate, 0) { // NaN is neither
 		return refuse(fmt.Sprintf("the rate is %v; give messages a second", r.Rate))
 	}
 	c := h.config()
