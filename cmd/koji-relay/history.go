@@ -52,10 +52,10 @@ With --json each line has the whole message, for programs and for
 			q.Limit = 0
 		}
 		q.Content = *asJSON
+		if follow {
+			return followHistory(cmd, *path, q, *asJSON)
+		}
 		return onHistory(cmd.Context(), *path, func(h admin.HistoryControl) error {
-			if follow {
-				return followHistory(cmd, h, q, *asJSON)
-			}
 			return listHistory(cmd, h, q, *asJSON)
 		})
 	}
@@ -233,51 +233,74 @@ func gapText(g inspect.Gap) string {
 		messages, g.Reason), 0)
 }
 
+// follower prints what is recorded, each fate of a message once.
+type follower struct {
+	cmd   *cobra.Command
+	query inspect.HistoryQuery // from the time on that is looked at again
+	start time.Time
+	json  bool
+	told  map[toldFate]time.Time
+}
+
+type toldFate struct{ id, fate string }
+
 // followHistory prints what is recorded, until it is interrupted. What happens to a message later is a line
-// of its own, as long as that was handed over in the last minute.
-func followHistory(cmd *cobra.Command, h admin.HistoryControl, q inspect.HistoryQuery, asJSON bool) error {
-	const every, back = time.Second, time.Minute
-	type seen struct{ id, fate string }
-	told := map[seen]time.Time{}
-	start := time.Now()
+// of its own, as long as that was handed over in the last minute. It asks anew each time: the relay may be
+// restarted meanwhile, and find its files free.
+func followHistory(cmd *cobra.Command, path string, q inspect.HistoryQuery, asJSON bool) error {
+	ctx := cmd.Context()
+	f := &follower{cmd: cmd, query: q, start: time.Now(), json: asJSON, told: map[toldFate]time.Time{}}
 	if !q.Since.IsZero() {
-		start = q.Since
+		f.start = q.Since
 	}
-	q.OldestFirst, q.Limit = true, 0
-	for since := start; ; {
-		q.Since = since
-		err := h.History(cmd.Context(), q, func(m *inspect.HistoryMessage) error {
-			key := seen{m.MessageID, string(m.Fate)}
-			if _, known := told[key]; known {
-				return nil
-			}
-			told[key] = m.Time
-			if asJSON {
-				return newJSON(cmd.OutOrStdout()).Encode(m)
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), inspect.Line(strings.Join(historyCells(m), "  "), 0))
-			return err
-		})
-		if cmd.Context().Err() != nil {
+	f.query.Since, f.query.OldestFirst, f.query.Limit = f.start, true, 0
+	for failed, first := false, true; ; first = false {
+		var printed error
+		err := onHistory(ctx, path, func(h admin.HistoryControl) error { return f.look(h, &printed) })
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		case err != nil && (first || printed != nil):
 			return err
+		case err != nil && !failed:
+			fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay: it goes on when this has ended:",
+				inspect.Line(err.Error(), 0))
 		}
-		if ago := time.Now().Add(-back); ago.After(start) {
-			since = ago
-		}
-		for key, at := range told {
-			if at.Before(since) {
-				delete(told, key)
-			}
-		}
+		failed = err != nil
 		select {
-		case <-cmd.Context().Done():
+		case <-ctx.Done():
 			return nil
-		case <-time.After(every):
+		case <-time.After(time.Second):
 		}
 	}
+}
+
+// look prints what is new. What it could not read it reads the next time.
+func (f *follower) look(h admin.HistoryControl, printed *error) error {
+	const back = time.Minute
+	next := time.Now().Add(-back)
+	err := h.History(f.cmd.Context(), f.query, func(m *inspect.HistoryMessage) error {
+		key := toldFate{m.MessageID, string(m.Fate)}
+		if _, known := f.told[key]; known {
+			return nil
+		}
+		f.told[key] = m.Time
+		if f.json {
+			*printed = newJSON(f.cmd.OutOrStdout()).Encode(m)
+		} else {
+			_, *printed = fmt.Fprintln(f.cmd.OutOrStdout(), inspect.Line(strings.Join(historyCells(m), "  "), 0))
+		}
+		return *printed
+	})
+	if err == nil && next.After(f.start) {
+		f.query.Since = next
+	}
+	for key, at := range f.told {
+		if at.Before(f.query.Since) {
+			delete(f.told, key)
+		}
+	}
+	return err
 }
 
 func historyShowCommand() *cobra.Command {
