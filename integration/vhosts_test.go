@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
+	"github.com/google/uuid"
 )
 
 // Sites share a RabbitMQ by virtual hosts. Each relay reaches its own, and a refused one is told apart from a
@@ -23,8 +24,8 @@ func TestVirtualHosts(t *testing.T) {
 				"permissions": [{"user": %[1]q, "vhost": "one", "configure": ".*", "write": ".*", "read": ".*"},
 				{"user": %[1]q, "vhost": "a/b", "configure": ".*", "write": ".*", "read": ".*"}]}`, user))
 			part := newPart()
-			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one"), subscribeIn(t, s, b, part, "a/b"),
-				subscribeIn(t, s, b, part, "/")
+			inOne, inOther, inDefault := subscribeIn(t, s, b, part, "one", tagTopic),
+				subscribeIn(t, s, b, part, "a/b", tagTopic), subscribeIn(t, s, b, part, "/", tagTopic)
 
 			byURL := startRelay(t, forBroker(b, part, s).with(settings{"broker.urls": brokerURL(s) + "/one"}))
 			byKey := startRelay(t, forBroker(b, part, s).with(settings{"broker.virtual_host": "a/b"}))
@@ -45,6 +46,7 @@ func TestVirtualHosts(t *testing.T) {
 				t.Errorf("check does not name the virtual host:\n%s", text)
 			}
 			topicPermissions(t, s, byURL, inOne)
+			topicPermitted(t, s, byURL, subscribeIn(t, s, b, part, "one", "build.untag"))
 			const refused = "the broker took the login and refused the virtual host "
 			for urls, want := range map[string]string{
 				brokerURL(s) + "/closed":                    refused + `"closed"`,
@@ -103,8 +105,35 @@ func topicPermissions(t *testing.T, s *server, r *relay, tags *inbox) {
 	}
 }
 
-// subscribeIn is subscribe in a virtual host.
-func subscribeIn(t *testing.T, s *server, b brokerKind, part, virtualHost string) *inbox {
+// topicPermitted gives the topic back, for which messages wait that were turned away so often that their own
+// time has not come.
+func topicPermitted(t *testing.T, s *server, r *relay, untags *inbox) {
+	t.Helper()
+	now := time.Now().UTC()
+	var lines strings.Builder
+	var ids []string
+	for n := range 100 {
+		ids = append(ids, uuid.NewString())
+		fmt.Fprintf(&lines, `{"kind": "message", "message_id": %q, "address": "build.untag", "props": "{}", `+
+			`"body": "{\"n\": %d}", "created": %q, "queued": %q, "attempts": 5, "tries": 5, "next_attempt": %q, `+
+			`"reason": "not sent by %s: address refused: amqp:unauthorized-access"}`+"\n", ids[n], n,
+			now.Format(time.RFC3339), now.Format(time.RFC3339), now.Add(time.Hour).Format(time.RFC3339), s.addr())
+	}
+	r.command(t, lines.String(), "queue", "import", "-")
+	s.exec(t, runScript, "ctl", "clear_topic_permissions", "-p", "one", user)
+	// What was turned away lately finds out, or what the hub hands over: half a minute after the last refusal.
+	eventually(t, 2*time.Minute, "the topic is taken again", func() error {
+		body, _ := tagCommit(1)
+		if a := r.mustPost(t, bytes.ReplaceAll(body, []byte("postTag"), []byte("postUntag"))); a.Sent != 1 {
+			return fmt.Errorf("the relay says sent %d, queued %d", a.Sent, a.Queued)
+		}
+		return nil
+	})
+	untags.waitFor(t, time.Minute, ids...)
+}
+
+// subscribeIn is subscribe to a topic in a virtual host.
+func subscribeIn(t *testing.T, s *server, b brokerKind, part, virtualHost, topic string) *inbox {
 	t.Helper()
 	ctx := within(t, time.Minute)
 	o := s.dialOptions()
@@ -117,7 +146,7 @@ func subscribeIn(t *testing.T, s *server, b brokerKind, part, virtualHost string
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := fmt.Sprintf(b.source, part, tagTopic)
+	address := fmt.Sprintf(b.source, part, topic)
 	r, err := session.NewReceiver(ctx, address, &amqp.ReceiverOptions{Credit: credit})
 	if err != nil {
 		t.Fatalf("subscribe to %s in %s: %v", address, virtualHost, err)

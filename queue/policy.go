@@ -1,6 +1,8 @@
 package queue
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"koji-relay/internal/inspect"
@@ -58,6 +60,17 @@ func reason(o message.Outcome) string {
 	}
 	return text
 }
+
+// ForAddress reports whether a message was set aside for the sake of its address, given its attempts and what
+// reason wrote. ForAddressSQL is the same for PostgreSQL.
+func ForAddress(attempts int, reason string) bool {
+	return attempts == 0 ||
+		strings.HasPrefix(reason, message.NotSent.String()) && strings.Contains(reason, ": "+message.AddressRefused)
+}
+
+// ForAddressSQL is ForAddress for rows of koji_relay.delivery.
+var ForAddressSQL = fmt.Sprintf("(attempts = 0 OR last_error LIKE '%s%%: %s%%')", message.NotSent,
+	message.AddressRefused)
 
 // laterDelay is the time until a message is tried again that was turned away for a passing reason: 5 s,
 // doubling to 10 min, so that a binding or room made by the administrator is noticed soon.

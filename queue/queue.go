@@ -45,6 +45,12 @@ type Store interface {
 	// settling twice is safe.
 	Settle(ctx context.Context, settlements []Settlement) error
 
+	// Renew makes up to limit messages of an address due now that were set aside for its sake, the next ones
+	// first: it takes messages again. It gives their number. What was rejected for itself keeps its time, and
+	// its attempts; the others' attempts are forgotten. An empty address stands for each, with limit messages
+	// of each. It takes time that grows with what is set aside.
+	Renew(ctx context.Context, address string, limit int) (int, error)
+
 	// Backlog says what new messages would overtake. It is cheap enough to be asked before every publish.
 	Backlog(ctx context.Context) (Backlog, error)
 

@@ -61,6 +61,9 @@ func (b *broker) notice(address, kind, cause string) {
 	inTrouble := func(n *notice) bool { return n.kind != "" }
 	b.notices.any.Store(slices.ContainsFunc(slices.Collect(maps.Values(b.notices.of)), inTrouble))
 	b.notices.mu.Unlock()
+	if f := b.r.opts.Observer.AddressWorks; f != nil && kind == "" {
+		f(address)
+	}
 	switch {
 	case hushed:
 	case kind == "":

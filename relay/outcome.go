@@ -161,7 +161,7 @@ func judgeDisposition(s amqp.DeliveryState, p dialect.Peer) result {
 func judgeRefusal(err error, p dialect.Peer) result {
 	a := result{
 		verdict: busy, state: message.NotSent, failure: message.FailedLink,
-		reason: "address refused: " + failure.Text(err),
+		reason: message.AddressRefused + failure.Text(err),
 	}
 	var remote *amqp.Error
 	if errors.As(err, &remote) {

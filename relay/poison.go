@@ -207,7 +207,8 @@ func (w *isolation) send(ctx context.Context, m *message.Message, last result) r
 		switch {
 		case res.verdict == lost:
 		case res.forbids != "":
-			res.state, res.failure, res.reason = message.NotSent, message.FailedLink, "address refused: "+res.forbids
+			res.state, res.failure = message.NotSent, message.FailedLink
+			res.reason = message.AddressRefused + res.forbids
 			c.b.forbidden.add(m.Address, res)
 			c.b.notice(m.Address, "refused link", res.reason)
 		default:

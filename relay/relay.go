@@ -74,6 +74,8 @@ type Observer struct {
 	// NotAccepted is called for each other message that was given to a broker, when it has answered or its
 	// answer will not come. The outcome is that broker's; what becomes of the message may be decided by another.
 	NotAccepted func(broker string, m *message.Message, o message.Outcome)
+	// AddressWorks is called when a broker has accepted a message for an address that was in trouble with it.
+	AddressWorks func(address string)
 	// BrokerState is called on each change.
 	BrokerState func(broker string, s BrokerState)
 	// Failed is called for each attempt to connect that failed, for each connection that ended by itself, and

@@ -273,7 +273,7 @@ func (d *Daemon) startDrain(parts *stops) {
 	parts.add(startPart("wake the drain", time.Second, d.fatal, func(ctx context.Context) error {
 		for ctx.Err() == nil {
 			d.current.brokerUp(ctx)
-			d.drainer.Wake()
+			d.drainer.BrokerUp()
 		}
 		return nil
 	}))

@@ -33,6 +33,9 @@ func (d *Daemon) newService(c *config.Config) (*service, error) {
 	}
 	relayOptions := RelayOptions(c, d.log)
 	relayOptions.Observer = d.watch.relayObserver()
+	if d.drainer != nil {
+		relayOptions.Observer.AddressWorks = d.drainer.AddressWorks
+	}
 	r, err := relay.New(relayOptions)
 	if err != nil {
 		return nil, fmt.Errorf("prepare sending: %w", err)

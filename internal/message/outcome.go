@@ -114,6 +114,9 @@ type Receipt struct {
 	Reason   string
 }
 
+// AddressRefused begins the Reason of an outcome by which a broker refuses the address, whatever the message.
+const AddressRefused = "address refused: "
+
 // Why is Reason without the word of State, for texts that have it already.
 func (o Outcome) Why() string {
 	return strings.TrimLeft(strings.TrimPrefix(o.Reason, o.State.String()), ": ")

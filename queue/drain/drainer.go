@@ -66,11 +66,15 @@ type Drainer struct {
 	told    int64     // of status.Accepted, in the log
 	toldAt  time.Time // when that was, or when the drain began to work
 	endedAt time.Time // when the log was last told at the end of a drain
+	// renewals are by address; each is for one message of each.
+	renewals map[string]*renewal
+	each     renewal
 
 	// Only Run uses these.
 	nextExpiry time.Time
 	notBefore  time.Time // no pass before: the last one failed
 	trouble    retry.Trouble
+	unrenewed  retry.Trouble // with renewals
 }
 
 // Status is what the drain has done since the start.
@@ -102,7 +106,7 @@ const (
 // New prepares a drain; it starts nothing.
 func New(store queue.Store, sender Sender, o Options) *Drainer {
 	d := &Drainer{store: store, sender: sender, wake: make(chan struct{}, 1),
-		unsaved: map[string]queue.Settlement{}}
+		unsaved: map[string]queue.Settlement{}, renewals: map[string]*renewal{}}
 	d.Configure(o)
 	return d
 }
@@ -188,7 +192,10 @@ func (d *Drainer) work(ctx context.Context) time.Duration {
 			return wait
 		}
 		o := d.options.Load()
-		draining := !d.paused.Load() && d.sender.Usable()
+		draining := d.draining()
+		if draining {
+			d.renew(ctx, o)
+		}
 		expiring := !time.Now().Before(d.nextExpiry)
 		if !draining && !expiring && !d.owesOutcomes() {
 			break
@@ -202,8 +209,11 @@ func (d *Drainer) work(ctx context.Context) time.Duration {
 			break
 		}
 	}
-	return max(0, min(d.options.Load().Interval, time.Until(d.nextExpiry)))
+	return max(0, min(d.options.Load().Interval, time.Until(d.nextExpiry), d.renewalIn()))
 }
+
+// draining reports whether a pass would send anything now.
+func (d *Drainer) draining() bool { return !d.paused.Load() && d.sender.Usable() }
 
 // tell logs how many queued messages were sent since it last did. Many short drains share a line.
 func (d *Drainer) tell(ended bool) {

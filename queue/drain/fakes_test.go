@@ -84,6 +84,8 @@ type fakeStore struct {
 	passes    int
 	complete  []bool
 	expiries  int
+	renewals  []int // their limits
+	renewErr  error
 }
 
 type fakeEntry struct {
@@ -132,6 +134,31 @@ func (f *fakeStore) Settle(_ context.Context, list []queue.Settlement) error {
 		}
 	}
 	return nil
+}
+
+func (f *fakeStore) Renew(_ context.Context, address string, limit int) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.renewals = append(f.renewals, limit)
+	of := map[string]int{}
+	n := 0
+	for i := range f.entries {
+		e := &f.entries[i]
+		at := e.Message.Address
+		if e.next.After(time.Now()) && (address == "" || address == at) && of[at] < limit {
+			e.next = time.Now()
+			of[at]++
+			n++
+		}
+	}
+	return n, f.renewErr
+}
+
+// asked gives the limits of all renewals.
+func (f *fakeStore) asked() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.renewals)
 }
 
 func (f *fakeStore) BeginDrain(context.Context) (queue.Pass, error) {

@@ -240,6 +240,9 @@ func (r *drainRun) note(e queue.Entry, o message.Outcome) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unsaved[s.ID] = s
+	if e.Tries > 0 {
+		r.retaken(e.Message.Address, s)
+	}
 	switch s.Action {
 	case queue.Forget:
 		r.status.Accepted++

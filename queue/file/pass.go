@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"koji-relay/internal/failpoint"
@@ -262,6 +263,57 @@ func (tx fileTx) expireDead(before uint64) (int, error) {
 		}
 	}
 	return len(ids), nil
+}
+
+// Renew implements Store.
+func (f *Store) Renew(ctx context.Context, address string, limit int) (int, error) {
+	found, err := view(ctx, f, "look for messages that are set aside", func(tx fileTx) ([]string, error) {
+		return tx.aside(address, limit)
+	})
+	renewed := 0
+	for chunk := range slices.Chunk(found, queue.ListChunk) {
+		now := time.Now().UnixMicro()
+		err = errors.Join(err, f.update(ctx, "renew messages", func(tx fileTx) error {
+			for _, id := range chunk {
+				seq, s, err := tx.find(id)
+				if errors.Is(err, queue.ErrNotFound) || s.Next <= now {
+					continue
+				}
+				err = errors.Join(err, tx.leaveWalk(seq, s))
+				s.Attempts, s.Next = 0, now
+				if err := errors.Join(err, tx.putState(seq, s)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		if err != nil {
+			return renewed, err
+		}
+		renewed += len(chunk)
+	}
+	return renewed, err
+}
+
+// aside gives up to limit messages of an address, or of each, that wait for their time for its sake.
+func (tx fileTx) aside(address string, limit int) (ids []string, err error) {
+	taken := map[string]int{}
+	c := tx.in("due").Cursor()
+	for k, _ := c.Seek(key(uint64(time.Now().UnixMicro()) + 1)); k != nil; k, _ = c.Next() {
+		s, err := tx.state(seqOf(k))
+		if err != nil {
+			return nil, err
+		}
+		if address != "" && s.Address != address || taken[s.Address] >= limit ||
+			!queue.ForAddress(s.Attempts, s.LastError) {
+			continue
+		}
+		ids = append(ids, s.ID)
+		if taken[s.Address]++; taken[address] >= limit { // never of the empty address: there is none
+			break
+		}
+	}
+	return ids, nil
 }
 
 // Backlog implements Store.

@@ -31,6 +31,7 @@ var contract = []struct {
 	{"Concurrent puts of the same messages store them once", concurrentPutsOfTheSameMessagesStoreThemOnce},
 	{"Message is gone only after forget", messageIsGoneOnlyAfterForget},
 	{"Message set aside is passed over until due", messageSetAsideIsPassedOverUntilDue},
+	{"Renew makes due what was set aside for its address", renewMakesDueWhatWasSetAsideForItsAddress},
 	{"Outcome of publish decides where put stores", outcomeOfPublishDecidesWherePutStores},
 	{"Batch keeps its limits", batchKeepsItsLimits},
 	{"Unstorable message is a dead letter and its neighbours are queued",
