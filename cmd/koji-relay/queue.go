@@ -111,6 +111,9 @@ func printQueueStatus(out io.Writer, s *admin.Status) error {
 	t.row("queue", queueText(s))
 	if q.SetAside > 0 {
 		t.row("set aside", fmt.Sprintf("%d, next attempt %s", q.SetAside, inspect.Time(q.NextAttempt)))
+		if q.AsideReason != "" {
+			t.row("", fmt.Sprintf("%d  %s", q.AsideFor, inspect.Line(q.AsideReason, 200)))
+		}
 	}
 	t.fact("pace", outlookText(s))
 	t.fact("drained by", holderText(q.Drainer))

@@ -194,8 +194,7 @@ func (s *Status) storing() (all []Reason) {
 func (s *Status) waiting(now time.Time) (all []Reason) {
 	q := s.Queue
 	if q.SetAside > 0 {
-		all = append(all, Reason{Code: "TURNED_AWAY", Count: q.SetAside,
-			Text:    fmt.Sprintf("brokers turned away %s; each is tried again", inspect.Count(q.SetAside, "message")),
+		all = append(all, Reason{Code: "TURNED_AWAY", Count: q.SetAside, Text: q.turnedAway(),
 			Command: "koji-relay queue list"})
 	}
 	if n := q.Depth - q.SetAside; n > 0 && s.sends() && seconds(now, q.Oldest) > backlogAfter.Seconds() {
@@ -233,6 +232,20 @@ func (s *Status) waiting(now time.Time) (all []Reason) {
 			Command: "koji-relay dead list"})
 	}
 	return all
+}
+
+// turnedAway says how many messages are set aside, and what most of them met with.
+func (q *Queue) turnedAway() string {
+	text := fmt.Sprintf("brokers turned away %s; each is tried again", inspect.Count(q.SetAside, "message"))
+	const most = 200
+	switch reason := inspect.Line(q.AsideReason, most); {
+	case reason == "":
+		return text
+	case q.AsideFor >= q.SetAside:
+		return text + ". The reason: " + reason
+	default:
+		return fmt.Sprintf("%s. The reason of %d: %s", text, q.AsideFor, reason)
+	}
 }
 
 // away gives the readers that nobody reads for, and how many events the outbox holds for them at the most.

@@ -31,7 +31,10 @@ type Statistics struct {
 	Oldest      time.Time `json:"oldest,omitzero"`
 	SetAside    int64     `json:"set_aside"`             // of Depth, those that wait for their next attempt
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // the earliest of those set aside
-	ByTopic     []Topic   `json:"by_topic"`
+	// AsideReason is the most frequent reason of those set aside, AsideFor how many have it.
+	AsideReason string  `json:"set_aside_reason,omitempty"`
+	AsideFor    int64   `json:"set_aside_for,omitempty"`
+	ByTopic     []Topic `json:"by_topic"`
 
 	DeadLetters         int64            `json:"dead_letters"`
 	DeadLettersByReason map[string]int64 `json:"dead_letters_by_reason"` // the most frequent ones

@@ -14,12 +14,16 @@ import (
 	"koji-relay/queue"
 )
 
+// asideReasons bounds the reasons that are told apart: they are few, unless a broker makes up new ones.
+const asideReasons = 1000
+
 // Stats implements Inspector.
 func (f *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
 	return view(ctx, f, "count the queue", func(tx fileTx) (inspect.Statistics, error) {
 		st := inspect.Statistics{DeadLettersByReason: map[string]int64{}}
 		topics := map[string]*inspect.Topic{}
 		var aside int64
+		reasons := map[string]int64{}
 		err := tx.in("state").ForEach(func(_, text []byte) error {
 			var s fileState
 			if err := json.Unmarshal(text, &s); err != nil {
@@ -35,6 +39,9 @@ func (f *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
 			t.Oldest = queue.Earlier(t.Oldest, microTime(s.Put))
 			if s.Next != 0 {
 				aside++
+				if n, known := reasons[s.LastError]; known || len(reasons) < asideReasons {
+					reasons[s.LastError] = n + 1
+				}
 			}
 			return nil
 		})
@@ -45,6 +52,11 @@ func (f *Store) Stats(ctx context.Context) (inspect.Statistics, error) {
 			queue.AddTopic(&st, *topics[address], 0, time.Time{})
 		}
 		st.SetAside = aside
+		for reason, n := range reasons {
+			if n > st.AsideFor || n == st.AsideFor && reason < st.AsideReason {
+				st.AsideReason, st.AsideFor = reason, n
+			}
+		}
 		if k, _ := tx.in("due").Cursor().First(); k != nil {
 			st.NextAttempt = microTime(int64(binary.BigEndian.Uint64(k)))
 		}

@@ -150,6 +150,13 @@ func (p *Store) readStats(ctx context.Context, tx pgx.Tx, st *inspect.Statistics
 	if err := p.readTopics(ctx, tx, st, true); err != nil {
 		return 0, err
 	}
+	if st.SetAside > 0 {
+		err := tx.QueryRow(ctx, `SELECT left(last_error, 500), count(*) FROM koji_relay.delivery
+			WHERE next_attempt IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1`).Scan(&st.AsideReason, &st.AsideFor)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return 0, err
+		}
+	}
 	rows, _ := tx.Query(ctx, `SELECT reason, count(*) FROM koji_relay.dead_letter GROUP BY reason
 		ORDER BY count(*) DESC LIMIT 50`)
 	var reason string

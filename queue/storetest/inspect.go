@@ -66,7 +66,7 @@ func statsCountTheQueue(t *testing.T, open Opener) {
 	}
 	size := int64(Unsent(1, 1)[0].Message.Size())
 	want := inspect.Statistics{
-		Depth: 2, Bytes: 2 * size, SetAside: 1, DeadLetters: 3,
+		Depth: 2, Bytes: 2 * size, SetAside: 1, AsideReason: "no binding", AsideFor: 1, DeadLetters: 3,
 		ByTopic: []inspect.Topic{{Address: "build.tag", Depth: 1, Bytes: size},
 			{Address: "task.open", Depth: 1, Bytes: size}},
 		DeadLettersByReason: map[string]int64{"rejected by b1:5672: too large": 1, "no address": 1,
