@@ -269,7 +269,7 @@ func (b *broker) status() inspect.Broker {
 	s := inspect.Broker{Name: b.e.Name, State: b.state(), Since: b.since, Reason: b.cause, TLS: b.e.TLS}
 	if c := b.conn; c != nil {
 		s.Product, s.Version, s.Dialect, s.Login = c.Peer.Product, c.Peer.Version, c.Dialect.Name, c.Mechanism
-		s.Untried = s.State == Stalled && !c.tripped.Load()
+		s.Untried = s.State == Stalled && !c.tripped.Load() || s.State == Up && c.settledAt.Load() == 0
 		s.Target, s.MaxMessageSize, s.InFlight = c.Target, c.MaxSize, c.unacked.Load()
 		s.CertExpires, s.ClientCertExpires = c.CertExpires()
 		c.mu.Lock()

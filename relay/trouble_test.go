@@ -394,6 +394,9 @@ func TestBrokerIsUntriedAfterASilenceUntilTheNextMessage(t *testing.T) {
 	b := startBroker(t, devbroker.Options{})
 	w := startRelay(t, func(o *Options) { o.HandoffTimeout = 100 * time.Millisecond }, b)
 	w.await(0, Up)
+	if s := w.Status()[0]; !s.Untried {
+		t.Errorf("before any message: %+v", s)
+	}
 	b.Script("#", held)
 	w.Send(t.Context(), sample(1))
 	if s := w.Status()[0]; s.State != Stalled || s.Untried {

@@ -155,6 +155,9 @@ func brokerText(b *inspect.Broker, now time.Time) string {
 	if b.Active {
 		text += ", in use"
 	}
+	if b.Untried {
+		text += ", not tried yet"
+	}
 	if b.Reason != "" {
 		text += ": " + b.Reason
 	}

@@ -87,6 +87,8 @@ func (s *Status) Summary() (word, sentence string) {
 		return s.word(), "What a broker takes is taken; the rest is handed back to the hub."
 	case s.State == Degraded:
 		return s.word(), "Every commit is taken."
+	case s.untried():
+		return s.word(), "Every commit is taken. No message has been tried since the broker was connected."
 	}
 	return s.word(), "Every commit is taken and sent."
 }
@@ -114,11 +116,19 @@ func (s *Status) sends() bool {
 	return slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.State == inspect.Up })
 }
 
+// untried reports whether no broker that is up has answered a message: one without credit or with an alarm
+// may let us in all the same.
+func (s *Status) untried() bool {
+	return !slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool {
+		return b.State == inspect.Up && !b.Untried
+	})
+}
+
 // sending gives the reasons why messages do not go out at once.
 func (s *Status) sending(now time.Time) (all []Reason) {
 	if !s.sends() {
 		text, command := "no broker is up", "koji-relay check --connect"
-		if slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.Untried }) {
+		if slices.ContainsFunc(s.Brokers, func(b inspect.Broker) bool { return b.Untried }) { // it is stalled
 			text, command = "no broker has answered since it went silent", "koji-relay send-test"
 		}
 		if s.stores() {

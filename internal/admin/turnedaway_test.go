@@ -48,3 +48,27 @@ func TestTurnedAwaySaysWhy(t *testing.T) {
 		t.Errorf("a reason of 10 kB gives %d bytes", len(text))
 	}
 }
+
+// That a broker lets us in does not show that it takes messages.
+func TestFirstLineSaysThatNothingWasTried(t *testing.T) {
+	t.Parallel()
+	up, untried := inspect.Broker{State: inspect.Up}, inspect.Broker{State: inspect.Up, Untried: true}
+	const taken, sent = "Every commit is taken. No message has been tried since the broker was connected.",
+		"Every commit is taken and sent."
+	for _, c := range []struct {
+		brokers []inspect.Broker
+		want    string
+	}{
+		{[]inspect.Broker{up}, sent},
+		{[]inspect.Broker{untried}, taken},
+		{[]inspect.Broker{untried, untried}, taken},
+		{[]inspect.Broker{untried, up}, sent},
+	} {
+		s := Status{Phase: Running, Generated: time.Now(), Brokers: c.brokers,
+			Queue: Queue{Enabled: true, Usable: true}}
+		s.judge(time.Now())
+		if word, sentence := s.Summary(); s.State != OK || word != "All is well" || sentence != c.want {
+			t.Errorf("of %+v it says %s. %s", c.brokers, word, sentence)
+		}
+	}
+}

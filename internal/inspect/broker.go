@@ -23,7 +23,8 @@ type Broker struct {
 	Active bool        `json:"active"`           // new messages go here
 	TLS    bool        `json:"tls"`
 
-	// Untried says of a stalled broker that its connection is not what went silent: the next message tries it.
+	// Untried says that nothing was tried on its connection yet. Of one that is up it means that no message has
+	// been answered; of a stalled one that it was another connection that went silent. The next message tells.
 	Untried bool `json:"untried,omitempty"`
 
 	// The following are known while it is connected.
