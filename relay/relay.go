@@ -206,6 +206,9 @@ func (r *Relay) Usable() bool {
 	return false
 }
 
+// Answers is how often brokers have answered since the start.
+func (r *Relay) Answers() int64 { return r.answers.Load() }
+
 // Inflight is how many bytes of messages are in memory here, at most about Options.MaxInflightBytes.
 func (r *Relay) Inflight() int64 { return r.inflight.Load() }
 

@@ -129,7 +129,7 @@ func (c *current) translate(commit message.Commit) callbacks.Translation {
 	return s.rules.Translate(commit)
 }
 
-// SendPatiently and Usable implement drain.Sender.
+// SendPatiently, Usable and Answers implement drain.Sender.
 func (c *current) SendPatiently(ctx context.Context, msgs []message.Message) []message.Outcome {
 	s := c.acquire()
 	defer s.users.Done()
@@ -140,6 +140,12 @@ func (c *current) Usable() bool {
 	s := c.acquire()
 	defer s.users.Done()
 	return s.relay.Usable()
+}
+
+func (c *current) Answers() int64 {
+	s := c.acquire()
+	defer s.users.Done()
+	return s.relay.Answers()
 }
 
 // events are the patterns of the callbacks that make messages, by the rules in force.

@@ -149,6 +149,8 @@ func TestFateOfAMessageIsLogged(t *testing.T) {
 type noBroker struct{}
 
 func (noBroker) Usable() bool { return false }
+
+func (noBroker) Answers() int64 { return 0 }
 func (noBroker) SendPatiently(_ context.Context, msgs []message.Message) []message.Outcome {
 	return make([]message.Outcome, len(msgs))
 }

@@ -25,6 +25,8 @@ type Sender interface {
 	SendPatiently(ctx context.Context, messages []message.Message) []message.Outcome
 	// Usable reports whether a broker is up.
 	Usable() bool
+	// Answers is how often brokers have answered since the start.
+	Answers() int64
 }
 
 // Listener is a store that can tell of puts made by other processes.
@@ -93,8 +95,9 @@ type Status struct {
 const (
 	// A pass ends after passTime, so that expiry, late rows and others that wait for the lock get a turn.
 	passTime = 30 * time.Second
-	// finishTime is what a batch being sent gets when Run is told to stop.
-	finishTime = 5 * time.Second
+	// finishTime is what a batch being sent gets when Run is told to stop, as long as brokers answer: after
+	// silentTime without an answer it waits for one that does not come, such as for credit.
+	finishTime, silentTime = 5 * time.Second, 500 * time.Millisecond
 	// saveTime is what storing its outcomes gets then.
 	saveTime = 3 * time.Second
 	// tellEvery is how often the log is told of a drain that goes on, and at most of drains that end.
@@ -158,8 +161,8 @@ func (d *Drainer) Status() Status {
 }
 
 // Run drains until ctx ends, and returns nil then. A batch that is being sent at that moment is finished
-// within 5 s and its outcomes are stored within 3 s more; what is not stored then is sent again after the
-// next start, under the same message-ids.
+// within 5 s, while brokers answer. Its outcomes are stored within 3 s more; what is not stored then is sent
+// again after the next start, under the same message-ids.
 func (d *Drainer) Run(ctx context.Context) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()

@@ -361,6 +361,23 @@ func TestStopGivesUpOnASilentBroker(t *testing.T) {
 	})
 }
 
+// A message that waits for credit gets no answer: what is stored is safe, and need not be waited for.
+func TestStopDoesNotWaitWhereNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, sender := &fakeStore{}, &fakeSender{delay: time.Hour, silent: true}
+		store.add(storetest.Unsent(1, 3)...)
+		_, stop := running(t, store, sender, drain.Options{})
+		advance(time.Second)
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("stopping took %v", took)
+		}
+		storetest.WantNumbers(t, "left", store.left(), 1, 2, 3)
+	})
+}
+
 func TestUnreadableRowBecomesADeadLetter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -20,6 +20,7 @@ type fakeSender struct {
 	got      []string // message-ids, in the order of sending
 	batches  [][]int
 	canceled bool
+	silent   bool
 }
 
 func (f *fakeSender) SendPatiently(ctx context.Context, list []message.Message) []message.Outcome {
@@ -49,6 +50,16 @@ func (f *fakeSender) SendPatiently(ctx context.Context, list []message.Message) 
 	}
 	f.batches = append(f.batches, batch)
 	return outcomes
+}
+
+// Answers grow with time, unless the sender is silent.
+func (f *fakeSender) Answers() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.silent {
+		return 0
+	}
+	return time.Now().UnixNano()
 }
 
 func (f *fakeSender) Usable() bool {

@@ -159,7 +159,10 @@ func (r *drainRun) send(ctx, group context.Context, batches <-chan []queue.Entry
 	sent chan<- struct{}) error {
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(finishTime, cancel) })
+	stop := context.AfterFunc(ctx, func() {
+		r.awaitAnswers(sending)
+		cancel()
+	})
 	defer stop()
 	for entries := range batches {
 		switch {
@@ -191,6 +194,20 @@ func (r *drainRun) send(ctx, group context.Context, batches <-chan []queue.Entry
 		}
 	}
 	return nil
+}
+
+// awaitAnswers waits for as long as a batch in hand may go on when the drain stops. ctx ends it.
+func (r *drainRun) awaitAnswers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, finishTime)
+	defer cancel()
+	for last := int64(-1); ctx.Err() == nil; {
+		now := r.sender.Answers()
+		if now == last {
+			return
+		}
+		last = now
+		retry.Pause(ctx, silentTime)
+	}
 }
 
 // sendBatch sends entries and notes the outcomes as unsaved. It reports whether each got one that changes

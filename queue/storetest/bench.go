@@ -38,6 +38,9 @@ type CountingSender struct {
 // Usable implements drain.Sender.
 func (c *CountingSender) Usable() bool { return true }
 
+// Answers implements drain.Sender: it answers at once.
+func (c *CountingSender) Answers() int64 { return 0 }
+
 // SendPatiently implements drain.Sender.
 func (c *CountingSender) SendPatiently(_ context.Context, list []message.Message) []message.Outcome {
 	outcomes := make([]message.Outcome, len(list))

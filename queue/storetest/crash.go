@@ -84,6 +84,8 @@ type crashBroker struct{ file *os.File }
 
 func (crashBroker) Usable() bool { return true }
 
+func (crashBroker) Answers() int64 { return 0 }
+
 func (b crashBroker) SendPatiently(_ context.Context, list []message.Message) []message.Outcome {
 	outcomes := make([]message.Outcome, len(list))
 	var text []byte
