@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -93,9 +94,13 @@ func logLevelCommand() *cobra.Command {
 		Args:      oneArgument("LEVEL"),
 		ValidArgs: []string{"debug", "info", "warn", "error"},
 	}
+	levels := cmd.ValidArgs
 	path := addConfigFlag(cmd)
 	asJSON := addJSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(levels, args[0]) {
+			return usageError{fmt.Errorf("log level %q: give one of %s", args[0], strings.Join(levels, ", "))}
+		}
 		client, err := runningRelay(*path)
 		if err != nil {
 			return err

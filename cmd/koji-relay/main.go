@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -91,7 +92,12 @@ unusable arguments or configuration, nothing was done.`,
 				return unknown
 			}
 		}
-		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
+		text := err.Error()
+		var number *strconv.NumError
+		if errors.As(err, &number) { // Go's own words say nothing to an administrator
+			text = strings.ReplaceAll(text, number.Error(), "no number that can be meant")
+		}
+		return usageError{fmt.Errorf("%s; see '%s --help'", text, cmd.CommandPath())}
 	})
 	root.AddCommand(serveCommand(), checkCommand(), statusCommand(), translateCommand(), tailCommand(),
 		dbCommand(), demoCommand(), queueCommand(), deadCommand(), outboxCommand(), historyCommand(),

@@ -36,6 +36,9 @@ func onOutbox(ctx context.Context, path string, do func(*postgres.Store) error) 
 	if err != nil {
 		return err
 	}
+	if _, err := cfg.DatabaseConn(); err != nil {
+		return usageError{fmt.Errorf("find the database of the outbox: %w", err)}
+	}
 	p, err := daemon.OpenOutbox(ctx, cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err

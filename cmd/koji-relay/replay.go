@@ -62,7 +62,7 @@ another broker instead, which is checked as by 'koji-relay check --connect'.`,
 			return err
 		}
 		if !(r.Rate >= 0) || math.IsInf(r.Rate, 0) { // NaN is neither
-			return usageError{fmt.Errorf("--rate %v: give messages a second", r.Rate)}
+			return usageError{fmt.Errorf("--rate %v: give messages a second, or 0 for the default", r.Rate)}
 		}
 		r.File = f.from != ""
 		if r.File == (r.Query != inspect.HistoryQuery{}) {
