@@ -15,8 +15,9 @@ func TestOddArgumentsAreRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "protonmsg.conf")
-	text := "[broker]\nurls = amqp://127.0.0.1:1\ntopic_prefix = /topic/koji\n[queue]\nstore = file\npath = " +
-		filepath.Join(dir, "queue.db") + "\ndatabase = hub\n[relay]\ncontrol = " + filepath.Join(dir, "c.sock") + "\n"
+	text := "[broker]\nurls = amqp://127.0.0.1:1\ntopic_prefix = /topic/koji\n" +
+		"[queue]\nstore = file\npath = " + filepath.Join(dir, "queue.db") + "\n" +
+		"[relay]\ncontrol = " + filepath.Join(dir, "c.sock") + "\n"
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

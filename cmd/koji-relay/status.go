@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -15,7 +14,7 @@ import (
 const (
 	statusOK       = 0
 	statusDegraded = 1
-	statusNotReady = 2 // or not running
+	statusNotReady = 2 // or not running, or not to be asked
 )
 
 func statusCommand() *cobra.Command {
@@ -26,7 +25,8 @@ func statusCommand() *cobra.Command {
 wrong, since when, and which command shows more of it or ends it.
 
 Exit codes: 0 all is well; 1 commits are taken, but something needs
-attention; 2 all commits are handed back to the hub, or the relay does not run.`,
+attention; 2 all commits are handed back to the hub, or the relay does not run,
+or does not say.`,
 		Example: "  koji-relay status\n  koji-relay status --json",
 		Args:    cobra.NoArgs,
 	}
@@ -37,12 +37,9 @@ attention; 2 all commits are handed back to the hub, or the relay does not run.`
 			return err
 		}
 		s, err := client.Status(cmd.Context())
-		if errors.Is(err, admin.ErrNotRunning) {
+		if err != nil { // 1 would say that commits are taken
 			fmt.Fprintln(cmd.ErrOrStderr(), "koji-relay:", err)
 			return exitCode(statusNotReady)
-		}
-		if err != nil {
-			return err
 		}
 		if *asJSON {
 			err = printJSON(cmd.OutOrStdout(), s)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
 
 	"koji-relay/internal/inspect"
 )
@@ -38,8 +39,13 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
-// Status gives the state of this moment.
+// statusTime is how long a relay may take to say how it is: it has looked before it is asked.
+const statusTime = 10 * time.Second
+
+// Status gives the state of this moment. It waits for 10 s at the most.
 func (c *Client) Status(ctx context.Context) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
 	return call[Status](ctx, c, http.MethodGet, "/status", nil)
 }
 
@@ -181,6 +187,9 @@ func (c *Client) explain(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("may not use the control socket %s; run this as root or as the relay's own user: %w",
 			c.socket, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the relay on %s does not answer: it hangs, or has no processor time; look at "+
+			"'systemctl status koji-relay', and restart it", c.socket)
 	}
 	return fmt.Errorf("ask the relay on %s: %w", c.socket, err)
 }
