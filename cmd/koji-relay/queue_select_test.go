@@ -204,7 +204,7 @@ func TestExitCodesAreTheSameWithJSON(t *testing.T) {
 	postTopics(t, s, 1)
 	both(exitUsage, "queue", "drop", "--all") // asked, and nobody answers
 	both(exitFailure, "dead", "retry", "--all")
-	both(exitFailure, "log-level", "loud")
+	both(exitUsage, "log-level", "loud")
 }
 
 func TestRetriedMessagesAreSentAtOnce(t *testing.T) {

@@ -210,7 +210,7 @@ func TestRunningRelayIsSteered(t *testing.T) {
 		t.Errorf("after resume:\n%s", text)
 	}
 	s.command(t, exitOK, "log-level", "debug")
-	if text := s.command(t, exitFailure, "log-level", "loud"); !strings.Contains(text, "loud") {
+	if text := s.command(t, exitUsage, "log-level", "loud"); !strings.Contains(text, "loud") {
 		t.Errorf("a level that is none: %s", text)
 	}
 
