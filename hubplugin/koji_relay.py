@@ -9,6 +9,7 @@ It never makes a hub call fail, nor holds one up for longer than `timeout`. Its 
 read at first use: no mistake there sets the hub offline. Beside protonmsg all goes out twice.
 """
 import contextlib
+import datetime
 import fnmatch
 import functools
 import http.client
@@ -47,9 +48,6 @@ LEARNED_FOR = 10.0      # seconds after which all callbacks are collected until 
 MANY = 10               # so many events of a request are worth asking what is wanted
 OUTBOX_SPEED = 20e6     # bytes that PostgreSQL stores in a second, at the least
 # Names are qualified: the hub's search_path may have schemas in which others can create functions.
-MARK = """SELECT pg_catalog.current_setting('koji_relay.last', true),
-    pg_catalog.set_config('koji_relay.last', %s, false)"""
-LOOK = "SELECT pg_catalog.current_setting('koji_relay.last', true)"
 PREPARE = """SELECT pg_catalog.current_setting('lock_timeout'),
     pg_catalog.current_setting('statement_timeout'), pg_catalog.to_regclass('koji_relay.outbox'),
     pg_catalog.has_table_privilege(pg_catalog.to_regclass('koji_relay.reader'), 'SELECT')"""
@@ -58,7 +56,7 @@ SET_TIMEOUTS = """SELECT pg_catalog.set_config('lock_timeout', %s, true),
 SET_FALLBACK = ", pg_catalog.set_config('koji_relay.fallback', %s, true)"
 READERS = ", (SELECT pg_catalog.string_agg(events, ' ') FROM koji_relay.reader)"
 config, trouble = None, (None, None)    # trouble at the last commit: koji-relay's, the outbox's
-learned = None, 0.0     # what makes messages, as patterns or None for all; until when that holds
+learned = frozenset(), 0.0     # the callbacks that make messages; until when that holds
 
 
 def load_config():
@@ -92,28 +90,21 @@ def collect(cbtype, *args, **kwargs):
     config or load_config()
     if 'StateChange' in cbtype and kwargs.get('attribute', 'state') != 'state':
         return
-    if not wanted(cbtype):
+    names, until = learned
+    if cbtype not in (names if time.monotonic() < until else matching(config.callbacks)):
         return
     if cbtype == 'postBuildStateChange':
         kwargs['btypes'] = build_types(kwargs.get('info'))  # this dict is ours, its values are not
     commit = collected()
     if commit is None:
         context.koji_relay = commit = types.SimpleNamespace(
-            request=request(), id=str(uuid.uuid4()), count=0, events=[],
+            request=request(), id=str(uuid.uuid4()), count=0, log=[], events=[],
             stored=False, spent=0.0, failure=None)
-    event = (commit.count, cbtype, to_json(kwargs))
+        watch(commit.log)
+    commit.log.append((commit.count, cbtype, to_json(kwargs)))
     commit.count += 1   # a number is used once, even that of an event which is dropped later
-    drop_undone(commit, '%s:%d' % (commit.id, event[0]))
-    commit.events.append(event)
     if commit.count % MANY == 0 and time.monotonic() > learned[1] and not config.test_mode:
         commit.spent += ask()
-
-
-def wanted(cbtype):
-    """Whether the configuration and, as far as is known, koji-relay want this callback."""
-    patterns, until = learned
-    return (patterns is None or cbtype in matching(patterns) or time.monotonic() > until
-            ) and cbtype in matching(config.callbacks)
 
 
 @functools.lru_cache(maxsize=16)
@@ -126,14 +117,12 @@ def matching(patterns):
 def learn(patterns):
     """Take over which callbacks make messages: patterns between spaces, or None for all."""
     global learned
-    learned = patterns, time.monotonic() + LEARNED_FOR
+    names = matching(config.callbacks) & matching('*' if patterns is None else patterns)
+    learned = names, time.monotonic() + LEARNED_FOR
 
 
 def ask():
-    """Learn amid a large request, whose events would all be kept for nothing. Returns its seconds.
-
-    It asks who gets the events: the readers of the outbox, or the relay behind the socket.
-    """
+    """Learn amid a large request, from those who get its events. Returns the seconds it took."""
     started = time.monotonic()
     learn(None)     # whatever comes, nobody asks again for a while
     with contextlib.suppress(Exception):
@@ -166,26 +155,38 @@ def request():
     return getattr(context, 'environ', None) or getattr(context, 'cnx', None)
 
 
-def drop_undone(commit, marker=None):
-    """Leave the marker of a new event, and drop the events whose own marker is gone.
-
-    The hub rolls a failing call of a multicall back to a savepoint, and PostgreSQL rolls settings
-    back too. So koji_relay.last names the last event that counts: those after it are undone. When
-    it has another commit's id, which that one left there, no event so far counts.
-    """
+def watch(log):
+    """Let the hub's cursors put savepoints into the log, and take out what they roll back."""
     connection = raw_connection()
-    if connection is None:
-        return
-    if connection.get_transaction_status() == 3:     # TRANSACTION_STATUS_INERROR
-        if marker is None:
-            commit.events = []  # what the hub takes for a commit will be a rollback
-        return
-    cursor = connection.cursor()
-    cursor.execute(*(LOOK,) if marker is None else (MARK, [marker]))
-    owner, _, last = (cursor.fetchone()[0] or '').partition(':')
-    last = int(last) if owner == commit.id else -1
-    while commit.events and commit.events[-1][0] > last:
-        commit.events.pop()
+    if connection is not None:
+        if not hasattr(connection.cursor_factory, 'koji_relay'):
+            base = type(connection.cursor())
+            connection.cursor_factory = type('Cursor', (base,), {'execute': watched(base.execute)})
+        connection.cursor_factory.koji_relay = log
+
+
+def watched(execute):
+    """A cursor's method that does what `execute` does, and keeps the log."""
+    def method(self, *args, **kwargs):
+        execute(self, *args, **kwargs)
+        done, log = self.statusmessage, self.koji_relay
+        if done in ('SAVEPOINT', 'ROLLBACK', 'RELEASE'):
+            name = self.query.replace(b';', b' ').split()[-1].strip(b'"').lower()
+            if done == 'SAVEPOINT':
+                log.append(name)
+            elif name != b'koji_relay':     # no event is in one of ours
+                # The last of that name. If it is not there, it is older than the first event.
+                place = max((i for i, item in enumerate(log) if item == name), default=-1)
+                if done == 'ROLLBACK':
+                    del log[place + 1:]
+                else:
+                    log[max(place, 0):] = events_of(log[place + 1:])
+    return method
+
+
+def events_of(log):
+    """What is no savepoint."""
+    return [item for item in log if type(item) is tuple]
 
 
 def raw_connection():
@@ -235,10 +236,12 @@ def to_json(kwargs):
 
 def replace(value):
     """What to write for a value that json.dumps does not know: the same as protonmsg."""
-    if isinstance(value, (set, frozenset)):
-        return list(value)
     # Not by koji's @convert_datetime: there a date that cannot be read fails the hub call.
     try:
+        if isinstance(value, datetime.datetime):    # koji would do the same, but later
+            return value.isoformat(' ')
+        if isinstance(value, (set, frozenset)):
+            return list(value)
         text = koji.util.encode_datetime(value)
         if isinstance(text, str):
             return text
@@ -248,17 +251,21 @@ def replace(value):
     return {'error': "Can't serialize", 'type': str(type(value))}
 
 
-encode = json.JSONEncoder(default=replace, allow_nan=False).encode    # json.dumps makes one a call
+# json.dumps makes one a call. A cycle is an error without a check, too.
+encode = json.JSONEncoder(default=replace, allow_nan=False, check_circular=False).encode
 
 
 @ignore_error
 @callback('preCommit')
 def before_commit(cbtype, *args, **kwargs):
-    """Drop what was undone last. With delivery = outbox, make the rest a part of the commit."""
+    """With delivery = outbox, make the events a part of the commit."""
     commit = collected()
     if commit is None:
         return
-    drop_undone(commit)
+    commit.events, commit.log[:] = events_of(commit.log), []
+    connection = raw_connection()
+    if connection and connection.get_transaction_status() == 3:     # TRANSACTION_STATUS_INERROR
+        commit.events = []  # what the hub takes for a commit will be a rollback
     if commit.events and config.delivery == 'outbox' and not config.test_mode:
         started = time.monotonic()
         try:
@@ -286,11 +293,12 @@ def after_commit(cbtype, *args, **kwargs):
     if commit is None:
         return
     del context.koji_relay
+    events = commit.events + events_of(commit.log)
     if config.test_mode:
-        LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in commit.events])
+        LOG.info('test mode: %s: %s', commit.id, [event[:2] for event in events])
         return
     deadline = time.monotonic() + config.timeout - commit.spent
-    events, patience = commit.events, RELAY.left(config.timeout) if commit.events else 0.0
+    patience = RELAY.left(config.timeout) if events else 0.0
     rest, why, lost, failure = events, trouble[0], [], commit.failure
     if patience:
         rest, why = post(commit, events, patience, deadline)
@@ -402,7 +410,8 @@ def exchange(commit_id, batch, deadline):
         '{"event": %d, "callback": "%s", "kwargs": %s}' % event for event in batch)), deadline)
     if TAKEN.match(answer):
         return [], None
-    response = http.client.HTTPResponse(Received(answer), method='POST')
+    response = http.client.HTTPResponse(types.SimpleNamespace(
+        makefile=lambda mode: io.BytesIO(answer)), method='POST')
     response.begin()
     if response.status == 503:      # it names the events that were not taken, or none
         named = set(json.loads(response.read().decode()).get('not_taken', ()))
@@ -445,15 +454,6 @@ def read_answer(connection):
         if not part or found and b'\r\n\r\n' in answer[found.end():]:
             return answer
     raise ValueError('its answer does not end')
-
-
-class Received:
-    """An answer that has been read, as http.client takes it."""
-    def __init__(self, answer):
-        self.answer = answer
-
-    def makefile(self, mode):
-        return io.BytesIO(self.answer)
 
 
 def insert(cursor, commit_id, events, seconds, why='', then='', values=()):

@@ -130,15 +130,6 @@ def main():
 
         module = conftest.load_plugin()
         raw = psycopg2.connect(dsn)
-        marked = [0]
-
-        def marker():
-            commit = module.types.SimpleNamespace(id='0' * 36, events=[])
-            marked[0] += 1
-            module.drop_undone(commit, '%s:%d' % (commit.id, marked[0]))
-        from koji.context import context
-        context.cnx = raw
-        print('%-34s %12.3f' % ('one rollback marker', median(marker, options.rounds)))
         text = module.to_json(dict(tag=TAG, build=BUILD, user=USER, force=False))
         print('%-34s %12.3f' % ('one event to JSON', median(
             lambda: module.to_json(dict(tag=TAG, build=BUILD, user=USER, force=False)), options.rounds)))

@@ -1,7 +1,9 @@
 """Calls that the hub rolls back leave nothing, in both deliveries, wherever they stand."""
 import itertools
+import random
 
 import koji.plugin
+import psycopg2.extensions
 import pytest
 from koji.context import context
 
@@ -124,3 +126,93 @@ def test_events_that_another_plugin_makes_in_precommit_are_delivered(load, hub, 
     assert [row[1] for row in outbox(database)] == [0, 1]
     assert [(number, kwargs['what']) for number, _, kwargs in relay.events()] == [(2, 'late'), (3, 'late')]
     assert relay.commits()[0]['commit'] == outbox(database)[0][0]
+
+
+def test_events_are_those_whose_rows_are_there_whatever_savepoints_do(delivered, hub, database):
+    """The database is the judge, over random savepoints that nest, repeat their names and are released."""
+    rolls = ['ROLLBACK TO %s', 'rollback to savepoint %s', 'ROLLBACK WORK TO SAVEPOINT %s;']
+    releases = ['RELEASE %s', ' release savepoint %s ;']
+    numbers = itertools.count()
+    for seed in range(40):
+        choose = random.Random(seed)
+        stack = []
+
+        def step():
+            what = choose.random()
+            if what < 0.4 or not stack and what > 0.65:
+                change('%d' % next(numbers))()
+            elif what < 0.65:
+                name = choose.choice(['one', 'Two', '"two"', '"three"', 'multiCall_loop'])
+                dml(choose.choice(['SAVEPOINT %s', 'savepoint %s;']) % name)
+                stack.append(name)
+            else:
+                release = what > 0.85
+                name = choose.choice(stack)
+                same = {'Two': '"two"', '"two"': 'TWO', 'one': '"one"'}
+                spelled = choose.choice([name, same.get(name, name)])
+                dml(choose.choice(releases if release else rolls) % spelled)
+                while stack[-1].strip('"').lower() != name.strip('"').lower():
+                    stack.pop()
+                if release:
+                    stack.pop()
+        hub.request(lambda: [step() for _ in range(25)])
+        assert hub.committed
+    kept = rows(database)
+    assert [what for _, what in delivered()] == [what for what in kept for _ in (0, 1)]
+    assert 50 < len(kept) < next(numbers) - 50
+
+
+def test_request_that_is_rolled_back_as_a_whole_amid_a_call_starts_anew(delivered, hub, database):
+    def method():
+        change('undone')()
+        dml('ROLLBACK')
+        dml('BEGIN')
+        change('kept')()
+    hub.request(method)
+    assert rows(database) == ['kept']
+    assert [what for _, what in delivered()] == ['kept', 'kept']
+
+
+def test_rollback_of_another_plugin_after_the_commit_takes_nothing(delivered, hub, database):
+    koji.plugin.callbacks['postCommit'].insert(0, lambda cbtype: dml('ROLLBACK'))
+    hub.request(change('x'))
+    assert [what for _, what in delivered()] == ['x', 'x']
+
+
+def test_events_cost_the_database_nothing_until_the_commit(load, hub, database, relay):
+    load()
+    asked = []
+
+    class Noting(psycopg2.extensions.cursor):
+        def execute(self, query, values=None):
+            asked.append(query)
+            return super().execute(query, values)
+
+    def method():
+        context.cnx.cnx.cursor_factory = Noting
+        for _ in range(3):
+            hub.raw.cursor().execute('SAVEPOINT multiCall_loop')
+            change('x')()
+    hub.request(method)
+    assert len(relay.events()) == 6
+    assert asked == ['SAVEPOINT multiCall_loop', 'INSERT INTO work (what) VALUES (%s)'] * 3 + ['ROLLBACK']
+
+
+def test_worker_keeps_nothing_of_a_request(load, hub, database, relay):
+    load()
+    hub.request(change('x'))
+    hub.request(change('x', fail=True))
+    hub.multicall(*[lambda: None] * 5)
+    assert hub.raw.cursor_factory.koji_relay == []
+
+
+def test_statements_of_the_hub_do_what_they_did(load, hub, database):
+    load()
+
+    def method():
+        change('x')()
+        cursor = context.cnx.cnx.cursor()
+        assert cursor.execute('SELECT %(one)s', {'one': 1}) is None and cursor.fetchall() == [(1,)]
+        assert cursor.execute(query=b'SELECT 2', vars=None) is None and cursor.fetchone() == (2,)
+        cursor.execute('SELECT 1 / 0')
+    assert isinstance(hub.request(method), psycopg2.Error)
