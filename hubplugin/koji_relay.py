@@ -100,7 +100,7 @@ def collect(cbtype, *args, **kwargs):
         context.koji_relay = commit = types.SimpleNamespace(
             request=request(), id=str(uuid.uuid4()), count=0, log=[], events=[],
             stored=False, spent=0.0, failure=None)
-        watch(commit.log)
+        watch()
     commit.log.append((commit.count, cbtype, to_json(kwargs)))
     commit.count += 1   # a number is used once, even that of an event which is dropped later
     if commit.count % MANY == 0 and time.monotonic() > learned[1] and not config.test_mode:
@@ -155,32 +155,31 @@ def request():
     return getattr(context, 'environ', None) or getattr(context, 'cnx', None)
 
 
-def watch(log):
-    """Let the hub's cursors put savepoints into the log, and take out what they roll back."""
+def watch():
+    """Let the hub's cursors note savepoints among the events, and take out what they roll back."""
     connection = raw_connection()
-    if connection is not None:
-        if not hasattr(connection.cursor_factory, 'koji_relay'):
-            base = type(connection.cursor())
-            connection.cursor_factory = type('Cursor', (base,), {'execute': watched(base.execute)})
-        connection.cursor_factory.koji_relay = log
+    if connection is not None and not hasattr(connection.cursor_factory, 'koji_relay'):
+        base = type(connection.cursor())
+        connection.cursor_factory = type('Cursor', (base,), {
+            'execute': watched(base.execute), 'koji_relay': True})
 
 
 def watched(execute):
-    """A cursor's method that does what `execute` does, and keeps the log."""
+    """What `execute` does, as a cursor's method. From the first event on it keeps the log."""
     def method(self, *args, **kwargs):
-        execute(self, *args, **kwargs)
-        done, log = self.statusmessage, self.koji_relay
-        if done in ('SAVEPOINT', 'ROLLBACK', 'RELEASE'):
-            name = self.query.replace(b';', b' ').split()[-1].strip(b'"').lower()
+        result, done = execute(self, *args, **kwargs), self.statusmessage
+        commit = collected() if done in ('SAVEPOINT', 'ROLLBACK', 'RELEASE') else None
+        if commit is not None and b'koji_relay' not in self.query:  # none is in one of ours
+            log, name = commit.log, self.query.replace(b';', b' ').split()[-1].strip(b'"').lower()
+            # The last of that name. If it is not there, it is older than the first event.
+            place = next((i for i in reversed(range(len(log))) if log[i] == name), -1)
             if done == 'SAVEPOINT':
                 log.append(name)
-            elif name != b'koji_relay':     # no event is in one of ours
-                # The last of that name. If it is not there, it is older than the first event.
-                place = max((i for i, item in enumerate(log) if item == name), default=-1)
-                if done == 'ROLLBACK':
-                    del log[place + 1:]
-                else:
-                    log[max(place, 0):] = events_of(log[place + 1:])
+            elif done == 'ROLLBACK':
+                del log[place + 1:]
+            else:
+                log[max(place, 0):] = events_of(log[place + 1:])
+        return result
     return method
 
 
