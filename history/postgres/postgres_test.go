@@ -36,7 +36,8 @@ func schema(tb testing.TB) string {
 // open opens the store in the role of a relay.
 func open(tb testing.TB, conn string) *Store {
 	tb.Helper()
-	s, err := Open(Options{ConnString: conn + " user=" + relayRole})
+	// On a busy machine the first session of a new database takes its time.
+	s, err := Open(Options{ConnString: conn + " connect_timeout=60 user=" + relayRole})
 	if err != nil {
 		tb.Fatal(err)
 	}

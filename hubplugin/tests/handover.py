@@ -21,7 +21,7 @@ def main():
     path, commits = sys.argv[1], int(sys.argv[2])
     plugin = conftest.load_plugin()
     plugin.config = types.SimpleNamespace(socket=path, delivery='direct', timeout=30.0,
-                                          max_request_bytes=8 << 20)
+                                          max_request_bytes=8 << 20, callbacks='*')
     event = (0, 'postTag', json.dumps(KWARGS))
     times = []
     for n in range(commits + 20):   # the first ones warm up
