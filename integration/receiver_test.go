@@ -193,13 +193,20 @@ func attach(t testing.TB, s *server, containerID string, addresses []string,
 	ctx := within(t, 30*time.Second)
 	o := s.dialOptions()
 	o.ContainerID = containerID
-	conn, err := amqp.Dial(ctx, "amqp://"+s.addr(), o)
+	var conn *amqp.Conn
+	var session *amqp.Session
+	// ActiveMQ knows the last connection of a container for a moment longer, and ends another one.
+	err := poll(30*time.Second, func() (err error) {
+		if conn, err = amqp.Dial(ctx, "amqp://"+s.addr(), o); err != nil {
+			return err
+		}
+		if session, err = conn.NewSession(ctx, nil); err != nil {
+			conn.Close()
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatalf("connect a subscriber to %s: %v", s.service, err)
-	}
-	session, err := conn.NewSession(ctx, nil)
-	if err != nil {
-		t.Fatalf("open a subscriber's session: %v", err)
 	}
 	box := newInbox()
 	reading, stop := context.WithCancel(context.Background())
@@ -207,7 +214,7 @@ func attach(t testing.TB, s *server, containerID string, addresses []string,
 	for _, address := range addresses {
 		var r *amqp.Receiver
 		// Artemis knows the last reader of a durable subscription for a moment longer, and takes one only.
-		err := poll(30*time.Second, func() (err error) {
+		err = poll(30*time.Second, func() (err error) {
 			r, err = session.NewReceiver(ctx, address, options(address))
 			return err
 		})

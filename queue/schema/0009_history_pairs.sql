@@ -1,9 +1,11 @@
--- Two conditions that each hold for many messages, and together for few or none: a build and a tag, a user and a tag,
--- a skipped event and its build. Each of three indexes takes in the other columns, so that PostgreSQL compares
--- them there. It read hundreds of thousands of rows of the table for that. With message_id in it, the index of packages
--- gives all that a search for a build needs. Queued messages were in the index of fates for no question.
+-- Two conditions that each hold for many messages, and together for few or none: a build and a tag, a user and
+-- a tag, a skipped event and its build. Each of three indexes takes in the other columns, so that PostgreSQL
+-- compares them there. It read hundreds of thousands of rows of the table for that. With message_id in it, the
+-- index of packages gives all that a search for a build needs. Queued messages were in the index of fates for no
+-- question.
 --
--- A day that is over is written by nobody. Its indexes are built first, so that recording waits for those of today only.
+-- A day that is over is written by nobody. Its indexes are built first, so that recording waits for those of
+-- today only.
 DO $$
 DECLARE
     day regclass;
